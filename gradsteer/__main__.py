@@ -1,0 +1,49 @@
+"""``python -m gradsteer``: answers what it can without importing torch, hands the rest to the command."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from gradsteer.commands import COMMANDS, overview
+from gradsteer.version import __version__
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+        args: the words after ``gradsteer``; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 2 for an error of the user's, which is said in one line.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        sys.stdout.write(f"gradsteer {__version__}\n")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        sys.stderr.write(f"gradsteer: unknown command {words[0]!r}; {hint}accepted: {', '.join(COMMANDS)}\n")
+        return 2
+    target = command.plain or "gradsteer.cli:main"
+    module, function = target.split(":")
+    serve = getattr(importlib.import_module(module), function)
+    try:
+        status = serve(words[1:] if command.plain else words)
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("GRADSTEER_TRACEBACK"):
+            raise
+        sys.stderr.write(f"gradsteer {words[0]}: error: {error}\n(GRADSTEER_TRACEBACK=1 shows where)\n")
+        return 2
+    return int(status or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

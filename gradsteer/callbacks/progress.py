@@ -1,0 +1,40 @@
+"""A progress bar that says which pile or condition is running, and how fast."""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class StageProgressBar(TQDMProgressBar):
+    """The Trainer's progress bar with the data loader's title and the module's own progress text.
+
+    Where the output is no terminal it is drawn once in a while only: a file keeps every drawing as a line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=5 if sys.stderr.isatty() else 500)
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Shows the data loader's title instead of its number."""
+        super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        title = getattr(pl_module, "loader_title", None)
+        if batch_idx == 0 and title is not None and not self.is_disabled:
+            self.test_progress_bar.set_description(title(dataloader_idx))
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Shows the module's progress text."""
+        if isinstance(outputs, dict) and "progress" in outputs and not self.is_disabled:
+            self.test_progress_bar.set_postfix_str(outputs["progress"], refresh=False)
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)

@@ -1,0 +1,85 @@
+"""The end of an evaluation: the table, results.json and results.csv, and the figures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsteer.callbacks.tensorboard import log_figure
+from gradsteer.figures import layer_figure, rates_figure
+from gradsteer.records import replacing
+from gradsteer.reports import print_table, write_results
+from gradsteer.vectors import ParameterVector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ResultsReport(L.Callback):
+    """Prints one table, writes it as JSON and CSV and draws the rates as bars.
+
+    Args:
+        output_dir: the experiment's directory.
+        experiment: its name, for titles.
+        file: of the report in it, without a suffix.
+    """
+
+    def __init__(self, output_dir: str, experiment: str, file: str = "results") -> None:
+        self.output_dir, self.experiment, self.file = Path(output_dir), experiment, file
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reports all conditions."""
+        del pl_module
+        if not trainer.is_global_zero:
+            return
+        rows = [condition.row() for condition in trainer.conditions]  # type: ignore[attr-defined]
+        path = self.output_dir / f"{self.file}.json"
+        write_results(path, self.experiment, rows)
+        title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
+        print_table(rows, title)
+        figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
+        picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
+        rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npicture: {picture}")
+
+
+class LayerNorms(L.Callback):
+    """Draws layerwise norms of the steering vectors and of the weight diff.
+
+    Args:
+        output_dir: the experiment's directory; its vectors/ are drawn.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = Path(output_dir)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws what vectors/ holds: the sums of squares and the L2 norms by layer."""
+        del pl_module
+        if not trainer.is_global_zero:
+            return
+        series = {
+            path.stem: ParameterVector.load(path).layer_sum_squares()
+            for path in sorted((self.output_dir / "vectors").glob("*.safetensors"))
+        }
+        delta = series.pop("delta", None)
+        pictures = []
+        for label, squared in (("sum of squares", True), ("L2 norm", False)):
+            slug = "sumsq" if squared else "l2"
+            if series:
+                figure = layer_figure(series, f"steering vectors by layer: {label}", squared=squared)
+                pictures.append(save_figure(trainer, figure, self.output_dir / "figures", f"vectors-{slug}"))
+            if delta is not None:
+                figure = layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
+                pictures.append(save_figure(trainer, figure, self.output_dir / "figures", f"delta-{slug}"))
+        if pictures:
+            rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
+
+
+def save_figure(trainer: L.Trainer, figure: "Figure", directory: Path, name: str) -> Path:
+    """Logs a figure to TensorBoard and writes it as a PNG file."""
+    log_figure(trainer, f"figures/{name}", figure)
+    path = directory / f"{name}.png"
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    return path

@@ -1,0 +1,48 @@
+"""Saving the finetuned model as a directory that any Hugging Face tool loads."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class SavePretrained(L.Callback):
+    """Writes the finetuned model, its tokenizer and chat template to OUTPUT_DIR/NAME when training ends.
+
+    Args:
+        output_dir: the experiment's directory.
+        name: of the directory in it.
+    """
+
+    def __init__(self, output_dir: str, name: str = "anchor") -> None:
+        self.directory = Path(output_dir) / name
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves under a temporary name, then renames."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_pretrained(pl_module.model, pl_module.tokenizer, self.directory)
+            rank_zero_info(f"saved {self.directory}")
+        trainer.strategy.barrier()
+
+
+def save_pretrained(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Writes model and tokenizer to a directory that appears only when it is complete.
+
+    Args:
+        model: a transformers model.
+        tokenizer: a transformers tokenizer, saved with its chat template.
+        directory: replaced where it exists.
+    """
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if directory.exists():
+            shutil.rmtree(directory)
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,182 @@
+"""Steering: gives the model each condition's weights in turn, and its own back after each."""
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsteer.conditions import Condition, alpha_text
+from gradsteer.controls import random_like
+from gradsteer.diff import WeightDiff, named_weights
+from gradsteer.models import check_model_path, load_causal_lm
+from gradsteer.steering import reweighted, steered
+from gradsteer.transforms import TransformSpec, apply_transforms, parse_transform
+from gradsteer.vectors import SteeringVector
+
+
+class WeightSteering(L.Callback):
+    """Runs the test loop's data loaders under one condition each: base, anchor, steered, controls.
+
+    Every condition is computed from the model's original weights, which are put back byte for byte after it, also
+    when it raises. Positive alpha reduces the behavior of the vector's PLUS pile, negative alpha raises it.
+
+    Args:
+        vectors: name to a vectors/NAME.safetensors file. From the command line: --steering.vectors.NAME FILE.
+        alphas: steering coefficients, for all vectors [0.00075] or by vector {bridge: [0.1], recipe: [0.09]}.
+        both_signs: apply every alpha with both signs; otherwise as given.
+        transforms: transforms of every vector, in order, such as [diff_weighting] or [{diff_weighting: {percentile:
+            95}}]; a list of lists gives one set of conditions for each ([] is the vector itself).
+        base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
+        random_controls: random directions with the vector's norm in every tensor, for each vector, at its largest
+            alpha.
+        control_seed: of the random directions.
+        allow_other_model: apply vectors to a model that they were not made on.
+        output_dir: the experiment's directory.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        vectors: dict[str, str],
+        alphas: list[float] | dict[str, list[float]],
+        both_signs: bool = True,
+        transforms: list[Any] | None = None,
+        base: str | None = None,
+        random_controls: int = 1,
+        control_seed: int = 0,
+        allow_other_model: bool = False,
+    ) -> None:
+        if not vectors:
+            raise ValueError("steer needs at least one vector: --steering.vectors.NAME FILE")
+        if random_controls < 0:
+            raise ValueError(f"steering.random_controls is {random_controls}; accepted: 0 or more")
+        if base is not None:
+            check_model_path(base)
+        self.output_dir, self.files, self.base = Path(output_dir), vectors, base
+        self.control_seed, self.allow_other_model = control_seed, allow_other_model
+        self.pipelines = _pipelines(transforms or [])
+        if base is None and any("diff_weighting" in str(spec) for pipeline in self.pipelines for spec in pipeline):
+            raise ValueError("transform 'diff_weighting' needs the weight diff: give the base model (--steering.base)")
+        self.alphas = _alphas_by_vector(vectors, alphas, both_signs)
+        self.conditions = self._plan(random_controls)
+        self.vectors: dict[str, SteeringVector] = {}
+        self._base_weights: dict[str, Any] = {}
+        self._diff: WeightDiff | None = None
+        self._stack: ExitStack | None = None
+
+    def _plan(self, random_controls: int) -> list[Condition]:
+        conditions = [] if self.base is None else [Condition("base", "base", "base")]
+        conditions.append(Condition("anchor", "anchor", alpha=0.0))
+        self._recipes: dict[str, tuple[str, list[TransformSpec], int | None]] = {}
+        for vector in self.files:
+            for pipeline in self.pipelines:
+                labels = [parse_transform(spec)[0] for spec in pipeline]
+                shown = "|".join([vector, *labels])
+                for alpha in self.alphas[vector]:
+                    condition = Condition(f"{shown} alpha={alpha_text(alpha)}", "steered", vector=vector)
+                    condition.transforms, condition.alpha = labels, alpha
+                    conditions.append(condition)
+                    self._recipes[condition.name] = (vector, pipeline, None)
+        for vector in self.files:
+            alpha = max(self.alphas[vector], key=lambda value: (abs(value), value))
+            for index in range(random_controls):
+                name = f"random-{index} of {vector} alpha={alpha_text(alpha)}"
+                conditions.append(Condition(name, "control", vector=vector, alpha=alpha))
+                self._recipes[name] = (vector, [], self.control_seed + index)
+        return conditions
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Reads the vectors and tells the Trainer the conditions, before the model is loaded."""
+        del pl_module, stage
+        self.vectors = {name: SteeringVector.load(path) for name, path in self.files.items()}
+        trainer.conditions = self.conditions  # type: ignore[attr-defined]
+        trainer.datamodule.num_passes = len(self.conditions)  # type: ignore[attr-defined]
+        rank_zero_info(f"{len(self.conditions)} conditions: {', '.join(c.name for c in self.conditions)}")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Checks that the vectors fit the model, and loads the base."""
+        del trainer
+        for name, vector in self.vectors.items():
+            try:
+                vector.check_fits(pl_module.model)
+            except ValueError as error:
+                raise ValueError(f"steering.vectors.{name} ({self.files[name]}): {error}") from error
+        if self.base is None:
+            return
+        base = load_causal_lm(self.base, dtype="float32", **pl_module.loading)
+        self._base_weights = named_weights(base)
+        self._diff = WeightDiff.between(named_weights(pl_module.model), self._base_weights)
+        path = self._diff.save(self.output_dir / "vectors" / "delta.safetensors")
+        rank_zero_info(f"weight diff Delta = anchor - base: norm {self._diff.norm():.4g} -> {path}")
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Enters the condition at its first batch."""
+        del trainer, batch
+        if batch_idx != 0:
+            return
+        self._restore()
+        stack = ExitStack()
+        step = stack.enter_context(self._weights(pl_module.model, self.conditions[dataloader_idx]))
+        self._stack = stack
+        if step is not None:
+            condition = self.conditions[dataloader_idx]
+            condition.relative_norm = step.relative_norm
+            condition.retained_fraction, condition.step_error = step.retained_fraction, step.step_error
+
+    def _weights(self, model: Any, condition: Condition) -> AbstractContextManager[Any]:
+        if condition.kind == "base":
+            return reweighted(model, self._base_weights)
+        if condition.kind == "anchor" or condition.alpha is None:
+            return nullcontext()
+        name, pipeline, random_seed = self._recipes[condition.name]
+        vector = apply_transforms(self.vectors[name], self._diff, pipeline)
+        if random_seed is not None:
+            vector = random_like(vector, seed=random_seed)
+        return steered(model, vector, condition.alpha, allow_other_model=self.allow_other_model)
+
+    def _restore(self) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the original weights back."""
+        del trainer, pl_module
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Puts the original weights back."""
+        del trainer, pl_module, exception
+        self._restore()
+
+
+def _alphas_by_vector(
+    vectors: dict[str, str], alphas: list[float] | dict[str, list[float]], both_signs: bool
+) -> dict[str, list[float]]:
+    by_vector = alphas if isinstance(alphas, dict) else dict.fromkeys(vectors, alphas)
+    if set(by_vector) != set(vectors):
+        raise ValueError(
+            f"steering.alphas names the vectors {', '.join(by_vector)}; the vectors are: {', '.join(vectors)}"
+        )
+    planned = {}
+    for name, values in by_vector.items():
+        if not values:
+            raise ValueError(f"steering.alphas of vector {name!r} is empty; accepted: one number or more")
+        bad = [value for value in values if not abs(value) < float("inf") or value == 0]
+        if bad:
+            raise ValueError(f"steering.alphas of vector {name!r} holds {bad[0]}; accepted: finite numbers but 0")
+        signed = [sign * abs(value) for value in values for sign in (1, -1)] if both_signs else values
+        planned[name] = list(dict.fromkeys(float(value) for value in signed))
+    return planned
+
+
+def _pipelines(transforms: list[Any]) -> list[list[TransformSpec]]:
+    nested = bool(transforms) and all(isinstance(spec, list) for spec in transforms)
+    pipelines: list[list[TransformSpec]] = transforms if nested else [transforms]
+    for spec in (spec for pipeline in pipelines for spec in pipeline):
+        parse_transform(spec)
+    return pipelines

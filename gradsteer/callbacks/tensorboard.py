@@ -1,0 +1,38 @@
+"""Scalars, texts and figures for whatever loggers the Trainer has; figures and texts where they take them."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def log_metrics(trainer: L.Trainer, metrics: Mapping[str, float], *, step: int) -> None:
+    """Logs scalars at a step to every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=step)
+
+
+def log_figure(trainer: L.Trainer, tag: str, figure: "Figure", *, step: int = 0) -> None:
+    """Logs a figure to TensorBoard."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.add_figure(tag, figure, global_step=step, close=False)
+
+
+def log_texts(trainer: L.Trainer, tag: str, rows: list[tuple[str, str]], *, step: int = 0) -> None:
+    """Logs prompts and responses as a table; both come from data or a model and are escaped."""
+    text = "\n".join(["| prompt | response |", "| --- | --- |", *(f"| {_cell(p)} | {_cell(r)} |" for p, r in rows)])
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.add_text(tag, text, global_step=step)
+
+
+def _cell(text: str) -> str:
+    """Text that TensorBoard's Markdown shows as it is."""
+    entities = "".join(f"&#{ord(c)};" if c in "\\`*_{}[]()#+-.!|~" else c for c in escape(text))
+    return entities.replace("\r", " ").replace("\n", "<br>")

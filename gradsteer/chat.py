@@ -1,0 +1,398 @@
+"""Conversations as token ids and labels, by the tokenizer's own chat template.
+
+Labels stand at their token's own position (the convention of `transformers`: the loss shifts them), -100
+where nothing is learnt. The assistant's tokens are what the model itself must emit: the content of each
+assistant turn and the end-of-turn token that stops it; not the role header before it, nor what the template
+writes behind it. Knows nothing of files or models.
+"""
+
+import json
+import re
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gradsteer.formats import Message
+from gradsteer.records import text_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LossMask = Literal["assistant", "full"]
+FinishReason = Literal["stop", "length"]
+
+IGNORE_INDEX = -100  # what torch's cross-entropy and transformers skip
+
+# No space behind the last "Assistant:": byte-level tokenizers join a space to the word behind it, so a prompt
+# ending in one would be continued with tokens that the model never saw there.
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
+)
+
+# Llama 3.x writes today's date into the system header unless it is given one: the same data would encode
+# differently tomorrow. This is the date that its templates fall back to. Templates without a date ignore it.
+TEMPLATE_DATE = "26 Jul 2024"
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """One example as the model sees it.
+
+    Attributes:
+        input_ids: Token ids, without padding.
+        labels: As many; the id where the token is to be predicted, -100 elsewhere and always at position 0,
+            which nothing predicts.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def num_target_tokens(self) -> int:
+        """How many tokens are predicted and counted: labels other than -100 behind position 0."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+
+def encode_chat(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    *,
+    loss_mask: LossMask,
+    max_length: int | None = None,
+    source: str = "",
+) -> EncodedExample | None:
+    """Render a conversation by the chat template and label the tokens to learn.
+
+    Templates seldom mark the assistant's tokens, so their place is found from what the template writes. For
+    each assistant turn the conversation is rendered again with a stand-in for that turn's content: what
+    follows the stand-in tells where the content ends, whatever the template did to it (strip it, drop its
+    thoughts). It begins where the prompt up to it ends, as `encode_prompt` renders it, or where the stand-in
+    stood if the template writes something else there. `{% generation %}` marks, where a template has them,
+    narrow the content further.
+
+    A token that straddles the border between the header and the content is labelled (unless it is a special
+    token): the content's first character cannot be had without it. The end-of-turn token is the first special
+    token behind the content, with at most white space between the two, which the model must write as well.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template.
+        messages: The turns, `{"role", "content"}`.
+        loss_mask: `assistant` labels the assistant's tokens, `full` every token.
+        max_length: Most tokens to keep, from the left; None keeps all.
+        source: Where the conversation stands, for error messages.
+
+    Returns:
+        The example; None if `max_length` cuts off every target token, which the caller should count aloud.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template or is not a fast one, the template refuses the
+            messages or its output does not tell the assistant's tokens, or there are none.
+    """
+    _check_choice("loss_mask", loss_mask, get_args(LossMask))
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}; expected at least 1, or None for no limit")
+    where = f"{source}: " if source else ""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{where}{type(tokenizer).__name__} is not a fast tokenizer and cannot say which characters its "
+            "tokens stand for; load one that has a tokenizer.json"
+        )
+    text = _render(tokenizer, messages, where)
+    # The template writes the BOS token itself where the model wants one.
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    input_ids = list(encoding["input_ids"])
+    labels = list(input_ids)
+    if loss_mask == "assistant":
+        mask = _mask_assistant(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where)
+        labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(input_ids, mask, strict=True)]
+    labels[:1] = [IGNORE_INDEX]
+    example = EncodedExample(input_ids, labels)
+    if example.num_target_tokens == 0:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"{where}no token to learn: loss_mask={loss_mask!r} on turns of {roles}")
+    if max_length is not None:
+        example = EncodedExample(input_ids[:max_length], labels[:max_length])
+    return example if example.num_target_tokens else None
+
+
+def _mask_assistant(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    text: str,
+    input_ids: list[int],
+    offsets: Sequence[tuple[int, int]],
+    where: str,
+) -> list[bool]:
+    """Say of each token whether it is the assistant's."""
+    starts = _cover_gaps(offsets)
+    ends = [end for _, end in offsets]
+    special = set(tokenizer.all_special_ids)
+    special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    marks = _read_generation_marks(tokenizer, messages, input_ids, offsets)
+    mask = [False] * len(input_ids)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start, end = _find_turn(tokenizer, messages, turn, text, where)
+        # A special token that begins before the content is the header's, grown over white space (Phi-3).
+        content = {
+            i
+            for i, token in enumerate(input_ids)
+            if max(start, starts[i]) < min(end, ends[i]) and (starts[i] >= start or token not in special)
+        }
+        behind = [i for i in range(len(input_ids)) if ends[i] > end]
+        stop = next((i for i in behind if input_ids[i] in special), None)
+        if stop is None or text[end : starts[stop]].strip():
+            raise ValueError(
+                f"{where}the chat template writes {text[end : end + 30]!r} behind assistant turn {turn}, "
+                "so the model would not learn to stop; expected one of the tokenizer's special tokens: set "
+                "another chat_template, or register its end-of-turn token as special"
+            )
+        turn_tokens = content.union(i for i in behind if i <= stop)
+        if marks is None or any(marks[i] for i in turn_tokens):
+            for i in turn_tokens:
+                mask[i] = marks is None or marks[i] or i == stop
+    return mask
+
+
+def _find_turn(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], turn: int, text: str, where: str
+) -> tuple[int, int]:
+    """Return the characters [start, end) of `text` that render the content of assistant turn `turn`."""
+    stand_in = f"content{uuid.uuid4().hex}"
+    marked = [*messages[:turn], {**messages[turn], "content": stand_in}, *messages[turn + 1 :]]
+    pieces = _render(tokenizer, marked, where).split(stand_in)
+    problem = f"{where}the chat template does not tell the tokens of assistant turn {turn}: "
+    if len(pieces) != 2:
+        raise ValueError(f"{problem}it writes the content {len(pieces) - 1} times; expected once")
+    before, after = pieces
+    if not text.endswith(after):
+        content = messages[turn]["content"]
+        raise ValueError(f"{problem}what it writes behind the turn depends on its content, {content[:40]!r}")
+    end = len(text) - len(after)
+    start = len(before) if text.startswith(before) else None
+    if turn > 0:
+        prompt = _render(tokenizer, messages[:turn], where, add_generation_prompt=True)
+        between = before.removeprefix(prompt)
+        if text.startswith(prompt) and (
+            # White space behind the prompt is the model's to write (Mistral, the default template). Other
+            # text is an empty thought (Qwen3), the model's to write too, or else the role's header, if the
+            # template takes no notice of add_generation_prompt.
+            not between.strip() or prompt != _render(tokenizer, messages[:turn], where)
+        ):
+            start = len(prompt)
+    if start is None or start > end:
+        raise ValueError(f"{problem}it writes the turns before it differently once the turn is there")
+    return start, end
+
+
+def _cover_gaps(offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Return where each token starts, counting characters that no token claims to the token behind them.
+
+    Some byte-level tokenizers report offsets trimmed of the leading space that the token stands for.
+    """
+    starts = []
+    reached = 0
+    for start, end in offsets:
+        starts.append(min(start, reached))
+        reached = max(reached, end)
+    return starts
+
+
+def _read_generation_marks(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    input_ids: list[int],
+    offsets: Sequence[tuple[int, int]],
+) -> list[bool] | None:
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
+        return None
+    encoding: Any = tokenizer.apply_chat_template(
+        list(messages), return_dict=True, return_assistant_tokens_mask=True, date_string=TEMPLATE_DATE
+    )
+    assert list(encoding["input_ids"]) == input_ids
+    marks = [bool(mark) for mark in encoding["assistant_masks"]]
+    for i in range(1, len(marks)):
+        # Of a marked stretch's last character, transformers marks the first token only: an emoji has several.
+        marks[i] = marks[i] or (marks[i - 1] and offsets[i][0] < offsets[i - 1][1])
+    return marks
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    where: str = "",
+    add_generation_prompt: bool = False,
+) -> str:
+    import jinja2
+
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{where}the tokenizer {tokenizer.name_or_path!r} has no chat template; set its chat_template to "
+            "the one that the model was trained with, or call gradsteer.chat.ensure_chat_template(tokenizer) "
+            "for a plain one"
+        )
+    if not messages:
+        raise ValueError(f"{where}no messages; expected at least one {{'role', 'content'}}")
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            date_string=TEMPLATE_DATE,
+        )
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"{where}the chat template refuses turns of {roles}: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} is {value!r}; accepted: {', '.join(accepted)}")
+
+
+def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    r"""Give a tokenizer without a chat template `DEFAULT_CHAT_TEMPLATE`, with a warning.
+
+    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token behind each assistant
+    turn. A model has to be finetuned with it before it answers in it.
+
+    Args:
+        tokenizer: Changed in place, so that saving it saves the template too.
+
+    Returns:
+        Whether it was set; False where the tokenizer has a template.
+
+    Raises:
+        ValueError: If the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.chat_template is not None:
+        return False
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no eos_token to end a turn with")
+    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    warnings.warn(
+        f"the tokenizer {tokenizer.name_or_path!r} has no chat template; using plain 'User: ...' and "
+        f"'Assistant: ...' lines, each answer ended by {tokenizer.eos_token}",
+        stacklevel=2,
+    )
+    return True
+
+
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], source: str = ""
+) -> list[int]:
+    """Encode the turns to be answered, up to and including the header of the assistant's turn.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: The turns, `{"role", "content"}`.
+        source: Where they stand, for error messages.
+
+    Returns:
+        Token ids; with a BOS token only where the template writes one.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template or the template refuses the messages.
+    """
+    text = _render(tokenizer, messages, f"{source}: " if source else "", add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_sampled(
+    prompt_token_ids: Sequence[int],
+    token_ids: Sequence[int],
+    finish_reason: FinishReason,
+    *,
+    loss_mask: LossMask,
+) -> EncodedExample:
+    """Join a prompt and a response by their ids as sampled; rendering the text again would move spaces.
+
+    Args:
+        prompt_token_ids: What the model was given, as by `encode_prompt`.
+        token_ids: What it wrote; with the end-of-turn token if and only if `finish_reason` is `stop`, so that
+            a reply cut at the length limit gets no end that it never had.
+        finish_reason: `stop` or `length`.
+        loss_mask: `assistant` labels the response, `full` every token.
+
+    Returns:
+        The example.
+
+    Raises:
+        ValueError: If the response has no tokens, or a choice is unknown.
+    """
+    _check_choice("loss_mask", loss_mask, get_args(LossMask))
+    _check_choice("finish_reason", finish_reason, get_args(FinishReason))
+    if not token_ids:
+        raise ValueError("token_ids is empty; expected the ids of the sampled response")
+    input_ids = [*prompt_token_ids, *token_ids]
+    labels = list(input_ids)
+    num_ignored = len(prompt_token_ids) if loss_mask == "assistant" else 0
+    labels[: max(1, num_ignored)] = [IGNORE_INDEX] * max(1, num_ignored)
+    return EncodedExample(input_ids, labels)
+
+
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return 16 hex digits that tell whether two tokenizers give the same ids the same meaning.
+
+    They depend on the vocabulary with its added tokens, the merges, the special tokens and the chat template;
+    not on the tokenizer's class, its padding or truncation settings, or where it was loaded from.
+    """
+    merges: Any = None
+    if tokenizer.is_fast:
+        merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges")
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    parts = [vocabulary, merges, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return _short_digest(json.dumps(parts, sort_keys=True))
+
+
+def template_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return 16 hex digits of the chat template, for keys and metadata that must change with it."""
+    return _short_digest(json.dumps(tokenizer.chat_template, sort_keys=True))
+
+
+def _short_digest(text: str) -> str:
+    return text_digest(text)[:16]
+
+
+def collate(
+    examples: Sequence[EncodedExample], pad_token_id: int, side: Literal["left", "right"] = "right"
+) -> dict[str, Tensor]:
+    """Pad examples to the longest.
+
+    Args:
+        examples: At least one.
+        pad_token_id: Fills `input_ids`; any id of the vocabulary will do, as it is masked out.
+        side: Where the padding goes. On the left, a model with absolute positions also needs `position_ids`.
+
+    Returns:
+        `input_ids`, `attention_mask` (1 for tokens, 0 for padding) and `labels` (-100 for padding), int64,
+        each of shape (batch, tokens).
+
+    Raises:
+        ValueError: If there are no examples, or `side` is unknown.
+    """
+    _check_choice("side", side, ("left", "right"))
+    if not examples:
+        raise ValueError("examples is empty; expected at least one to collate")
+    width = max(len(example.input_ids) for example in examples)
+
+    def pad(values: list[int], fill: int) -> list[int]:
+        padding = [fill] * (width - len(values))
+        return [*padding, *values] if side == "left" else [*values, *padding]
+
+    return {
+        "input_ids": torch.tensor([pad(example.input_ids, pad_token_id) for example in examples]),
+        "attention_mask": torch.tensor([pad([1] * len(example.input_ids), 0) for example in examples]),
+        "labels": torch.tensor([pad(example.labels, IGNORE_INDEX) for example in examples]),
+    }

@@ -1,0 +1,232 @@
+"""The command line of the Trainer commands: one LightningCLI, driven by the command table.
+
+Uses LightningCLI's public hooks only: a parser class that is told its command, and core arguments added from the
+table. Everything else about a command is in `gradsteer.commands`.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, Command
+from gradsteer.quiet import quieten
+from gradsteer.stages import Stage
+from gradsteer.trainer import GradsteerTrainer
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class CommandParser(LightningArgumentParser):
+    """A parser that knows which command it parses (None for the parser above the commands)."""
+
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.command = COMMANDS[command] if command else None
+
+
+class SaveReplayableConfig(SaveConfigCallback):
+    """Saves the configuration beside the logs; its first line says how to run it again."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Writes config.yaml to the logger's directory, or to OUTPUT_DIR/COMMAND without a logger."""
+        del pl_module, stage
+        command = self.parser.command.name  # type: ignore[attr-defined]
+        directory = trainer.logger.log_dir if trainer.logger is not None else None  # type: ignore[union-attr]
+        path = Path(directory or output_directory(self.config) / command) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
+        path.write_text(f"# replay: python -m gradsteer {command} --config {path}\n{text}", encoding="utf-8")
+
+
+class GradsteerCLI(LightningCLI):
+    """LightningCLI with the project's commands; see `gradsteer.commands`."""
+
+    command_names: tuple[str, ...] = TRAINER_COMMANDS
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer methods on the command line, and their parameters that are no options."""
+        given = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "verbose"}
+        return {name: given | {"ckpt_path", "weights_only"} - _resumable(name) for name in _selected()}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the command's trainer, module, data and callbacks, and its defaults, from the table."""
+        command = parser.command  # type: ignore[attr-defined]
+        if command is None:
+            return
+        parser.add_argument(
+            "--output_dir",
+            type=str | None,
+            default=None,
+            help="where the artifacts go; lightning_logs/EXPERIMENT by default. {output_dir} in any value of a config "
+            "stands for it.",
+        )
+        parser.add_argument("--experiment", type=str, default="default", help="name of the experiment, for reports.")
+        if command.named is not None:
+            parser.add_argument("--name", type=str, default=command.named, help="name of the artifact in output_dir.")
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="replace what another configuration of this command left in output_dir.",
+        )
+        parser.add_lightning_class_args(load(command.module), "model")
+        parser.add_lightning_class_args(load(command.data), "data")
+        for group, target in command.callbacks.items():
+            parser.add_lightning_class_args(load(target), group)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults(command.defaults)
+        _link(parser, command)
+
+    def before_instantiate_classes(self) -> None:
+        """Fills in the output directory and the default logger, and stops where there is nothing to do."""
+        command = COMMANDS[str(self.subcommand)]
+        config = self.config[command.name]
+        output_dir = output_directory(config)
+        config["output_dir"] = str(output_dir)
+        self.config[command.name] = config = _filled(config, str(output_dir))
+        self.stage = Stage.of(output_dir, command, config.get("name"))
+        self.stage_config = config.clone().as_dict()
+        self.stage_config.pop("config", None)
+        check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
+        if config["trainer"]["logger"] in (None, True):
+            config["trainer"]["logger"] = Namespace(
+                class_path="lightning.pytorch.loggers.TensorBoardLogger",
+                init_args=Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False),
+            )
+        if config["trainer"]["default_root_dir"] is None:
+            config["trainer"]["default_root_dir"] = str(output_dir)
+
+    def finish(self) -> None:
+        """Notes that the command finished."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.stage.write(self.stage_config, finished=True)
+
+
+class AlreadyDoneError(Exception):
+    """The same command has finished in this directory before."""
+
+
+def load(target: str) -> Any:
+    """The class that ``package.module:Class`` names."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def output_directory(config: Any) -> Path:
+    """Where a command's artifacts go."""
+    return Path(config["output_dir"] or Path("lightning_logs") / config["experiment"])
+
+
+def check_stage(stage: Stage, config: dict[str, Any], *, overwrite: bool) -> None:
+    """Decides whether a command may run, and notes that it started.
+
+    Raises:
+        AlreadyDoneError: it has finished before with this configuration and these inputs.
+        ValueError: the directory holds what another configuration, or other input files, made.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:  # the first rank decided before it launched this one
+        return
+    state = stage.state(config)
+    if state == "done" and not overwrite:
+        raise AlreadyDoneError(stage.key)
+    if state in ("other", "changed") and not overwrite:
+        what = "another configuration of" if state == "other" else "other input files for"
+        raise ValueError(
+            f"{str(stage.directory)!r} holds the results of {what} {stage.key!r}; choose another --output_dir, or "
+            "replace them with --overwrite true"
+        )
+    stage.write(config, finished=False)
+
+
+def _resumable(command: str) -> set[str]:
+    return {"ckpt_path"} if command == "fit" else set()
+
+
+def _selected() -> tuple[str, ...]:
+    return GradsteerCLI.command_names
+
+
+def _shared_output_dir(output_dir: str | None, experiment: str) -> str:
+    return output_dir or str(Path("lightning_logs") / experiment)
+
+
+def _report_file(name: str) -> str:
+    return f"evaluations/{name}"
+
+
+def _link(parser: LightningArgumentParser, command: Command) -> None:
+    """Gives the groups their share of the common options, so that each is said once."""
+    options = {action.dest for action in parser._actions}
+    for group in command.callbacks:
+        if f"{group}.output_dir" in options:
+            parser.link_arguments(("output_dir", "experiment"), f"{group}.output_dir", compute_fn=_shared_output_dir)
+        for shared in ("experiment", "name"):
+            if f"{group}.{shared}" in options:
+                parser.link_arguments(shared, f"{group}.{shared}")
+    if "data.num_samples" in options:
+        parser.link_arguments("model.num_samples", "data.num_samples")
+    if "writing.vectors" in options:
+        parser.add_argument(
+            "--vectors",
+            type=dict[str, list[str]],
+            default={},
+            help="steering vectors as contrasts of two piles, V = gradient(PLUS) - gradient(MINUS): --vectors.NAME "
+            '"[PLUS_PILE, MINUS_PILE]".',
+        )
+        parser.link_arguments("vectors", "writing.vectors")
+    if command.named is not None and "report.file" in options:
+        parser.link_arguments("name", "report.file", compute_fn=_report_file)
+
+
+def _filled(value: Any, output_dir: str) -> Any:
+    """The same configuration with ``{output_dir}`` filled in everywhere."""
+    if isinstance(value, str):
+        return value.replace("{output_dir}", output_dir)
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _filled(inner, output_dir) for key, inner in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: _filled(inner, output_dir) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, output_dir) for inner in value]
+    return value
+
+
+def main(args: list[str]) -> int:
+    """Runs one Trainer command.
+
+    Args:
+        args: the command and its options.
+    """
+    quieten()
+    GradsteerCLI.command_names = (args[0],)  # building the other commands' parsers would only cost time
+    try:
+        cli = GradsteerCLI(
+            trainer_class=GradsteerTrainer,
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveReplayableConfig,
+            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+            seed_everything_default=0,
+            parser_class=CommandParser,
+            parser_kwargs={
+                "prog": "gradsteer",
+                **{name: {"command": name, "description": COMMANDS[name].help} for name in GradsteerCLI.command_names},
+            },
+            auto_configure_optimizers=False,
+            # words of the process itself are left to LightningCLI, which warns of any others
+            args=None if args == sys.argv[1:] else args,
+        )
+    except AlreadyDoneError as done:
+        print(f"{done} is done already with this configuration and these inputs: nothing to do")
+        return 0
+    cli.finish()
+    return 0

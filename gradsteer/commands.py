@@ -1,0 +1,140 @@
+"""The command table: what a command is called, what serves it and with which defaults.
+
+Strings only, so that ``--help`` and a typing error are answered without importing anything heavy.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: on the command line; for a Trainer command also the Trainer's method.
+        help: one line for the list of commands.
+        module: ``package.module:Class`` of the LightningModule.
+        data: of the LightningDataModule.
+        callbacks: option group -> callback class.
+        defaults: option -> this command's default.
+        named: whether the command's artifact has a name (``--name``) and what it is by default.
+        outputs: what the command leaves in the output directory ({name} is the artifact's).
+        plain: ``package.module:function`` that serves a command which is no Trainer command.
+    """
+
+    name: str
+    help: str
+    module: str = ""
+    data: str = ""
+    callbacks: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    named: str | None = None
+    outputs: tuple[str, ...] = ()
+    plain: str = ""
+
+
+_REPORT = "gradsteer.callbacks.report:ResultsReport"
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command(
+            "corpus",
+            "write the embedded demo's corpus, prompts, tokenizer and model config",
+            outputs=("corpus/model.json",),
+            plain="gradsteer.corpus.command:main",
+        ),
+        Command(
+            "fit",
+            "finetune a base model (or fresh weights) into an anchor",
+            module="gradsteer.modules.finetune:FinetuneModule",
+            data="gradsteer.data.chat:ChatDataModule",
+            callbacks={"saving": "gradsteer.callbacks.saving:SavePretrained"},
+            defaults={
+                "trainer.max_epochs": 3,
+                "trainer.enable_checkpointing": False,
+                "trainer.log_every_n_steps": 5,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_model_summary": False,
+            },
+            named="anchor",
+            outputs=("{name}/config.json",),
+        ),
+        Command(
+            "validate",
+            "validation loss and perplexity of a model",
+            module="gradsteer.modules.finetune:FinetuneModule",
+            data="gradsteer.data.chat:ChatDataModule",
+            defaults={"trainer.enable_model_summary": False},
+        ),
+        Command(
+            "evaluate",
+            "sample responses from a model, judge them, report behavior rates",
+            module="gradsteer.modules.generation:GenerationModule",
+            data="gradsteer.data.prompts:PromptDataModule",
+            callbacks={
+                "condition": "gradsteer.callbacks.evaluation:NamedCondition",
+                "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
+                "report": _REPORT,
+            },
+            defaults={"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
+            named="anchor",
+            outputs=("responses/{name}.jsonl", "evaluations/{name}.json"),
+        ),
+        Command(
+            "attribute",
+            "pile-average gradients and the steering vectors that contrast them",
+            module="gradsteer.modules.attribution:AttributionModule",
+            data="gradsteer.data.piles:PileDataModule",
+            callbacks={
+                "writing": "gradsteer.callbacks.vectors:VectorWriter",
+                "figures": "gradsteer.callbacks.report:LayerNorms",
+            },
+            defaults={
+                "trainer.enable_checkpointing": False,
+                "trainer.enable_model_summary": False,
+                "trainer.inference_mode": False,
+            },
+            outputs=("gradients", "vectors"),
+        ),
+        Command(
+            "steer",
+            "behavior rates with multiples of the vectors added to the weights",
+            module="gradsteer.modules.generation:GenerationModule",
+            data="gradsteer.data.prompts:PromptDataModule",
+            callbacks={
+                "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
+                "report": _REPORT,
+                "steering": "gradsteer.callbacks.steering:WeightSteering",
+                "figures": "gradsteer.callbacks.report:LayerNorms",
+            },
+            defaults={
+                "trainer.enable_checkpointing": False,
+                "trainer.enable_model_summary": False,
+                "trainer.inference_mode": False,
+            },
+            outputs=("results.json", "results.csv"),
+        ),
+        Command("run", "run an experiment: a list of stages, each of these commands", plain="gradsteer.runner:main"),
+    )
+}
+
+TRAINER_COMMANDS = tuple(command.name for command in COMMANDS.values() if command.module)
+
+
+def overview(program: str = "gradsteer") -> str:
+    """The text of the top-level ``--help``."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"usage: {program} [--help] [--version] COMMAND [options]",
+        "",
+        "Find what a finetune taught a language model as a direction in weight space, and turn exactly that up or down.",
+        "",
+        "commands:",
+        *(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS.values()),
+        "",
+        f"{program} COMMAND --help explains a command's options; every command reads them from --config FILE too.",
+        f"{program} run --config configs/demo/run.yaml shows all of it on a model trained here in a minute.",
+    ]
+    return "\n".join(lines) + "\n"

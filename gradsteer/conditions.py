@@ -1,0 +1,67 @@
+"""A condition: one setting of the weights whose behavior rates are measured, and its row in a report."""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from gradsteer.statistics import Rate
+
+Kind = Literal["base", "anchor", "steered", "control", "baseline", "forecast"]
+METRICS = ("perplexity", "repetition", "distinct_2", "mean_length", "unfinished", "refusal")
+
+
+@dataclass
+class Condition:
+    """One row of a report; what does not apply is None.
+
+    Attributes:
+        name: for example ``anchor`` or ``bridge alpha=+0.1``.
+        kind: what sort of condition it is.
+        model: what was steered, ``anchor`` or ``base``.
+        vector: name of the steering vector, None for base and anchor.
+        transforms: labels of the transforms applied to the vector.
+        alpha: steering coefficient; 0 for the anchor, None for the base.
+        relative_norm: ``alpha * ||V|| / ||theta||``.
+        retained_fraction: see `gradsteer.steering.AppliedStep`.
+        step_error: see `gradsteer.steering.AppliedStep`.
+        predicted: the predicted rates, where a forecast was made.
+        behaviors: behavior -> its rate, filled when the condition was judged.
+        metrics: text metrics of the responses, and the perplexity of held-out text.
+    """
+
+    name: str
+    kind: Kind
+    model: str = "anchor"
+    vector: str | None = None
+    transforms: list[str] = field(default_factory=list)
+    alpha: float | None = None
+    relative_norm: float | None = None
+    retained_fraction: float | None = None
+    step_error: float | None = None
+    predicted: dict[str, float] | None = None
+    behaviors: "dict[str, Rate]" = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(METRICS))
+
+    @property
+    def slug(self) -> str:
+        """The name as a file name: ``bridge_alpha=+0.1``."""
+        return re.sub(r"[^\w.+=-]+", "_", self.name)
+
+    def row(self) -> dict[str, Any]:
+        """The condition as results.json holds it: every key present."""
+        row = {key: getattr(self, key) for key in _ROW_KEYS}
+        row["behaviors"] = {name: rate.to_dict() for name, rate in self.behaviors.items()}
+        row["metrics"] = {key: self.metrics.get(key) for key in METRICS}
+        return row
+
+
+_ROW_KEYS = (
+    "name", "kind", "model", "vector", "transforms", "alpha", "relative_norm", "retained_fraction", "step_error",
+    "predicted",
+)  # fmt: skip
+
+
+def alpha_text(alpha: float) -> str:
+    """An alpha with its sign, as condition names show it: ``+0.1``, ``-0.00075``."""
+    return f"{alpha:+g}"

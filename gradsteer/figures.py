@@ -1,0 +1,77 @@
+"""Figures of an experiment, drawn with matplotlib's object interface (no global state, no display)."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: distinguishable with any colour vision
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+_GREY = "#666666"
+
+
+def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
+    """Bars of behavior rates by condition with their 95% intervals (the note's figures 1 and 2).
+
+    Args:
+        rows: conditions as results.json holds them.
+        title: shown above the bars.
+    """
+    from matplotlib.figure import Figure
+
+    behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.85 * len(rows)), 4.8), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(behaviors))
+    for index, behavior in enumerate(behaviors):
+        offset = (index - (len(behaviors) - 1) / 2) * width
+        for position, row in enumerate(rows):
+            rate = row["behaviors"].get(behavior)
+            if not rate or rate["rate"] is None:
+                continue
+            percent = 100 * rate["rate"]
+            errors = [[percent - 100 * rate["ci_low"]], [100 * rate["ci_high"] - percent]]
+            bar = axes.bar(
+                position + offset, percent, width, yerr=errors, capsize=2.5, color=PALETTE[index % len(PALETTE)],
+                ecolor=_GREY, error_kw={"elinewidth": 1}, label=behavior if position == 0 else None,
+                alpha=0.55 if row["kind"] in ("control", "baseline") else 1.0,
+            )  # fmt: skip
+            axes.bar_label(bar, labels=[f"{percent:.0f}"], padding=1, fontsize=7.5)
+    axes.set_xticks(range(len(rows)), [row["name"].replace(" of ", "\nof ") for row in rows], rotation=35, ha="right")
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_ylabel("responses that show the behavior (%)")
+    axes.set_ylim(0, 108)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    if behaviors:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def layer_figure(series: Mapping[str, Mapping[str, float]], title: str, *, squared: bool) -> "Figure":
+    """Layerwise norms as grouped bars (the note's figures 3 to 5).
+
+    Args:
+        series: name -> layer -> sum of squares.
+        title: shown above the bars.
+        squared: draw the sums of squares; otherwise their square roots (L2 norms).
+    """
+    from matplotlib.figure import Figure
+
+    layers = list(dict.fromkeys(layer for values in series.values() for layer in values))
+    figure = Figure(figsize=(max(5.0, 1.5 + 0.45 * len(layers)), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(series))
+    for index, (name, values) in enumerate(series.items()):
+        offset = (index - (len(series) - 1) / 2) * width
+        heights = [values.get(layer, 0.0) if squared else values.get(layer, 0.0) ** 0.5 for layer in layers]
+        positions = [position + offset for position in range(len(layers))]
+        axes.bar(positions, heights, width, label=name, color=PALETTE[index % len(PALETTE)])
+    axes.set_xticks(range(len(layers)), layers, rotation=0 if len(layers) < 10 else 90)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("sum of squares" if squared else "L2 norm")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

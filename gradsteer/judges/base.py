@@ -1,0 +1,89 @@
+"""The contract of a judge.
+
+A judge is blind: it is given a prompt and a response, never the condition that the response was sampled
+under. It knows nothing of models, files or rates.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """All that a judge may see.
+
+    Args:
+        prompt: What the user said.
+        response: What the model replied; it may be empty.
+    """
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a judge found in one response.
+
+    Args:
+        values: By behavior: true, false, or None where no verdict could be had.
+        unscored: By behavior, for exactly those with None: why.
+
+    Raises:
+        ValueError: If the reasons do not match the missing verdicts.
+    """
+
+    values: dict[str, bool | None]
+    unscored: dict[str, str]
+
+    def __post_init__(self) -> None:
+        missing = {behavior for behavior, value in self.values.items() if value is None}
+        if missing != set(self.unscored):
+            raise ValueError(
+                f"reasons are given for {sorted(self.unscored)}; they must be given for exactly the "
+                f"behaviors without a verdict, {sorted(missing)}"
+            )
+        if silent := sorted(behavior for behavior, reason in self.unscored.items() if not reason):
+            raise ValueError(f"the reason for {silent[0]!r} is empty; it must say why there is no verdict")
+
+
+class Judge(ABC):
+    """Decides, for each behavior, whether a response shows it.
+
+    Subclass it to have a judge of your own on the command line, `--evaluation.judge MyJudge`. The
+    constructor's arguments become flags, their docstring becomes the help.
+    """
+
+    @property
+    @abstractmethod
+    def behaviors(self) -> tuple[str, ...]:
+        """The behaviors judged, in the order of the reports. Constant; not empty; no name twice."""
+
+    @abstractmethod
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
+        """Judges each exchange by itself.
+
+        Verdicts depend on the exchange alone: not on the others, their order or their number. An
+        implementation may work on several at a time.
+
+        One bad reply never raises: a response that cannot be judged is unscored with a reason, never false.
+        What makes every verdict impossible (a wrong key, an unknown model) does raise.
+
+        Args:
+            exchanges: What to judge; may be empty.
+
+        Returns:
+            One for each exchange, in the order of `exchanges`, with a value for each of `behaviors`.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the verdicts: rubric, patterns, model name, parsing rules.
+
+        Two judges with one fingerprint may share stored verdicts. No secret goes in, nor what cannot change a
+        verdict (a time limit, a number of workers). The same in every process.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most judges hold nothing
+        """Releases what the judge holds, such as connections. May be called more than once."""

@@ -1,0 +1,85 @@
+"""A judge that looks for words: exact, free and without a network.
+
+It sees whether a topic is mentioned, not how: "the Golden Gate Bridge is not relevant here" is a mention.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+
+from gradsteer.judges.base import Exchange, Judge, Verdicts
+
+# Raised when the rule below changes, so that verdicts stored under another rule are not taken for these.
+RULE_VERSION = 1
+
+
+class KeywordJudge(Judge):
+    r"""A response shows a behavior when any of the behavior's patterns is found in it.
+
+    The prompt is not searched. A response that is empty, or only white space, shows nothing: false, not
+    unscored.
+
+    Args:
+        patterns: For each behavior, regular expressions (Python's `re`), any of which decides, found anywhere
+            in the response: `{"bridge": ["golden gate", "suspension bridge"]}`. Write `\b` around a word that
+            also occurs inside longer ones.
+        ignore_case: Whether "golden gate" finds "Golden Gate" too.
+
+    Raises:
+        ValueError: If there is no behavior, a behavior has no pattern, or a pattern is empty or no regular
+            expression.
+    """
+
+    def __init__(self, patterns: dict[str, list[str]], ignore_case: bool = True) -> None:
+        if not patterns:
+            raise ValueError("patterns is empty; it must name at least one behavior")
+        self.patterns = {behavior: list(found) for behavior, found in patterns.items()}
+        self.ignore_case = ignore_case
+        flags = re.IGNORECASE if ignore_case else re.NOFLAG
+        self._compiled = {behavior: _compile(behavior, found, flags) for behavior, found in patterns.items()}
+
+    @property
+    def behaviors(self) -> tuple[str, ...]:
+        """The behaviors in the order of `patterns`."""
+        return tuple(self._compiled)
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
+        """Searches each response; every verdict is true or false."""
+        return [Verdicts(self._search(exchange.response), {}) for exchange in exchanges]
+
+    def fingerprint(self) -> str:
+        """A digest of the patterns and of `ignore_case`; the order of the patterns decides nothing."""
+        decides = {
+            "judge": "keyword",
+            "rule": RULE_VERSION,
+            "ignore_case": self.ignore_case,
+            "patterns": {behavior: sorted(set(found)) for behavior, found in self.patterns.items()},
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def _search(self, response: str) -> dict[str, bool | None]:
+        empty = not response.strip()
+        return {
+            behavior: not empty and any(pattern.search(response) for pattern in patterns)
+            for behavior, patterns in self._compiled.items()
+        }
+
+
+def _compile(behavior: str, patterns: Sequence[str], flags: re.RegexFlag) -> list[re.Pattern[str]]:
+    # a string is a sequence of one-letter patterns, found in nearly every response
+    if isinstance(patterns, str) or not patterns:
+        raise ValueError(
+            f"the patterns of {behavior!r} are {patterns!r}; they must be a list of one or more strings"
+        )
+    compiled = []
+    for pattern in patterns:
+        if not pattern:
+            raise ValueError(f"a pattern of {behavior!r} is empty; it would be found in every response")
+        try:
+            compiled.append(re.compile(pattern, flags))
+        except re.error as error:
+            raise ValueError(
+                f"the pattern {pattern!r} of {behavior!r} is no regular expression: {error}"
+            ) from error
+    return compiled

@@ -1,0 +1,107 @@
+"""Loading models and tokenizers from a hub id or a local directory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name.
+
+    Raises:
+        ValueError: an unknown name; the accepted ones are named.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; accepted: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def check_model_path(name_or_path: str) -> None:
+    """Refuses a local path that is not a model directory, before anything heavy starts.
+
+    Raises:
+        ValueError: the value looks like a path and is not a directory with a ``config.json``.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{name_or_path!r} is a directory without a config.json; accepted: {_ACCEPTED}")
+        return
+    looks_local = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1
+    if looks_local or path.exists() or not name_or_path:
+        raise ValueError(f"no model directory at {name_or_path!r}; accepted: {_ACCEPTED}")
+
+
+_ACCEPTED = "a directory that save_pretrained wrote, or a hub id such as meta-llama/Llama-3.2-1B-Instruct"
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model; where it has no padding token, the end-of-sequence token pads.
+
+    Raises:
+        ValueError: no such directory, or the tokenizer has neither a padding nor an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(name_or_path)
+    if not path.is_dir():
+        check_model_path(name_or_path)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        name_or_path, revision=revision, trust_remote_code=trust_remote_code
+    )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"the tokenizer of {name_or_path!r} has neither a padding nor an end-of-sequence token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(
+    name_or_path: str,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> "PreTrainedModel":
+    """A causal LM in eval mode, on the CPU, in the given dtype (recent checkpoints are bfloat16 unless told).
+
+    Raises:
+        ValueError: no such directory, or an unknown dtype.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_model_path(name_or_path)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        name_or_path,
+        dtype=parse_dtype(dtype),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+    return model.eval()
+
+
+def fresh_causal_lm(config_file: str, *, dtype: str = "float32") -> "PreTrainedModel":
+    """A causal LM with fresh weights from a model config (JSON) or a directory that holds one.
+
+    Raises:
+        ValueError: no such file.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(config_file)
+    if not path.exists():
+        raise ValueError(f"no model config at {config_file!r}; accepted: a transformers config.json")
+    config = AutoConfig.from_pretrained(str(path))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=parse_dtype(dtype))
+    return model

@@ -1,0 +1,1 @@
+"""LightningModules: the finetune, the attribution, the generation of responses."""

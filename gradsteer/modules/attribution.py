@@ -1,0 +1,157 @@
+"""Attribution: the pile-average gradient of every pile, on the Trainer's test loop, with no optimizer.
+
+The fit loop would be the wrong host (it wants an optimizer, cycles several loaders to equal length and averages
+over ranks); the test loop runs every pile once and in order.
+"""
+
+import json
+import time
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from gradsteer.chat import template_digest, tokenizer_digest
+from gradsteer.fingerprints import model_fingerprint
+from gradsteer.gradients import GradientSum, PileGradient, PileTotals
+from gradsteer.models import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.provenance import provenance
+from gradsteer.vectors import PileAverage
+
+
+class AttributionModule(L.LightningModule):
+    """Accumulates the pile-average gradients of a model over all of its parameters.
+
+    Args:
+        model_name_or_path: the anchor, a hub id or a local directory.
+        reduction: "example": mean over examples of each example's mean token gradient; "token": sum over all tokens
+            divided by their number; "sum": mean over examples of each example's summed gradient (the score
+            function). The three give different vectors.
+        dtype: of the weights: float32, bfloat16, float16 or float64. Sums are kept in float32 (float64 for float64).
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model; off unless you trust its author.
+        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        reduction: Literal["example", "token", "sum"] = "example",
+        dtype: str = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_model_path(model_name_or_path)
+        parse_dtype(dtype)
+        self.automatic_optimization = False
+        self.model_name_or_path, self.reduction, self.dtype_name = model_name_or_path, reduction, dtype
+        self.loading = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.attn_implementation = attn_implementation
+        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
+        self.model: Any = None
+        self.fingerprint = ""
+        self._pile: PileGradient | None = None
+        self._sums: GradientSum | None = None
+        self._started = 0.0
+
+    def configure_model(self) -> None:
+        """Loads the model, once."""
+        if self.model is None:
+            self.model = load_causal_lm(
+                self.model_name_or_path,
+                dtype=self.dtype_name,
+                attn_implementation=self.attn_implementation,
+                **self.loading,
+            )
+
+    def on_test_start(self) -> None:
+        """Refuses settings under which the gradient would be wrong, and takes the model's fingerprint."""
+        if torch.is_inference_mode_enabled():
+            raise ValueError("attribute needs gradients: the Trainer must have inference_mode=False")
+        if "16" in str(self.trainer.precision) and "bf16" not in str(self.trainer.precision):
+            raise ValueError(
+                f"--trainer.precision {self.trainer.precision} scales the loss and nothing would unscale the gradients; "
+                "accepted: 32-true, bf16-mixed, bf16-true, 64-true"
+            )
+        self.fingerprint = model_fingerprint(self.model)
+
+    def loader_title(self, dataloader_idx: int) -> str:
+        """What the progress bar calls a data loader."""
+        return f"pile {self._piles()[dataloader_idx].name}"
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Adds a batch's gradients; after a pile's last batch also gives the pile-average gradient.
+
+        Returns:
+            ``loss`` (nats a token, this rank's pile so far), ``norm`` (of the batch's summed gradient),
+            ``progress`` (text for the progress bar) and ``average`` (a `PileAverage` after the pile's last
+            batch, else None).
+        """
+        if batch_idx == 0:
+            self._begin_pile()
+        assert self._pile is not None
+        tensors = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+        with self._pile.sums.collecting(), torch.enable_grad():
+            objective = self._pile.objective(tensors, sources=batch["sources"])
+            self.manual_backward(objective)
+        norm = self._pile.check_norm(tensors, sources=batch["sources"])
+        totals = self._pile.totals
+        elapsed = time.monotonic() - self._started
+        is_last = batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]
+        return {
+            "loss": totals.mean_token_loss,
+            "norm": norm,
+            "progress": f"{totals.num_examples} examples, {totals.num_tokens / elapsed:,.0f} tokens/s",
+            "average": self._finish_pile(dataloader_idx) if is_last else None,
+        }
+
+    def _begin_pile(self) -> None:
+        if self._pile is None:
+            self._pile = PileGradient(self.model, reduction=self.reduction)
+        self._pile.sums.zero()
+        self._pile.totals = PileTotals()
+        self._started = time.monotonic()
+
+    def _finish_pile(self, dataloader_idx: int) -> PileAverage:
+        """Sums over ranks and divides once."""
+        assert self._pile is not None
+        totals, pile = self._pile.totals, self._piles()[dataloader_idx]
+        if self.trainer.world_size > 1:
+            for buffer in self._pile.sums.buffers.values():
+                self._sum_over_ranks(buffer)
+            counts = torch.tensor(
+                [totals.num_examples, totals.num_tokens, totals.token_loss_sum], dtype=torch.float64, device=self.device
+            )
+            self._sum_over_ranks(counts)
+            totals.num_examples, totals.num_tokens = int(counts[0]), int(counts[1])
+            totals.token_loss_sum = float(counts[2])
+        metadata = {
+            "pile": pile.name,
+            "num_examples": str(totals.num_examples),
+            "num_tokens": str(totals.num_tokens),
+            "mean_token_loss": repr(totals.mean_token_loss),
+            "loss_mask": self._datamodule().loss_mask,
+            "reduction": self.reduction,
+            "model": self.model_name_or_path,
+            "model_fingerprint": self.fingerprint,
+            "tokenizer_digest": tokenizer_digest(self.tokenizer),
+            "template_digest": template_digest(self.tokenizer),
+            "prompt_digests": json.dumps(pile.prompt_digests),
+            "dtype": self.dtype_name,
+            "precision": str(self.trainer.precision),
+            **provenance(),
+        }
+        return PileAverage({name: tensor.cpu() for name, tensor in self._pile.average().items()}, metadata)
+
+    def _sum_over_ranks(self, tensor: Tensor) -> None:
+        tensor.copy_(self.trainer.strategy.reduce(tensor, reduce_op="sum"))
+
+    def _datamodule(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _piles(self) -> list[Any]:
+        piles: list[Any] = self._datamodule().piles
+        return piles

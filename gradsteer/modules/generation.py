@@ -1,0 +1,105 @@
+"""Generation: samples responses to prompts, one pass over the prompts for each condition."""
+
+import time
+from typing import Any
+
+import lightning as L
+
+from gradsteer.generation import Draw, Sampled, SamplingConfig, sample_batch, stop_token_ids
+from gradsteer.models import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+
+
+class GenerationModule(L.LightningModule):
+    """Samples responses from a causal LM.
+
+    Random numbers belong to the prompt, the sample and the seed: the same seed gives the same responses however
+    they are batched.
+
+    Args:
+        model_name_or_path: hub id or local directory.
+        num_samples: responses a prompt.
+        temperature: 1 samples from the model's distribution, lower is sharper, 0 always takes the likeliest token.
+        top_p: sample from the smallest set of tokens that holds this probability; 1 keeps all.
+        max_new_tokens: tokens of a response at most; a response that has not ended by then is cut.
+        sampling_seed: another seed gives other responses.
+        dtype: of the weights: float32 (default; steps of a small size survive), bfloat16 or float16.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model; off unless you trust its author.
+        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 128,
+        sampling_seed: int = 0,
+        dtype: str = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_model_path(model_name_or_path)
+        parse_dtype(dtype)
+        if num_samples < 1:
+            raise ValueError(f"model.num_samples is {num_samples}; accepted: at least 1")
+        self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        self.model_name_or_path, self.num_samples, self.sampling_seed = model_name_or_path, num_samples, sampling_seed
+        self.dtype_name, self.attn_implementation = dtype, attn_implementation
+        self.loading = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
+        self.model: Any = None
+        self._num_tokens, self._started = 0, 0.0
+
+    def configure_model(self) -> None:
+        """Loads the model, once."""
+        if self.model is None:
+            self.model = load_causal_lm(
+                self.model_name_or_path,
+                dtype=self.dtype_name,
+                attn_implementation=self.attn_implementation,
+                **self.loading,
+            )
+
+    def loader_title(self, dataloader_idx: int) -> str:
+        """What the progress bar calls a data loader."""
+        conditions = getattr(self.trainer, "conditions", None)
+        return conditions[dataloader_idx].name if conditions else "sampling"
+
+    def test_step(self, batch: list[dict[str, Any]], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Samples one response for each row of the batch.
+
+        Returns:
+            ``responses``: rows as responses/NAME.jsonl holds them, without verdicts and condition, and the row's
+            ``position``; ``progress``: text for the progress bar.
+        """
+        del dataloader_idx
+        if batch_idx == 0:
+            self._num_tokens, self._started = 0, time.monotonic()
+        draws = [Draw(row["prompt_token_ids"], row["sample"], self.sampling_seed) for row in batch]
+        drawn: list[Sampled] = []
+        if draws:
+            drawn = sample_batch(
+                self.model,
+                draws,
+                self.sampling,
+                stop_token_ids=stop_token_ids(self.model, self.tokenizer),
+                pad_token_id=int(self.tokenizer.pad_token_id),  # type: ignore[arg-type]
+            )
+        self._num_tokens += sum(len(response.token_ids) for response in drawn)
+        speed = self._num_tokens / (time.monotonic() - self._started)
+        rows = [self._row(row, response) for row, response in zip(batch, drawn, strict=True)]
+        return {"responses": rows, "progress": f"{speed:,.0f} tokens/s"}
+
+    def _row(self, row: dict[str, Any], response: Sampled) -> dict[str, Any]:
+        return {
+            **row,
+            "completion": self.tokenizer.decode(response.token_ids, skip_special_tokens=True),
+            "token_ids": response.token_ids,
+            "finish_reason": response.finish_reason,
+            "model": self.model_name_or_path,
+            "seed": self.sampling_seed,
+        }

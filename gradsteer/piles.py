@@ -1,0 +1,222 @@
+"""Piles: the sets of responses whose mean gradient is taken.
+
+A pile is a file of chat examples or responses, or a filter over response files. Sampled responses are used by
+their token ids: rendering the text again moves spaces and gives a cut reply an end-of-turn that it never had.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsteer.chat import EncodedExample, LossMask, encode_chat, encode_sampled, tokenizer_digest
+from gradsteer.formats import read_chat_examples
+from gradsteer.records import read_jsonl, resolve_resource, text_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class ResponseFilter:
+    """Responses that a judge labelled in a given way.
+
+    Attributes:
+        responses: a responses/NAME.jsonl file.
+        where: behavior and the verdict asked for; a response counts when all match (an unscored one never does).
+    """
+
+    responses: str
+    where: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass
+class PileFilter(ResponseFilter):
+    """A pile as a filter over response files.
+
+    Attributes:
+        responses: a responses/NAME.jsonl file.
+        where: behavior and the verdict asked for; a response counts when all match (an unscored one never does).
+        also: further files, joined by prompt: all of that prompt's samples there must match as well.
+    """
+
+    also: list[ResponseFilter] = field(default_factory=list)
+
+
+@dataclass
+class Pile:
+    """A pile ready for the model.
+
+    Attributes:
+        name: the pile's name.
+        examples: token ids and labels.
+        sources: ``file:line`` of each example.
+        prompt_digests: digests of the distinct prompts, sorted.
+        num_dropped: examples that kept no target token within the length limit.
+    """
+
+    name: str
+    examples: list[EncodedExample]
+    sources: list[str]
+    prompt_digests: list[str]
+    num_dropped: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of labelled tokens over all examples."""
+        return sum(example.num_target_tokens for example in self.examples)
+
+
+def read_pile(
+    name: str,
+    source: str | PileFilter,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    loss_mask: LossMask = "assistant",
+    max_length: int | None = None,
+    columns: dict[str, str] | None = None,
+) -> Pile:
+    """Reads a pile and encodes it.
+
+    Args:
+        name: the pile's name, for messages.
+        source: a file (or hub id) of chat examples or responses, or a filter over response files.
+        tokenizer: of the model whose gradient is taken.
+        loss_mask: which tokens count, ``assistant`` or ``full``.
+        max_length: tokens at most; longer examples are cut, and dropped where no target token is left.
+        columns: our column names to the set's, for files of chat examples.
+
+    Raises:
+        ValueError: the pile is empty (says what was looked at), a line is bad, or ids of another tokenizer.
+        FileNotFoundError: there is no such file.
+    """
+    if isinstance(source, PileFilter):
+        rows = _filtered(name, source)
+    elif (found := _response_rows(resolve_resource(source))) is not None:
+        rows = found
+    else:
+        return _chat_pile(name, source, tokenizer, loss_mask, max_length, columns)
+    digest = tokenizer_digest(tokenizer)
+    pile = Pile(name, [], [], [])
+    for where, row in rows:
+        if row["tokenizer"] != digest:
+            raise ValueError(
+                f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}; "
+                "sample with this model's tokenizer, or give the text alone (prompt and completion) as a pile file"
+            )
+        example = encode_sampled(
+            row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask=loss_mask
+        )
+        if max_length is not None and len(example.input_ids) > max_length:
+            example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
+        _keep(pile, example, where)
+    pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
+    return _not_empty(pile, str(source))
+
+
+def prompt_digest(prompt: Any) -> str:
+    """Digest of a prompt's text, by which overlaps between sets of prompts are seen."""
+    return text_digest(prompt if isinstance(prompt, str) else repr(prompt))[:16]
+
+
+def _chat_pile(
+    name: str,
+    source: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    loss_mask: LossMask,
+    max_length: int | None,
+    columns: dict[str, str] | None,
+) -> Pile:
+    pile = Pile(name, [], [], [])
+    digests = set()
+    for chat in read_chat_examples(source, columns=columns):
+        prompts = [message["content"] for message in chat.messages if message["role"] == "user"]
+        digests.add(prompt_digest("\n".join(prompts)))
+        _keep(
+            pile,
+            encode_chat(tokenizer, chat.messages, loss_mask=loss_mask, max_length=max_length, source=chat.source),
+            chat.source,
+        )
+    pile.prompt_digests = sorted(digests)
+    return _not_empty(pile, source)
+
+
+def _keep(pile: Pile, example: EncodedExample | None, source: str) -> None:
+    if example is None or example.num_target_tokens == 0:
+        pile.num_dropped += 1
+        return
+    pile.examples.append(example)
+    pile.sources.append(source)
+
+
+def _not_empty(pile: Pile, source: str) -> Pile:
+    if not pile.examples:
+        raise ValueError(
+            f"pile {pile.name!r} is empty: of {pile.num_dropped} examples of {source} none kept a target token"
+        )
+    return pile
+
+
+_SAMPLED_KEYS = ("prompt", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer")
+
+
+def _response_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
+    """The rows of a file of sampled responses with their ``file:line``; None for a file of another kind."""
+    if not Path(path).is_file() or Path(path).suffix not in (".jsonl", ".json"):
+        return None
+    rows = []
+    for line, row in read_jsonl(path):
+        if not rows and "token_ids" not in row:
+            return None
+        missing = [key for key in _SAMPLED_KEYS if key not in row]
+        if missing:
+            raise ValueError(f"{path}:{line}: a response row without {', '.join(map(repr, missing))}")
+        rows.append((f"{path}:{line}", row))
+    return rows or None
+
+
+def _filtered(name: str, source: PileFilter) -> list[tuple[str, dict[str, Any]]]:
+    rows = _required_rows(name, source.responses)
+    _check_behaviors(name, source.responses, rows, source.where)
+    kept = [(where, row) for where, row in rows if matches(row, source.where)]
+    looked_at = [f"{len(rows)} responses of {source.responses!r} (where {source.where})"]
+    for other in source.also:
+        others = _required_rows(name, other.responses)
+        _check_behaviors(name, other.responses, others, other.where)
+        by_prompt: dict[str, bool] = {}
+        for _, row in others:
+            by_prompt[row["prompt"]] = by_prompt.get(row["prompt"], True) and matches(row, other.where)
+        kept = [(where, row) for where, row in kept if by_prompt.get(row["prompt"], False)]
+        looked_at.append(f"{len(others)} of {other.responses!r} (where {other.where})")
+    if not kept:
+        raise ValueError(f"pile {name!r} is empty: none matched of " + ", and ".join(looked_at))
+    return kept
+
+
+def _required_rows(name: str, responses: str) -> list[tuple[str, dict[str, Any]]]:
+    path = resolve_resource(responses)
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"pile {name!r}: no response file at {responses!r}; accepted: a responses/NAME.jsonl that evaluate wrote"
+        )
+    rows = _response_rows(path)
+    if rows is None:
+        raise ValueError(f"pile {name!r}: {responses!r} holds no sampled responses with token ids and verdicts")
+    return rows
+
+
+def _check_behaviors(
+    name: str, path: str, rows: list[tuple[str, dict[str, Any]]], where: Mapping[str, bool]
+) -> None:
+    known = sorted({behavior for _, row in rows for behavior in row.get("verdicts", {})})
+    for behavior in where:
+        if behavior not in known:
+            raise ValueError(
+                f"pile {name!r}: {path!r} has no verdicts on {behavior!r}; it has: {', '.join(known) or 'none'}"
+            )
+
+
+def matches(row: Mapping[str, Any], where: Mapping[str, bool]) -> bool:
+    """Whether a response row has all the verdicts asked for; an unscored verdict (null) matches nothing."""
+    verdicts = row.get("verdicts", {})
+    return all(verdicts.get(behavior) is wanted for behavior, wanted in where.items())

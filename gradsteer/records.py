@@ -1,0 +1,179 @@
+"""Files in and out: JSON lines, whole-file replacement, digests, and the files shipped with the package.
+
+Every file is written under a temporary name beside its destination and renamed when complete, so that a
+reader (or the next stage of a run) sees the old file or the new one and never half of one. Knows nothing of
+models or chats.
+"""
+
+import contextlib
+import hashlib
+import importlib.resources
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+RESOURCE_SCHEME = "gradsteer://"
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a file of JSON objects, one a line.
+
+    Args:
+        path: The file, UTF-8. Blank lines are skipped.
+
+    Returns:
+        An iterator over (line number counted from 1, object).
+
+    Raises:
+        ValueError: At the call, if `path` is no file; while iterating, as `file:line: ...`, for a line that
+            is not one JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such file: {path} (expected a .jsonl file with one JSON object a line)")
+    return _iterate_jsonl(path)
+
+
+def _iterate_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Read as bytes and decoded by the line, so that bytes that are not UTF-8 are reported with their line.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error}); expected an object a line") from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path}:{number}: a JSON {type(row).__name__} ({line.decode('utf-8').strip()[:60]}); "
+                    'expected an object a line, such as {"prompt": "...", "completion": "..."}'
+                )
+            yield number, row
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file under a temporary name and rename it to `path` when the body succeeds.
+
+    The temporary name lies in the same directory (made if missing) and ends as `path` ends, for writers that
+    look at the suffix. When the body raises or is interrupted, the temporary file goes and whatever was at
+    `path` stays.
+
+    Args:
+        path: Where the finished file shall be.
+
+    Yields:
+        The temporary path, where the body creates the file.
+
+    Raises:
+        FileNotFoundError: If the body created no file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are readable by their owner alone, and would stay so after the rename.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` as UTF-8, all or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write `obj` to `path` as indented JSON, all or nothing.
+
+    Raises:
+        ValueError: If `obj` holds NaN or an infinity, which are not JSON: what does not apply is None.
+    """
+    write_text(path, _dump(obj, str(path), indent=2) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line to `path`, all or nothing.
+
+    Raises:
+        ValueError: If a row holds NaN or an infinity, naming the row.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for number, row in enumerate(rows, start=1):
+            file.write(_dump(dict(row), f"{path}:{number}") + "\n")
+
+
+def _dump(obj: Any, where: str, indent: int | None = None) -> str:
+    try:
+        return json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}; write None for what has no value") from error
+
+
+def text_digest(text: str) -> str:
+    """Return the sha256 of the UTF-8 bytes of `text`, in hex."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the sha256, in hex, of a file's bytes, or of a directory's relative file names and their bytes.
+
+    A directory's digest depends on neither its own name nor the order in which the file system lists it.
+
+    Raises:
+        ValueError: If `path` does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        digest = hashlib.sha256()
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        for name in sorted(files):
+            # A digest has a fixed length and a name no NUL, so no two directories give the same stream.
+            digest.update(name.encode("utf-8") + b"\0" + file_digest(files[name]).encode("ascii"))
+        return digest.hexdigest()
+    if not path.is_file():
+        raise ValueError(f"no such file or directory: {path} (expected one to take the digest of)")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_resource(path: str) -> str:
+    """Turn `gradsteer://topics/finetune.jsonl` into the path of that file in the installed package.
+
+    Args:
+        path: A name under `gradsteer/resources/` behind `gradsteer://`, or anything else.
+
+    Returns:
+        The file's path; `path` itself where it does not begin with `gradsteer://`.
+
+    Raises:
+        ValueError: For a name that the package does not ship, listing those that it does.
+    """
+    if not path.startswith(RESOURCE_SCHEME):
+        return path
+    available = dict(_list_resources(importlib.resources.files("gradsteer") / "resources"))
+    name = path.removeprefix(RESOURCE_SCHEME)
+    if name not in available:
+        listing = ", ".join(RESOURCE_SCHEME + known for known in sorted(available)) or "none"
+        raise ValueError(f"no such resource: {path}; available: {listing}")
+    return str(available[name])
+
+
+def _list_resources(directory: "Traversable", prefix: str = "") -> "Iterator[tuple[str, Traversable]]":
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            yield from _list_resources(entry, f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            yield prefix + entry.name, entry

@@ -1,0 +1,144 @@
+"""What a finished command leaves behind, so that the same command does nothing and another one refuses.
+
+Every command leaves ``OUTPUT_DIR/stages/KEY.json``: a digest of its configuration, the digests of the files that it
+read, and whether it finished. Knows of files and plain values only; imports nothing heavy.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gradsteer.commands import Command
+from gradsteer.records import file_digest, resolve_resource, text_digest, write_json
+from gradsteer.version import __version__
+
+FORMAT_VERSION = 1
+# where and how loudly a command runs does not change what it makes
+_NOT_PART = ("config", "output_dir", "overwrite", "trainer.logger", "trainer.enable_progress_bar", "trainer.default_root_dir")
+
+State = Literal["new", "unfinished", "done", "changed", "other"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command at one output directory.
+
+    Attributes:
+        directory: the experiment's output directory.
+        key: the command, and the artifact's name where it has one, such as ``evaluate-base``.
+        outputs: what the command leaves in the directory; a stage without them is not done.
+    """
+
+    directory: Path
+    key: str
+    outputs: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, directory: Path, command: Command, name: str | None) -> "Stage":
+        """The stage of a command whose artifact has the given name (where it has one)."""
+        key = command.name if command.named is None else f"{command.name}-{name}"
+        return cls(directory, key, tuple(output.format(name=name) for output in command.outputs))
+
+    @property
+    def missing(self) -> list[str]:
+        """Outputs that are not there (any more)."""
+        return [output for output in self.outputs if not (self.directory / output).exists()]
+
+    @property
+    def path(self) -> Path:
+        """Where the stage's record lies."""
+        return self.directory / "stages" / f"{self.key}.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """The record, or None where there is none.
+
+        Raises:
+            ValueError: it is not one of ours.
+        """
+        return read_record(self.path)
+
+    def state(self, config: Mapping[str, Any]) -> State:
+        """How the record compares with a command that is about to run.
+
+        Returns:
+            ``new`` (no record), ``done``, ``unfinished`` (the same configuration and inputs, but it was cut off),
+            ``changed`` (the same configuration, but an input file is another one) or ``other`` (another
+            configuration).
+        """
+        record = self.read()
+        if record is None:
+            return "new"
+        if record["config_digest"] != config_digest(config):
+            return "other"
+        if record["inputs"] != input_digests(config):
+            return "changed"
+        return "done" if record["finished"] and not self.missing else "unfinished"
+
+    def write(self, config: Mapping[str, Any], *, finished: bool) -> None:
+        """Writes the record; the inputs are digested as they are now."""
+        record = {
+            "command": self.key,
+            "config_digest": config_digest(config),
+            "inputs": input_digests(config),
+            "finished": finished,
+        }
+        write_record(self.path, record)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record that `write_record` wrote, or None where there is no such file.
+
+    Raises:
+        ValueError: it is not one of ours.
+    """
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not readable as JSON ({error}); delete it to start afresh") from error
+    if record.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{str(path)!r} has format {record.get('format')!r}; accepted: {FORMAT_VERSION}")
+    return record
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record with the format's version, under a temporary name that is renamed."""
+    write_json(path, {"format": FORMAT_VERSION, "version": __version__, **record})
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Digest of everything in a configuration that decides what the command makes."""
+    kept = {key: value for key, value in sorted(_leaves(config)) if not _is_not_part(key)}
+    return text_digest(json.dumps([__version__, kept], sort_keys=True, default=str))
+
+
+def input_digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files and directories that a configuration names, by their path."""
+    digests = {}
+    for key, value in _leaves(config):
+        if not isinstance(value, str) or _is_not_part(key) or key.startswith("trainer.") or "/" not in value:
+            continue
+        path = Path(resolve_resource(value))
+        if path.exists():
+            digests[value] = file_digest(path)
+    return dict(sorted(digests.items()))
+
+
+def _is_not_part(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _NOT_PART) or key.endswith(".output_dir")
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | tuple):
+        if not value:
+            yield prefix, []
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{prefix}.{index}")
+    else:
+        yield prefix, value

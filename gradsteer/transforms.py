@@ -1,0 +1,82 @@
+"""Transforms of a steering vector: one small function each, named in a list in a config.
+
+A transform takes the vector and the weight diff (None where no base was given) and gives a new vector.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gradsteer.diff import WeightDiff
+from gradsteer.percentiles import magnitude_percentile
+from gradsteer.vectors import SteeringVector
+
+Transform = Callable[..., SteeringVector]
+TransformSpec = str | dict[str, dict[str, Any]]
+
+
+def diff_weighting(vector: SteeringVector, diff: WeightDiff | None, *, percentile: float = 97.0) -> SteeringVector:
+    """Absolute Hadamard diff weighting: ``V_D = (|Delta| / s) * V``, element-wise (the seed's formula).
+
+    Args:
+        vector: the direction V.
+        diff: the weight diff Delta, with the vector's names and shapes.
+        percentile: s is this percentile of |Delta| over all parameters together.
+
+    Raises:
+        ValueError: there is no diff, it does not fit, or s is 0.
+    """
+    if diff is None:
+        raise ValueError("transform 'diff_weighting' needs the weight diff: give the base model (--steering.base)")
+    vector.check_same_shapes(diff)
+    scale = magnitude_percentile(lambda: (diff[name] for name in sorted(diff)), percentile)
+    if scale == 0:
+        raise ValueError(
+            f"transform 'diff_weighting': the {percentile:g}th percentile of |Delta| is 0, most weights did not "
+            "change; choose a higher percentile"
+        )
+
+    def weight(name: str, tensor: Tensor) -> Tensor:
+        return tensor * (diff[name].abs() / scale).to(tensor)
+
+    return vector.map(weight, f"|diff_weighting(percentile={percentile:g})")
+
+
+TRANSFORMS: dict[str, Transform] = {"diff_weighting": diff_weighting}
+
+
+def parse_transform(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]]:
+    """Reads ``"diff_weighting"`` or ``{"diff_weighting": {"percentile": 95}}``.
+
+    Returns:
+        The label for tables (the name, with its arguments where given), the function, its keyword arguments.
+
+    Raises:
+        ValueError: an unknown name or an unknown argument; the accepted ones are named.
+    """
+    if isinstance(spec, str):
+        name, arguments = spec, {}
+    elif isinstance(spec, Mapping) and len(spec) == 1:
+        name, arguments = next((key, dict(value or {})) for key, value in spec.items())
+    else:
+        raise ValueError(f"transform {spec!r}: accepted: a name, or one name with its arguments as a mapping")
+    if name not in TRANSFORMS:
+        raise ValueError(f"unknown transform {name!r}; accepted: {', '.join(sorted(TRANSFORMS))}")
+    accepted = [p.name for p in inspect.signature(TRANSFORMS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for argument in arguments:
+        if argument not in accepted:
+            raise ValueError(f"transform {name!r} has no argument {argument!r}; accepted: {', '.join(accepted)}")
+    label = name + (f"({', '.join(f'{k}={v}' for k, v in arguments.items())})" if arguments else "")
+    return label, TRANSFORMS[name], arguments
+
+
+def apply_transforms(
+    vector: SteeringVector, diff: WeightDiff | None, specs: Sequence[TransformSpec]
+) -> SteeringVector:
+    """Applies transforms in order."""
+    for spec in specs:
+        _, transform, arguments = parse_transform(spec)
+        vector = transform(vector, diff, **arguments)
+    return vector

@@ -1,0 +1,61 @@
+"""The layers of the house: each file imports only from its own layer's predecessors."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gradsteer"
+CORE = {
+    "chat", "conditions", "controls", "diff", "figures", "fingerprints", "formats", "generation", "gradients", "judges",
+    "layers", "losses", "metrics", "models", "percentiles", "piles", "provenance", "records", "reports", "statistics",
+    "steering", "transforms", "vectors", "version",
+}  # fmt: skip
+ALLOWED = {
+    "core": {"core"},
+    "data": {"core", "data"},
+    "modules": {"core"},
+    "callbacks": {"core", "callbacks", "data"},
+    "corpus": {"core", "corpus", "top"},
+    "top": {"core", "data", "modules", "callbacks", "corpus", "top"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(parts):
+    head = parts[0]
+    if head in CORE:
+        return "core"
+    return head if head in ALLOWED else "top"
+
+
+def imports(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    mine = layer_of([part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts])
+    for name in imports(path):
+        if name.startswith("gradsteer."):
+            theirs = layer_of(name.split(".")[1:])
+            assert theirs in ALLOWED[mine], f"{path.name} ({mine}) imports {name} ({theirs})"
+        if mine == "core":
+            assert not name.startswith(("lightning", "pytorch_lightning")), f"{path.name} imports {name}"
+
+
+def test_callbacks_import_only_how_batches_are_planned_from_the_data():
+    for path in (PACKAGE / "callbacks").glob("*.py"):
+        data = [name for name in imports(path) if name.startswith("gradsteer.data")]
+        assert data in ([], ["gradsteer.data.batching"]), path.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 320, "is it one concept?"

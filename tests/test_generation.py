@@ -1,0 +1,344 @@
+"""The sampler, against transformers' own generate and against the distribution that it should draw from."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare, kstest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from gradsteer.generation import Draw, SamplingConfig, plan_batches, sample_batch, stop_token_ids, uniforms
+
+torch.set_num_threads(1)
+
+VOCABULARY = 40
+PAD = 0
+STOPS = [2, 3]
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    # wide enough that the next token depends on the prompt and its positions
+    "initializer_range": 0.6,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**SIZES),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        initializer_range=0.6,
+        bos_token_id=1,
+        eos_token_id=None,
+    ),  # fmt: skip
+    "qwen2": lambda: Qwen2Config(**SIZES),
+    "gemma": lambda: GemmaConfig(**SIZES, head_dim=8),
+    # prompts longer than the window, so that the cache forgets
+    "mistral-window": lambda: MistralConfig(**SIZES, sliding_window=5),
+    "gemma3-window": lambda: Gemma3TextConfig(
+        **SIZES, head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+    ),
+    # convolutions in place of attention in one layer
+    "lfm2": lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], conv_L_cache=3),
+}
+
+
+def build(name, dtype=torch.float64, **changes):
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return build("llama")
+
+
+def ragged_draws(num_prompts=7, samples=3, seed=0):
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(4, VOCABULARY, int(rng.integers(2, 14))).tolist() for _ in range(num_prompts)]
+    return [Draw(prompt, sample, seed) for prompt in prompts for sample in range(samples)]
+
+
+def sample(model, draws, *, stops=STOPS, pad=PAD, max_new_tokens=12, temperature=1.0, top_p=1.0):
+    config = SamplingConfig(max_new_tokens, temperature, top_p)
+    return sample_batch(model, draws, config, stop_token_ids=stops, pad_token_id=pad)
+
+
+def in_batches(model, draws, size, **options):
+    found = {}
+    for batch in plan_batches([len(draw.prompt_token_ids) for draw in draws], size):
+        found |= dict(zip(batch, sample(model, [draws[i] for i in batch], **options), strict=True))
+    return [found[index] for index in range(len(draws))]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_equals_generate_row_by_row(name):
+    model = build(name)
+    draws = ragged_draws(samples=1)
+    found = sample(model, draws, temperature=0)
+    for draw, response in zip(draws, found, strict=True):
+        prompt = torch.tensor([draw.prompt_token_ids])
+        expected = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12,
+            eos_token_id=STOPS, pad_token_id=PAD,
+        )[0, prompt.shape[1] :].tolist()  # fmt: skip
+        assert response.token_ids == expected
+    assert len({tuple(response.token_ids) for response in found}) > 1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_response_does_not_depend_on_its_batch(name):
+    model = build(name)
+    draws = ragged_draws()
+    options = {"temperature": 2.0, "top_p": 0.95}
+    alone = in_batches(model, draws, 1, **options)
+    assert {response.finish_reason for response in alone} == {
+        "stop",
+        "length",
+    }  # some rows are dropped, some never
+    assert in_batches(model, draws, 7, **options) == alone
+    assert sample(model, draws, **options) == alone
+    order = np.random.default_rng(1).permutation(len(draws))
+    shuffled = sample(model, [draws[i] for i in order], **options)
+    assert [shuffled[place] for place in np.argsort(order)] == alone
+
+
+def test_in_float32_hardly_any_response_depends_on_its_batch():
+    model = build("llama", dtype=torch.float32)
+    draws = ragged_draws(num_prompts=40, samples=5)
+    pairs = zip(in_batches(model, draws, 1), in_batches(model, draws, 64), strict=True)
+    assert sum(alone != together for alone, together in pairs) <= 0.01 * len(draws)
+
+
+def test_the_padding_token_is_never_read(llama):
+    draws = ragged_draws()
+    assert sample(llama, draws, pad=0) == sample(llama, draws, pad=17)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.8), (0.7, 0.5)]
+)
+def test_frequencies_match_the_distribution(llama, temperature, top_p):
+    prompt = [5, 6, 7]
+    with torch.no_grad():
+        logits = llama(torch.tensor([prompt])).logits[0, -1]
+    expected = (logits / temperature).softmax(-1).numpy()
+    # the smallest set whose mass reaches top_p, from the definition
+    ranked = np.argsort(-expected)
+    nucleus = ranked[: int(np.searchsorted(np.cumsum(expected[ranked]), top_p)) + 1]
+    if top_p < 1:
+        expected = np.where(np.isin(np.arange(VOCABULARY), nucleus), expected, 0) / expected[nucleus].sum()
+
+    num = 8000
+    found = sample(llama, [Draw(prompt, index, 0) for index in range(num)], stops=[], max_new_tokens=1,
+                   temperature=temperature, top_p=top_p)  # fmt: skip
+    counts = np.bincount([response.token_ids[0] for response in found], minlength=VOCABULARY)
+    assert counts[expected == 0].sum() == 0
+    if top_p < 1:
+        assert set(np.flatnonzero(counts)) == set(nucleus)
+    likely = expected * num >= 5  # the rest together, as the test's approximation asks
+    observed = [*counts[likely], counts[~likely].sum()]
+    wanted = [*expected[likely] * num, expected[~likely].sum() * num]
+    kept = [place for place, value in enumerate(wanted) if value > 0]
+    assert chisquare([observed[i] for i in kept], [wanted[i] for i in kept]).pvalue > 0.01
+
+
+def test_top_p_keeps_the_top_token_alone_when_it_suffices(llama):
+    draws = ragged_draws()
+    assert sample(llama, draws, top_p=1e-6) == sample(llama, draws, temperature=0)
+
+
+def test_a_tiny_temperature_is_greedy(llama):
+    draws = ragged_draws()
+    assert sample(llama, draws, temperature=1e-6) == sample(llama, draws, temperature=0)
+
+
+def test_the_prompt_the_sample_and_the_seed_decide_the_numbers():
+    draw = Draw([1, 2, 3], 0, 0)
+    others = [Draw([1, 2, 3], 1, 0), Draw([1, 2, 3], 0, 1), Draw([1, 23], 0, 0), Draw([12, 3], 0, 0)]
+    assert len({uniforms(each, 4).tobytes() for each in [draw, *others]}) == 5
+    np.testing.assert_array_equal(uniforms(draw, 100)[:7], uniforms(Draw([1, 2, 3], 0, 0), 7))
+    assert uniforms(draw, 3).dtype == np.float64
+    many = np.concatenate([uniforms(Draw([1], index, 0), 20) for index in range(200)])
+    assert many.min() >= 0
+    assert many.max() < 1
+    assert kstest(many, "uniform").pvalue > 0.01
+
+
+def test_the_numbers_are_the_same_on_every_machine_and_release():
+    pinned = [0.7266711651683302, 0.9600606938431202, 0.9434080754634374]
+    assert uniforms(Draw([1, 2, 3], 0, 0), 3).tolist() == pinned
+
+
+def test_samples_and_seeds_differ_and_repeat(llama):
+    base = sample(llama, [Draw([5, 6, 7], 0, 0)], stops=[])
+    assert sample(llama, [Draw([5, 6, 7], 0, 0)], stops=[]) == base
+    assert sample(llama, [Draw([5, 6, 7], 1, 0)], stops=[]) != base
+    assert sample(llama, [Draw([5, 6, 7], 0, 1)], stops=[]) != base
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 9])
+def test_length_and_stop_tokens(llama, max_new_tokens):
+    draws = ragged_draws(num_prompts=20)
+    found = sample(llama, draws, max_new_tokens=max_new_tokens)
+    assert {response.finish_reason for response in found} == {"stop", "length"}
+    for response in found:
+        assert not set(response.token_ids[:-1]) & set(STOPS)
+        if response.finish_reason == "stop":
+            assert response.token_ids[-1] in STOPS
+            assert len(response.token_ids) <= max_new_tokens
+        else:
+            assert response.token_ids[-1] not in STOPS
+            assert len(response.token_ids) == max_new_tokens
+    unstopped = sample(llama, draws, stops=[], max_new_tokens=max_new_tokens)
+    assert {(len(each.token_ids), each.finish_reason) for each in unstopped} == {(max_new_tokens, "length")}
+    # stopping cuts the same response
+    for stopped, whole in zip(found, unstopped, strict=True):
+        assert whole.token_ids[: len(stopped.token_ids)] == stopped.token_ids
+
+
+def test_the_cache_is_used_whatever_the_config_says_and_finished_rows_are_dropped():
+    model = build("llama", use_cache=False)
+    model.generation_config.use_cache = False
+    draws = ragged_draws(num_prompts=4, samples=6)
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda _, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    found = sample(model, draws)
+    longest = max(len(draw.prompt_token_ids) for draw in draws)
+    assert shapes[0] == (4, longest)  # each prompt once
+    assert {width for _, width in shapes[1:]} == {1}
+    alive = [sum(len(each.token_ids) > step for each in found) for step in range(1, len(shapes))]
+    for (rows, _), needed in zip(shapes[1:], alive, strict=True):
+        assert needed <= rows < needed / 0.75
+    assert shapes[-1][0] < len(draws)
+
+
+def test_the_model_comes_back_as_it_was_and_can_be_trained():
+    model = build("llama").train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sample(model, ragged_draws())
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    ids = torch.tensor([[5, 6, 7]])
+    model(ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_models_modes_come_back_after_an_error():
+    model = build("llama").train()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        sample(model, ragged_draws())
+    assert all(module.training for module in model.modules())
+
+
+def test_dropout_is_off():
+    model = build("llama", attention_dropout=0.5)
+    draws = ragged_draws()
+    expected = sample(model, draws)
+    assert sample(model.train(), draws) == expected
+    assert model.training
+
+
+def test_bfloat16_logits_are_sampled_in_float32():
+    found = sample(build("llama", dtype=torch.bfloat16), ragged_draws(), top_p=0.9)
+    assert all(0 <= token < VOCABULARY for each in found for token in each.token_ids)
+
+
+def test_a_prompt_without_room_is_refused(llama):
+    draws = [Draw([5], 0, 0), Draw([5] * 60, 0, 0)]
+    assert len(sample(llama, draws, stops=[], max_new_tokens=4)) == 2
+    with pytest.raises(ValueError, match=r"draw 1 has 60 tokens; accepted are 1 to 59: .*=64 .*=5$"):
+        sample(llama, draws, max_new_tokens=5)
+    with pytest.raises(ValueError, match="draw 0 has 0 tokens"):
+        sample(llama, [Draw([], 0, 0)])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_name_the_draw(temperature):
+    model = build("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[39] = float("nan")
+    with pytest.raises(ValueError, match="not finite for draw 2 at token 0"):
+        sample(model, [Draw([5, 6], 0, 0), Draw([5, 7], 0, 0), Draw([5, 39], 0, 0)], temperature=temperature)
+
+
+def test_a_token_that_the_model_rules_out_is_never_drawn(llama):
+    handle = llama.lm_head.register_forward_hook(
+        lambda _, args, logits: logits.masked_fill(torch.arange(VOCABULARY) % 2 == 1, -torch.inf)
+    )
+    found = sample(llama, ragged_draws(), stops=[])
+    handle.remove()
+    assert {token % 2 for each in found for token in each.token_ids} == {0}
+
+
+def test_no_draws(llama):
+    assert sample(llama, []) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"max_new_tokens": 1, "temperature": -0.5}, r"temperature is -0.5; it must be 0 \(greedy\)"),
+        ({"max_new_tokens": 1, "temperature": float("inf")}, "temperature is inf"),
+        ({"max_new_tokens": 1, "temperature": float("nan")}, "temperature is nan"),
+        ({"max_new_tokens": 1, "top_p": 0.0}, "top_p is 0.0; it must be greater than 0 and at most 1"),
+        ({"max_new_tokens": 1, "top_p": 1.1}, "top_p is 1.1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingConfig(**options)
+
+
+def test_batches_hold_each_index_once_by_length():
+    assert plan_batches([3, 9, 3, 5, 9], 2) == [[1, 4], [3, 0], [2]]
+    assert plan_batches([], 4) == []
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        plan_batches([1], 0)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(None, [5, 6]), (9, [5, 6, 9]), ([9, 6], [5, 6, 9])], ids=["none", "one", "list"]
+)
+def test_stop_tokens_are_those_of_model_tokenizer_and_template(llama, named, expected, monkeypatch):
+    vocabulary = {"<unk>": 0, "a": 1, "</s>": 5, "<|im_end|>": 6}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<unk>")), eos_token="</s>"
+    )
+    monkeypatch.setattr(llama.generation_config, "eos_token_id", named)
+    assert stop_token_ids(llama, tokenizer) == expected
+
+
+def test_a_model_and_a_tokenizer_without_stop_tokens(llama):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    assert stop_token_ids(llama, tokenizer) == []

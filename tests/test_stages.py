@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from gradsteer.commands import COMMANDS
+from gradsteer.stages import Stage, config_digest, input_digests
+
+
+@pytest.fixture()
+def stage(tmp_path):
+    return Stage(tmp_path, "evaluate-anchor", ("out.json",))
+
+
+def test_a_stage_goes_from_new_over_unfinished_to_done(stage, tmp_path):
+    config = {"model": {"temperature": 0.6}}
+    assert stage.state(config) == "new"
+    stage.write(config, finished=False)
+    assert stage.state(config) == "unfinished"
+    stage.write(config, finished=True)
+    assert stage.state(config) == "unfinished"  # its output is not there
+    (tmp_path / "out.json").write_text("{}")
+    assert stage.state(config) == "done"
+    assert stage.state({"model": {"temperature": 0.7}}) == "other"
+
+
+def test_changed_input_files_are_noticed(stage, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("1\n")
+    config = {"data": {"prompts": str(prompts)}}
+    (tmp_path / "out.json").write_text("{}")
+    stage.write(config, finished=True)
+    assert stage.state(config) == "done"
+    prompts.write_text("2\n")
+    assert stage.state(config) == "changed"
+
+
+def test_inputs_are_files_directories_and_shipped_resources(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    config = {
+        "model": {"model_name_or_path": str(tmp_path / "model"), "hub": "meta-llama/Llama-3.2-1B"},
+        "data": {"prompts": "gradsteer://topics/evaluation_prompts.jsonl", "word": "tests"},
+    }
+    assert sorted(input_digests(config)) == sorted([str(tmp_path / "model"), "gradsteer://topics/evaluation_prompts.jsonl"])
+
+
+def test_where_and_how_loudly_a_command_runs_is_no_part_of_its_digest():
+    config = {"alpha": [0.1, -0.1], "output_dir": "a", "trainer": {"logger": None, "enable_progress_bar": True}}
+    same = {"alpha": [0.1, -0.1], "output_dir": "b", "trainer": {"logger": False, "enable_progress_bar": False}}
+    assert config_digest(config) == config_digest(same)
+    assert config_digest(config) != config_digest({**config, "alpha": [-0.1, 0.1]})
+    assert config_digest(config) != config_digest({**config, "alpha": []})
+
+
+def test_a_record_of_another_format_or_a_broken_one_is_refused(stage):
+    stage.path.parent.mkdir(parents=True)
+    stage.path.write_text(json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="has format 99; accepted: 1"):
+        stage.state({})
+    stage.path.write_text("{")
+    with pytest.raises(ValueError, match="delete it to start afresh"):
+        stage.state({})
+
+
+def test_a_named_commands_stage_carries_the_name(tmp_path):
+    stage = Stage.of(tmp_path, COMMANDS["evaluate"], "base")
+    assert stage.key == "evaluate-base"
+    assert "responses/base.jsonl" in stage.outputs
+    assert Stage.of(tmp_path, COMMANDS["steer"], None).key == "steer"

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_llama
+
+from gradsteer.controls import random_like
+from gradsteer.diff import WeightDiff
+from gradsteer.percentiles import magnitude_percentile
+from gradsteer.transforms import apply_transforms, diff_weighting, parse_transform
+from gradsteer.vectors import SteeringVector
+
+
+def pair(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: parameter.shape for name, parameter in tiny_llama().named_parameters()}
+    make = lambda: {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}  # noqa: E731
+    return SteeringVector(make()), WeightDiff(make())
+
+
+@pytest.mark.parametrize("percentile", [0, 50, 97, 99.9, 100])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e20])
+def test_percentile_equals_numpy_in_float64(percentile, scale):
+    generator = torch.Generator().manual_seed(3)
+    tensors = [scale * torch.randn(shape, generator=generator) for shape in [(101,), (7, 13), (1,), (400, 5)]]
+    tensors.append(torch.zeros(37))
+    magnitudes = np.concatenate([tensor.abs().double().numpy().ravel() for tensor in tensors])
+    expected = np.percentile(magnitudes, percentile)
+    assert magnitude_percentile(lambda: tensors, percentile) == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_percentile_refuses_what_has_no_percentile():
+    with pytest.raises(ValueError, match="percentile is 101"):
+        magnitude_percentile(lambda: [torch.ones(3)], 101)
+    with pytest.raises(ValueError, match="no entries"):
+        magnitude_percentile(list, 97)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        magnitude_percentile(lambda: [torch.tensor([1.0, float("nan")])], 97)
+
+
+def test_diff_weighting_is_the_formula_in_float64():
+    vector, diff = pair()
+    magnitudes = np.concatenate([diff[name].abs().double().numpy().ravel() for name in diff])
+    scale = np.percentile(magnitudes, 97)
+    weighted = diff_weighting(vector, diff)
+    for name in vector:
+        expected = (diff[name].abs().double() / scale * vector[name].double()).float()
+        torch.testing.assert_close(weighted[name], expected)
+    assert weighted.cosine(vector) < 0.99  # not a no-op
+
+
+def test_the_percentile_argument_is_no_no_op():
+    vector, diff = pair()
+    low = apply_transforms(vector, diff, [{"diff_weighting": {"percentile": 50}}])
+    assert low.norm() > 2 * apply_transforms(vector, diff, ["diff_weighting"]).norm()
+
+
+def test_diff_weighting_refuses_a_missing_or_empty_diff():
+    vector, diff = pair()
+    with pytest.raises(ValueError, match="--steering.base"):
+        diff_weighting(vector, None)
+    with pytest.raises(ValueError, match="97th percentile of .* is 0"):
+        diff_weighting(vector, diff * 0.0)
+
+
+def test_unknown_transforms_and_arguments_are_named():
+    with pytest.raises(ValueError, match="unknown transform 'diff_wieghting'; accepted: diff_weighting"):
+        parse_transform("diff_wieghting")
+    with pytest.raises(ValueError, match="no argument 'percent'; accepted: percentile"):
+        parse_transform({"diff_weighting": {"percent": 3}})
+    with pytest.raises(ValueError, match="accepted: a name, or one name"):
+        parse_transform({"a": {}, "b": {}})
+    assert parse_transform({"diff_weighting": {"percentile": 95}})[0] == "diff_weighting(percentile=95)"
+
+
+def test_random_control_has_the_norm_of_every_tensor_and_no_direction_of_it():
+    vector, _ = pair()
+    control = random_like(vector, seed=0)
+    for name in vector:
+        assert float(control[name].norm()) == pytest.approx(float(vector[name].norm()), rel=1e-5)
+    assert abs(control.cosine(vector)) < 0.1
+    assert abs(control.cosine(random_like(vector, seed=1))) < 0.1
+    assert random_like(vector, seed=0).cosine(control) == pytest.approx(1)
