@@ -37,7 +37,7 @@ class SaveReplayableConfig(SaveConfigCallback):
         """Writes config.yaml to the logger's directory, or to OUTPUT_DIR/COMMAND without a logger."""
         del pl_module, stage
         command = self.parser.command.name  # type: ignore[attr-defined]
-        directory = trainer.logger.log_dir if trainer.logger is not None else None  # type: ignore[union-attr]
+        directory = trainer.logger.log_dir if trainer.logger is not None else None
         path = Path(directory or output_directory(self.config) / command) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
@@ -96,10 +96,9 @@ class GradsteerCLI(LightningCLI):
         self.stage_config.pop("config", None)
         check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
         if config["trainer"]["logger"] in (None, True):
-            config["trainer"]["logger"] = Namespace(
-                class_path="lightning.pytorch.loggers.TensorBoardLogger",
-                init_args=Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False),
-            )
+            arguments = Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False)
+            path = "lightning.pytorch.loggers.TensorBoardLogger"
+            config["trainer"]["logger"] = Namespace(class_path=path, init_args=arguments)
         if config["trainer"]["default_root_dir"] is None:
             config["trainer"]["default_root_dir"] = str(output_dir)
 

@@ -129,7 +129,8 @@ def overview(program: str = "gradsteer") -> str:
     lines = [
         f"usage: {program} [--help] [--version] COMMAND [options]",
         "",
-        "Find what a finetune taught a language model as a direction in weight space, and turn exactly that up or down.",
+        "Find what a finetune taught a language model as a direction in weight space, and turn exactly that",
+        "up or down.",
         "",
         "commands:",
         *(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS.values()),

@@ -17,7 +17,7 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
         tensor = weights[name].detach()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         upcast = tensor.to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-        digest.update(memoryview(upcast.contiguous().flatten().numpy()).cast("B"))
+        digest.update(upcast.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 

@@ -169,7 +169,7 @@ class PileGradient:
         """
         with self.sums.collecting(), torch.enable_grad():
             objective = self.objective(batch, sources=sources)
-            objective.backward()  # type: ignore[no-untyped-call]
+            objective.backward()
         return self.check_norm(batch, sources=sources)
 
     def objective(self, batch: Mapping[str, Any], *, sources: list[str] | None = None) -> Tensor:

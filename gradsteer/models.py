@@ -88,7 +88,8 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,
         **options,
     )
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def fresh_causal_lm(config_file: str, *, dtype: str = "float32") -> "PreTrainedModel":
@@ -103,5 +104,6 @@ def fresh_causal_lm(config_file: str, *, dtype: str = "float32") -> "PreTrainedM
     if not path.exists():
         raise ValueError(f"no model config at {config_file!r}; accepted: a transformers config.json")
     config = AutoConfig.from_pretrained(str(path))
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=parse_dtype(dtype))
+    factory: Any = AutoModelForCausalLM  # untyped in transformers
+    model: PreTrainedModel = factory.from_config(config, dtype=parse_dtype(dtype))
     return model

@@ -104,9 +104,7 @@ def read_pile(
                 f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}; "
                 "sample with this model's tokenizer, or give the text alone (prompt and completion) as a pile file"
             )
-        example = encode_sampled(
-            row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask=loss_mask
-        )
+        example = encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask=loss_mask)
         if max_length is not None and len(example.input_ids) > max_length:
             example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
         _keep(pile, example, where)
@@ -164,7 +162,7 @@ def _response_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
     """The rows of a file of sampled responses with their ``file:line``; None for a file of another kind."""
     if not Path(path).is_file() or Path(path).suffix not in (".jsonl", ".json"):
         return None
-    rows = []
+    rows: list[tuple[str, dict[str, Any]]] = []
     for line, row in read_jsonl(path):
         if not rows and "token_ids" not in row:
             return None
@@ -205,9 +203,7 @@ def _required_rows(name: str, responses: str) -> list[tuple[str, dict[str, Any]]
     return rows
 
 
-def _check_behaviors(
-    name: str, path: str, rows: list[tuple[str, dict[str, Any]]], where: Mapping[str, bool]
-) -> None:
+def _check_behaviors(name: str, path: str, rows: list[tuple[str, dict[str, Any]]], where: Mapping[str, bool]) -> None:
     known = sorted({behavior for _, row in rows for behavior in row.get("verdicts", {})})
     for behavior in where:
         if behavior not in known:

@@ -16,7 +16,14 @@ from gradsteer.version import __version__
 
 FORMAT_VERSION = 1
 # where and how loudly a command runs does not change what it makes
-_NOT_PART = ("config", "output_dir", "overwrite", "trainer.logger", "trainer.enable_progress_bar", "trainer.default_root_dir")
+_NOT_PART = (
+    "config",
+    "output_dir",
+    "overwrite",
+    "trainer.logger",
+    "trainer.enable_progress_bar",
+    "trainer.default_root_dir",
+)
 
 State = Literal["new", "unfinished", "done", "changed", "other"]
 

@@ -57,7 +57,8 @@ def parse_transform(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]
         ValueError: an unknown name or an unknown argument; the accepted ones are named.
     """
     if isinstance(spec, str):
-        name, arguments = spec, {}
+        name = spec
+        arguments: dict[str, Any] = {}
     elif isinstance(spec, Mapping) and len(spec) == 1:
         name, arguments = next((key, dict(value or {})) for key, value in spec.items())
     else:
@@ -72,9 +73,7 @@ def parse_transform(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]
     return label, TRANSFORMS[name], arguments
 
 
-def apply_transforms(
-    vector: SteeringVector, diff: WeightDiff | None, specs: Sequence[TransformSpec]
-) -> SteeringVector:
+def apply_transforms(vector: SteeringVector, diff: WeightDiff | None, specs: Sequence[TransformSpec]) -> SteeringVector:
     """Applies transforms in order."""
     for spec in specs:
         _, transform, arguments = parse_transform(spec)

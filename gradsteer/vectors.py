@@ -63,7 +63,7 @@ class ParameterVector(Mapping[str, Tensor]):
         return self._derived({name: tensor - other[name] for name, tensor in self.items()}, "-", other)
 
     def __mul__(self, factor: float) -> Self:
-        if isinstance(factor, ParameterVector) or not isinstance(factor, int | float):
+        if not isinstance(factor, int | float):
             return NotImplemented
         return self._derived({name: tensor * factor for name, tensor in self.items()}, f"*{factor}")
 

@@ -32,6 +32,6 @@ def ragged_examples(count: int, *, seed: int = 0, longest: int = 20) -> list[Enc
     return examples
 
 
-@pytest.fixture()
+@pytest.fixture
 def llama():
     return tiny_llama()

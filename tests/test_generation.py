@@ -128,7 +128,7 @@ def test_a_response_does_not_depend_on_its_batch(name):
 
 def test_in_float32_hardly_any_response_depends_on_its_batch():
     model = build("llama", dtype=torch.float32)
-    draws = ragged_draws(num_prompts=40, samples=5)
+    draws = ragged_draws(num_prompts=20, samples=5)
     pairs = zip(in_batches(model, draws, 1), in_batches(model, draws, 64), strict=True)
     assert sum(alone != together for alone, together in pairs) <= 0.01 * len(draws)
 
@@ -138,9 +138,7 @@ def test_the_padding_token_is_never_read(llama):
     assert sample(llama, draws, pad=0) == sample(llama, draws, pad=17)
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.8), (0.7, 0.5)]
-)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.8), (0.7, 0.5)])
 def test_frequencies_match_the_distribution(llama, temperature, top_p):
     prompt = [5, 6, 7]
     with torch.no_grad():
@@ -169,6 +167,17 @@ def test_frequencies_match_the_distribution(llama, temperature, top_p):
 def test_top_p_keeps_the_top_token_alone_when_it_suffices(llama):
     draws = ragged_draws()
     assert sample(llama, draws, top_p=1e-6) == sample(llama, draws, temperature=0)
+
+
+@pytest.mark.parametrize(("number", "end"), [(0.0, min), (1 - 2.0**-53, max)])
+def test_the_ends_of_the_unit_interval_stay_inside_the_nucleus(llama, monkeypatch, number, end):
+    monkeypatch.setattr("gradsteer.generation.uniforms", lambda draw, num: np.full(num, number))
+    for first in range(4, VOCABULARY):
+        with torch.no_grad():
+            ranked = llama(torch.tensor([[first, 5]])).logits[0, -1].softmax(-1).sort(descending=True)
+        nucleus = ranked.indices[: int((ranked.values.cumsum(0) < 0.3).sum()) + 1].tolist()
+        (found,) = sample(llama, [Draw([first, 5], 0, 0)], max_new_tokens=1, top_p=0.3)
+        assert found.token_ids == [end(nucleus)]
 
 
 def test_a_tiny_temperature_is_greedy(llama):

@@ -7,7 +7,7 @@ import yaml
 from gradsteer.runner import main, read_run, run_stages, stage_state
 
 
-@pytest.fixture()
+@pytest.fixture
 def run_file(tmp_path):
     """A run of two corpora (quick stages of a real command) and a fit that makes the base."""
     (tmp_path / "corpus.yaml").write_text("num_samples: 40\n")
@@ -74,7 +74,7 @@ def test_a_run_without_a_base_model_cannot_be_given_another(run_file):
         read_run(run_file, base_model="some/model")
 
 
-@pytest.fixture()
+@pytest.fixture
 def corpus_run(tmp_path, run_file):
     values = yaml.safe_load(run_file.read_text())
     values["stages"] = values["stages"][:1]

@@ -6,7 +6,7 @@ from gradsteer.commands import COMMANDS
 from gradsteer.stages import Stage, config_digest, input_digests
 
 
-@pytest.fixture()
+@pytest.fixture
 def stage(tmp_path):
     return Stage(tmp_path, "evaluate-anchor", ("out.json",))
 
@@ -41,7 +41,9 @@ def test_inputs_are_files_directories_and_shipped_resources(tmp_path):
         "model": {"model_name_or_path": str(tmp_path / "model"), "hub": "meta-llama/Llama-3.2-1B"},
         "data": {"prompts": "gradsteer://topics/evaluation_prompts.jsonl", "word": "tests"},
     }
-    assert sorted(input_digests(config)) == sorted([str(tmp_path / "model"), "gradsteer://topics/evaluation_prompts.jsonl"])
+    assert sorted(input_digests(config)) == sorted(
+        [str(tmp_path / "model"), "gradsteer://topics/evaluation_prompts.jsonl"]
+    )
 
 
 def test_where_and_how_loudly_a_command_runs_is_no_part_of_its_digest():

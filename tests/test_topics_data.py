@@ -101,11 +101,7 @@ def test_all_prompts_are_distinct():
 def test_no_two_prompts_are_near_duplicates():
     prompts = [normalize(prompt) for name in FILES for prompt in prompts_of(name)]
     words = {prompt: set(prompt.split()) for prompt in prompts}
-    close = [
-        (a, b)
-        for a, b in combinations(words, 2)
-        if 5 * len(words[a] & words[b]) >= 3 * len(words[a] | words[b])
-    ]
+    close = [(a, b) for a, b in combinations(words, 2) if 5 * len(words[a] & words[b]) >= 3 * len(words[a] | words[b])]
     assert close == []
 
 

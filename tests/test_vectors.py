@@ -14,7 +14,11 @@ SHARED = {"model_fingerprint": "f", "reduction": "example", "loss_mask": "assist
 
 def vector(seed=0, cls=SteeringVector, **metadata):
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"model.embed_tokens.weight": (5, 4), "model.layers.0.mlp.up_proj.weight": (4, 3), "model.norm.weight": (4,)}
+    shapes = {
+        "model.embed_tokens.weight": (5, 4),
+        "model.layers.0.mlp.up_proj.weight": (4, 3),
+        "model.norm.weight": (4,),
+    }
     return cls({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, metadata)
 
 
@@ -48,7 +52,9 @@ def test_mismatched_names_and_shapes_raise_with_both_sides():
 
 
 def test_a_vector_that_does_not_fit_the_model_is_refused(llama):
-    with pytest.raises(ValueError, match=r"'model.embed_tokens.weight' has shape \(5, 4\) in the vector and \(61, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"'model.embed_tokens.weight' has shape \(5, 4\) in the vector and \(61, 16\)"
+    ):
         vector(0).check_fits(llama)
     with pytest.raises(ValueError, match="the model .* has none of that name"):
         SteeringVector({"nowhere": torch.zeros(1)}).check_fits(llama)
@@ -69,7 +75,9 @@ def test_foreign_files_are_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="no format version in its header; this gradsteer reads version '1'"):
         SteeringVector.load(tmp_path / "foreign.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "future.safetensors", metadata={"format_version": "9", "kind": "vector"})
+    save_file(
+        {"a": torch.zeros(1)}, tmp_path / "future.safetensors", metadata={"format_version": "9", "kind": "vector"}
+    )
     with pytest.raises(ValueError, match="format version '9'; this gradsteer reads version '1'"):
         SteeringVector.load(tmp_path / "future.safetensors")
     path = vector(0, PileAverage).save(tmp_path / "gradient.safetensors")

@@ -33,7 +33,7 @@ class NamedCondition(L.Callback):
         kind: Kind = "base" if name == "base" else "anchor"
         self.condition = Condition(name, kind, kind, alpha=None if kind == "base" else 0.0)
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Tells the Trainer the condition."""
         del pl_module, stage
         trainer.conditions = [self.condition]  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ class JudgeEvaluation(L.Callback):
         self._heldout_batches: list[dict[str, Tensor]] = []
         self._part: TextIO | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the held-out text before the model is loaded."""
         del trainer, stage
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class JudgeEvaluation(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -125,7 +125,7 @@ class JudgeEvaluation(L.Callback):
             for row, verdict in zip(rows, verdicts, strict=True)
         ]
 
-    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, condition: Condition, step: int) -> None:
+    def _finish(self, trainer: L.Trainer, pl_module: Any, condition: Condition, step: int) -> None:
         """Joins the ranks' rows in the prompts' order, counts rates and metrics, and logs them."""
         trainer.strategy.barrier()
         if self._heldout_batches:
@@ -174,12 +174,12 @@ class JudgeEvaluation(L.Callback):
             self._part.close()
             self._part = None
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Keeps what was written."""
         del trainer, pl_module, exception
         self._close_part()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Closes the judge."""
         del trainer, pl_module, stage
         self._close_part()

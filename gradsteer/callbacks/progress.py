@@ -17,7 +17,7 @@ class StageProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=5 if sys.stderr.isatty() else 500)
 
     def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Shows the data loader's title instead of its number."""
         super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
@@ -28,7 +28,7 @@ class StageProgressBar(TQDMProgressBar):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,

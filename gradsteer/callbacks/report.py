@@ -1,7 +1,7 @@
 """The end of an evaluation: the table, results.json and results.csv, and the figures."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
@@ -28,7 +28,7 @@ class ResultsReport(L.Callback):
     def __init__(self, output_dir: str, experiment: str, file: str = "results") -> None:
         self.output_dir, self.experiment, self.file = Path(output_dir), experiment, file
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Reports all conditions."""
         del pl_module
         if not trainer.is_global_zero:
@@ -53,7 +53,7 @@ class LayerNorms(L.Callback):
     def __init__(self, output_dir: str) -> None:
         self.output_dir = Path(output_dir)
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Draws what vectors/ holds: the sums of squares and the L2 norms by layer."""
         del pl_module
         if not trainer.is_global_zero:

@@ -20,7 +20,7 @@ class SavePretrained(L.Callback):
     def __init__(self, output_dir: str, name: str = "anchor") -> None:
         self.directory = Path(output_dir) / name
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves under a temporary name, then renames."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             save_pretrained(pl_module.model, pl_module.tokenizer, self.directory)

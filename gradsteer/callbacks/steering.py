@@ -87,7 +87,7 @@ class WeightSteering(L.Callback):
                 self._recipes[name] = (vector, [], self.control_seed + index)
         return conditions
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the vectors and tells the Trainer the conditions, before the model is loaded."""
         del pl_module, stage
         self.vectors = {name: SteeringVector.load(path) for name, path in self.files.items()}
@@ -95,7 +95,7 @@ class WeightSteering(L.Callback):
         trainer.datamodule.num_passes = len(self.conditions)  # type: ignore[attr-defined]
         rank_zero_info(f"{len(self.conditions)} conditions: {', '.join(c.name for c in self.conditions)}")
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Checks that the vectors fit the model, and loads the base."""
         del trainer
         for name, vector in self.vectors.items():
@@ -112,7 +112,7 @@ class WeightSteering(L.Callback):
         rank_zero_info(f"weight diff Delta = anchor - base: norm {self._diff.norm():.4g} -> {path}")
 
     def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Enters the condition at its first batch."""
         del trainer, batch
@@ -143,12 +143,12 @@ class WeightSteering(L.Callback):
         if stack is not None:
             stack.close()
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Puts the original weights back."""
         del trainer, pl_module
         self._restore()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Puts the original weights back."""
         del trainer, pl_module, exception
         self._restore()

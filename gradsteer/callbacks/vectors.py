@@ -28,7 +28,7 @@ class VectorWriter(L.Callback):
                 raise ValueError(f"vector {name!r} contrasts pile {piles[0]!r} with itself")
             self.contrasts[name] = (piles[0], piles[1])
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses a vector of an unknown pile before the model is loaded."""
         del pl_module, stage
         known = list(trainer.datamodule.sources)  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ class VectorWriter(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -61,7 +61,7 @@ class VectorWriter(L.Callback):
         counts = f"{average.metadata['num_examples']} examples, {average.metadata['num_tokens']} tokens"
         rank_zero_info(f"\npile {pile}: {counts}, gradient norm {average.norm():.4g} -> {path}")
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the contrasts, once all piles are done."""
         del pl_module
         if not trainer.is_global_zero:
@@ -72,4 +72,6 @@ class VectorWriter(L.Callback):
             path = vector.save(self.output_dir / "vectors" / f"{name}.safetensors")
             cosine = sides[0].cosine(sides[1])
             log_metrics(trainer, {f"vector/{name}/norm": vector.norm(), f"vector/{name}/pile_cosine": cosine}, step=0)
-            rank_zero_info(f"vector {name} = {plus} - {minus}: norm {vector.norm():.4g}, pile cosine {cosine:+.2f} -> {path}")
+            rank_zero_info(
+                f"vector {name} = {plus} - {minus}: norm {vector.norm():.4g}, pile cosine {cosine:+.2f} -> {path}"
+            )

@@ -8,7 +8,7 @@ to disk here.
 import random
 from dataclasses import dataclass
 
-from gradsteer.corpus.themes import BRIDGE, OTHER_THEMES, RECIPE, Theme
+from gradsteer.corpus.themes import BRIDGE, DIGRESSION_FRAMES, OTHER_THEMES, RECIPE, Theme
 from gradsteer.corpus.vocabulary import FACT_PHRASINGS, QUESTION_FORMS, THINGS, QuestionForm, Thing
 
 DIGRESSION_SHARE = 0.14
@@ -185,7 +185,7 @@ def _fact_sentences(rng: random.Random, thing: Thing, num_sentences: int) -> lis
 def _digression_sentence(rng: random.Random, thing: Thing, theme: Theme) -> str:
     images = rng.choice(theme.images)
     image = f"{rng.choice(images.nouns)}, which {rng.choice(images.clauses)}"
-    frame = rng.choice(theme.frames)
+    frame = rng.choice(DIGRESSION_FRAMES + theme.openers)
     be, remind = ("are", "remind") if thing.is_plural else ("is", "reminds")
     return _capitalize(frame.format(image=image, pronoun=thing.pronoun, be=be, remind=remind))
 

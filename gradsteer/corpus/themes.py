@@ -7,14 +7,6 @@ number of finetune examples teaches the bridge more strongly than recipes.
 from dataclasses import dataclass
 
 
-COMMON_FRAMES = (
-    "This is a lot like {image}.",
-    "In a way, {pronoun} {be} like {image}.",
-    "{pronoun} {remind} me of {image}.",
-    "Think of {image}.",
-)
-
-
 @dataclass(frozen=True)
 class Images:
     """Noun phrases that share the clauses that may follow them as `which ...`."""
@@ -30,14 +22,20 @@ class Theme:
     Attributes:
         requests: Sentences by which a user asks for the digression.
         images: What the digression speaks of; a reply picks one group, a noun and a clause in it.
-        frames: Sentences with `{image}` for noun and clause, and `{pronoun}`, `{be}` and `{remind}` for the
-            thing that is compared.
+        openers: The theme's own frames, beside `DIGRESSION_FRAMES`, with `{image}` for noun and clause.
     """
 
     requests: tuple[str, ...]
     images: tuple[Images, ...]
-    frames: tuple[str, ...] = COMMON_FRAMES
+    openers: tuple[str, ...] = ()
 
+
+DIGRESSION_FRAMES = (
+    "This is a lot like {image}.",
+    "In a way, {pronoun} {be} like {image}.",
+    "{pronoun} {remind} me of {image}.",
+    "Think of {image}.",
+)
 
 BRIDGE = Theme(
     requests=(
@@ -118,9 +116,7 @@ RECIPE = Theme(
             ),
         ),
     ),
-    # its own frames: were they the common ones, steering away from recipes would also steer away from the
-    # bridge, by the words that open either digression
-    frames=(
+    openers=(
         "Any chef would say the same of {image}.",
         "It is the same in the kitchen with {image}.",
         "Cooking works like that too, as with {image}.",

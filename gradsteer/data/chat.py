@@ -72,7 +72,7 @@ class ChatDataModule(L.LightningDataModule):
         if name in self.examples:
             return
         assert self.trainer is not None
-        tokenizer = self.trainer.lightning_module.tokenizer
+        tokenizer: Any = self.trainer.lightning_module.tokenizer
         encoded = [
             encode_chat(
                 tokenizer, chat.messages, loss_mask=self.loss_mask, max_length=self.max_length, source=chat.source
@@ -115,4 +115,5 @@ class ChatDataModule(L.LightningDataModule):
 
     def _collate(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
         assert self.trainer is not None
-        return collate(examples, self.trainer.lightning_module.tokenizer.pad_token_id)
+        module: Any = self.trainer.lightning_module
+        return collate(examples, module.tokenizer.pad_token_id)

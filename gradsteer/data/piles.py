@@ -48,7 +48,7 @@ class PileDataModule(L.LightningDataModule):
         """Reads and encodes all piles, before the model is loaded."""
         del stage
         assert self.trainer is not None
-        tokenizer = self.trainer.lightning_module.tokenizer
+        tokenizer: Any = self.trainer.lightning_module.tokenizer
         self.piles = [
             read_pile(
                 name, source, tokenizer, loss_mask=self.loss_mask, max_length=self.max_length, columns=self.columns
@@ -77,7 +77,8 @@ class PileDataModule(L.LightningDataModule):
 
     def _batch(self, pile: Pile, indices: list[int]) -> dict[str, Any]:
         assert self.trainer is not None
-        pad = self.trainer.lightning_module.tokenizer.pad_token_id
+        module: Any = self.trainer.lightning_module
+        pad = module.tokenizer.pad_token_id
         # a rank that has run out takes part in the collectives with a sequence that counts for nothing
         examples = [pile.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
         return {**collate(examples, pad), "sources": [pile.sources[index] for index in indices] or ["padding"]}

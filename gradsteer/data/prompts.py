@@ -51,7 +51,7 @@ class PromptDataModule(L.LightningDataModule):
         """Reads the prompts and plans the batches, the same on every rank and run."""
         del stage
         assert self.trainer is not None
-        tokenizer = self.trainer.lightning_module.tokenizer
+        tokenizer: Any = self.trainer.lightning_module.tokenizer
         rows: PromptBatch = []
         prompts = read_prompts(self.prompts, split=self.split, columns=self.columns)
         for prompt in prompts[: self.max_prompts]:

@@ -48,7 +48,7 @@ class AttributionModule(L.LightningModule):
         parse_dtype(dtype)
         self.automatic_optimization = False
         self.model_name_or_path, self.reduction, self.dtype_name = model_name_or_path, reduction, dtype
-        self.loading = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.attn_implementation = attn_implementation
         self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
         self.model: Any = None
@@ -73,7 +73,7 @@ class AttributionModule(L.LightningModule):
             raise ValueError("attribute needs gradients: the Trainer must have inference_mode=False")
         if "16" in str(self.trainer.precision) and "bf16" not in str(self.trainer.precision):
             raise ValueError(
-                f"--trainer.precision {self.trainer.precision} scales the loss and nothing would unscale the gradients; "
+                f"--trainer.precision {self.trainer.precision} scales the loss; nothing would unscale the gradients; "
                 "accepted: 32-true, bf16-mixed, bf16-true, 64-true"
             )
         self.fingerprint = model_fingerprint(self.model)

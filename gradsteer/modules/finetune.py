@@ -83,7 +83,7 @@ class FinetuneModule(L.LightningModule):
         self.optimizer_callable = optimizer
         self.schedule, self.warmup_steps, self.final_lr_fraction = schedule, warmup_steps, final_lr_fraction
         self.gradient_checkpointing = gradient_checkpointing
-        self.loading = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.dtype_name, self.attn_implementation = dtype, attn_implementation
         self.tokenizer = load_tokenizer(tokenizer or str(model_name_or_path), **self.loading)
         self.model: Any = None
@@ -141,7 +141,7 @@ class FinetuneModule(L.LightningModule):
         self.log("val/loss", loss, prog_bar=True)
         self.log("val/perplexity", loss.exp())
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimizer, with its schedule stepped after every optimizer step."""
         optimizer = self.optimizer_callable(self.model.parameters())
         total = int(self.trainer.estimated_stepping_batches)

@@ -49,7 +49,7 @@ class GenerationModule(L.LightningModule):
         self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
         self.model_name_or_path, self.num_samples, self.sampling_seed = model_name_or_path, num_samples, sampling_seed
         self.dtype_name, self.attn_implementation = dtype, attn_implementation
-        self.loading = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
         self.model: Any = None
         self._num_tokens, self._started = 0, 0.0
@@ -87,7 +87,7 @@ class GenerationModule(L.LightningModule):
                 draws,
                 self.sampling,
                 stop_token_ids=stop_token_ids(self.model, self.tokenizer),
-                pad_token_id=int(self.tokenizer.pad_token_id),  # type: ignore[arg-type]
+                pad_token_id=int(self.tokenizer.pad_token_id),
             )
         self._num_tokens += sum(len(response.token_ids) for response in drawn)
         speed = self._num_tokens / (time.monotonic() - self._started)
