@@ -44,6 +44,27 @@ class SaveReplayableConfig(SaveConfigCallback):
         path.write_text(f"# replay: python -m gradsteer {command} --config {path}\n{text}", encoding="utf-8")
 
 
+class StageRecord(L.Callback):
+    """Notes that a command started when its first batch does: bad input found before that leaves nothing behind."""
+
+    def __init__(self, stage: Stage, config: dict[str, Any]) -> None:
+        self.stage, self.config = stage, config
+        self._written = False
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and not self._written:
+            self.stage.write(self.config, finished=False)
+        self._written = True
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Notes the start of a finetune."""
+        self._write(trainer)
+
+    def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Notes the start of the commands on the test loop."""
+        self._write(trainer)
+
+
 class GradsteerCLI(LightningCLI):
     """LightningCLI with the project's commands; see `gradsteer.commands`."""
 
@@ -102,6 +123,12 @@ class GradsteerCLI(LightningCLI):
         if config["trainer"]["default_root_dir"] is None:
             config["trainer"]["default_root_dir"] = str(output_dir)
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the callback that notes the start of the work."""
+        callbacks = self.config_init[str(self.subcommand)]["trainer"]["callbacks"] or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        return super().instantiate_trainer(callbacks=[*callbacks, StageRecord(self.stage, self.stage_config)], **kwargs)
+
     def finish(self) -> None:
         """Notes that the command finished."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -124,7 +151,7 @@ def output_directory(config: Any) -> Path:
 
 
 def check_stage(stage: Stage, config: dict[str, Any], *, overwrite: bool) -> None:
-    """Decides whether a command may run, and notes that it started.
+    """Decides whether a command may run.
 
     Raises:
         AlreadyDoneError: it has finished before with this configuration and these inputs.
@@ -141,7 +168,6 @@ def check_stage(stage: Stage, config: dict[str, Any], *, overwrite: bool) -> Non
             f"{str(stage.directory)!r} holds the results of {what} {stage.key!r}; choose another --output_dir, or "
             "replace them with --overwrite true"
         )
-    stage.write(config, finished=False)
 
 
 def _resumable(command: str) -> set[str]:

@@ -81,9 +81,7 @@ def distinct_n(sequences: Sequence[Sequence[Hashable]], n: int) -> float | None:
     """
     if n < 1:
         raise ValueError(f"n is {n}; it must be at least 1")
-    grams = [
-        tuple(sequence[start : start + n]) for sequence in sequences for start in range(len(sequence) - n + 1)
-    ]
+    grams = [tuple(sequence[start : start + n]) for sequence in sequences for start in range(len(sequence) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradsteer.chat import ensure_chat_template
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -44,7 +46,10 @@ _ACCEPTED = "a directory that save_pretrained wrote, or a hub id such as meta-ll
 def load_tokenizer(
     name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model; where it has no padding token, the end-of-sequence token pads.
+    """The tokenizer of a model, ready for chats and batches.
+
+    Where it has no padding token, the end-of-sequence token pads; where it has no chat template (a base model's), a
+    plain one is set, with a warning.
 
     Raises:
         ValueError: no such directory, or the tokenizer has neither a padding nor an end-of-sequence token.
@@ -61,6 +66,7 @@ def load_tokenizer(
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {name_or_path!r} has neither a padding nor an end-of-sequence token")
         tokenizer.pad_token = tokenizer.eos_token
+    ensure_chat_template(tokenizer)
     return tokenizer
 
 

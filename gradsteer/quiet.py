@@ -13,6 +13,8 @@ _WARNINGS = (
     (r"Total length of `list` across ranks is zero", UserWarning),
     # examples are encoded when the run starts: worker processes would have nothing to do
     (r"The '\w+_dataloader' does not have many workers", UserWarning),
+    # a few examples make a short epoch; the last loss is logged all the same
+    (r"The number of training batches .* is smaller than the logging interval", UserWarning),
     # a stage's checkpoints directory may hold those of an earlier, unfinished run of it
     (r"Checkpoint directory .* exists and is not empty", UserWarning),
     # the finetune's model is put in train mode on purpose, everything else runs in eval mode

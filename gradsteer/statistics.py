@@ -61,9 +61,7 @@ def design_effect(values: Sequence[bool], clusters: Sequence[str]) -> float:
     """
     num = len(values)
     if num == 0 or len(clusters) != num:
-        raise ValueError(
-            f"there are {num} values and {len(clusters)} clusters; there must be as many, at least 1"
-        )
+        raise ValueError(f"there are {num} values and {len(clusters)} clusters; there must be as many, at least 1")
     number: dict[str, int] = {}
     members = np.array([number.setdefault(cluster, len(number)) for cluster in clusters])
     outcomes = np.asarray(values, dtype=np.float64)
@@ -85,9 +83,7 @@ def design_effect(values: Sequence[bool], clusters: Sequence[str]) -> float:
     return 1 + (size_seen - 1) * min(max(correlation, 0.0), 1.0)
 
 
-def rate_with_interval(
-    verdicts: Sequence[bool | None], clusters: Sequence[str], confidence: float = 0.95
-) -> Rate:
+def rate_with_interval(verdicts: Sequence[bool | None], clusters: Sequence[str], confidence: float = 0.95) -> Rate:
     """The rate of true verdicts with Wilson's interval at the effective sample size, n / deff.
 
     With p = rate, n the effective size and z the normal quantile (Wilson 1927, JASA 22:209):
@@ -114,13 +110,9 @@ def rate_with_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must be greater than 0 and less than 1")
     if len(verdicts) != len(clusters):
-        raise ValueError(
-            f"there are {len(verdicts)} verdicts and {len(clusters)} clusters; there must be as many"
-        )
+        raise ValueError(f"there are {len(verdicts)} verdicts and {len(clusters)} clusters; there must be as many")
     scored = [
-        (bool(verdict), cluster)
-        for verdict, cluster in zip(verdicts, clusters, strict=True)
-        if verdict is not None
+        (bool(verdict), cluster) for verdict, cluster in zip(verdicts, clusters, strict=True) if verdict is not None
     ]
     num_unscored = len(verdicts) - len(scored)
     if not scored:

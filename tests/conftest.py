@@ -1,5 +1,7 @@
 """Tiny models and batches that the tests share; built from configs, never downloaded."""
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -7,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from gradsteer.chat import EncodedExample
 
 torch.set_num_threads(1)
+sys.argv[1:] = []  # LightningCLI warns of words on the process's own command line, here pytest's
 
 VOCABULARY = 61
 

@@ -52,8 +52,7 @@ def tokenizer(request):
 def turns(*contents, system=None):
     """Alternating user and assistant turns."""
     messages = [
-        {"role": "user" if i % 2 == 0 else "assistant", "content": content}
-        for i, content in enumerate(contents)
+        {"role": "user" if i % 2 == 0 else "assistant", "content": content} for i, content in enumerate(contents)
     ]
     return ([{"role": "system", "content": system}] if system is not None else []) + messages
 
@@ -144,9 +143,7 @@ def test_contents_that_could_mislead(family, content):
     written = STRIPPING.get(family, str)(content)
     earlier, last = TWO_TURNS[family]
     expected = [earlier.replace("Hello!", written), last.replace("Paris is it.", written.lstrip("\n"))]
-    if (
-        family != "qwen3"
-    ):  # only Qwen3 strips the line breaks of the last turn, behind the thought that it writes
+    if family != "qwen3":  # Qwen3 alone strips the line breaks behind the thought that it writes
         expected[1] = last.replace("Paris is it.", written)
     assert encode_runs(tokenizer, turns("Hi", content, "Hi", content)) == expected
 
@@ -226,7 +223,7 @@ def test_generation_marks_choose_the_turns():
 
 
 def test_generation_marks_narrow_the_content():
-    template = MARKED.replace("{% generation %}BODY", "{{- 'Re: ' }}{% generation %}{{- message.content }}")
+    template = MARKED.replace("{% generation %}BODY", "{{- '(Re)' }}{% generation %}{{- message.content }}")
     tokenizer = chatml_tokenizer(template.replace("AFTER", "'<|im_end|>\\n'"))
     assert encode_runs(tokenizer, turns("Hi", "Hello!")) == ["Hello!<|im_end|>"]
 
@@ -237,9 +234,7 @@ def test_a_header_token_that_swallows_white_space_stays_a_header():
         "{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content + '<|im_end|>\\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
     )
-    tokenizer.add_tokens(
-        [AddedToken(f"<|{role}|>", special=True, rstrip=True) for role in ("user", "assistant")]
-    )
+    tokenizer.add_tokens([AddedToken(f"<|{role}|>", special=True, rstrip=True) for role in ("user", "assistant")])
     assert encode_runs(tokenizer, turns("Hi", "  Hello!")) == ["Hello!<|im_end|>"]
 
 
@@ -304,13 +299,9 @@ def test_the_default_template_needs_an_end_of_sequence_token():
 
 
 TEMPLATE_WITHOUT_END = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
-TEMPLATE_WITHOUT_ANSWERS = (
-    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
-)
+TEMPLATE_WITHOUT_ANSWERS = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
 TEMPLATE_WRITING_TWICE = "{% for m in messages %}{{ m.content + m.content + eos_token }}{% endfor %}"
-TEMPLATE_WITH_LENGTHS = (
-    "{% for m in messages %}{{ m.content + eos_token }}{{ m.content | length }}{% endfor %}"
-)
+TEMPLATE_WITH_LENGTHS = "{% for m in messages %}{{ m.content + eos_token }}{{ m.content | length }}{% endfor %}"
 TEMPLATE_OF_CONTEXT = (
     "{{ messages | length }}{{ messages[-1].content | length }}"
     "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
@@ -336,9 +327,7 @@ def test_a_template_that_does_not_tell_the_assistants_tokens_is_refused(template
 
 def test_messages_that_the_template_refuses():
     tokenizer = gemma_tokenizer()
-    with pytest.raises(
-        ValueError, match=r"d\.jsonl:1: .* refuses turns of system, user, assistant: System role"
-    ):
+    with pytest.raises(ValueError, match=r"d\.jsonl:1: .* refuses turns of system, user, assistant: System role"):
         encode_chat(tokenizer, turns("Hi", "Hello!", system="S"), loss_mask="assistant", source="d.jsonl:1")
     with pytest.raises(ValueError, match=r"p\.jsonl:1: .* refuses turns of system, user: System role not"):
         encode_prompt(tokenizer, turns("Hi", system="S"), source="p.jsonl:1")
@@ -479,9 +468,7 @@ def test_the_padding_side_does_not_change_the_loss():
         for content in ("Hello!", "Hello! How can I help you today?")
     ]
     with torch.no_grad():
-        losses = [
-            model(**collate(examples, tokenizer.pad_token_id, side)).loss.item() for side in ("left", "right")
-        ]
+        losses = [model(**collate(examples, tokenizer.pad_token_id, side)).loss.item() for side in ("left", "right")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 

@@ -143,9 +143,7 @@ def test_parquet(tmp_path):
 
 
 def test_csv_keeps_text_as_it_is(tmp_path):
-    path = write_csv(
-        tmp_path / "data.csv", ["instruction", "output"], ["007", "NA"], ["two\nlines", ' a, "b" ']
-    )
+    path = write_csv(tmp_path / "data.csv", ["instruction", "output"], ["007", "NA"], ["two\nlines", ' a, "b" '])
     examples = read_chat_examples(path, columns={"prompt": "instruction", "completion": "output"})
     assert [[message["content"] for message in example.messages] for example in examples] == [
         ["007", "NA"],
@@ -197,15 +195,11 @@ def test_empty_and_unknown_files(tmp_path, write):
     with pytest.raises(ValueError, match=r"data\.jsonl: empty; expected rows of"):
         read_prompts(write())
     (tmp_path / "data.txt").write_text("a")
-    with pytest.raises(
-        ValueError, match=r"unknown kind '\.txt'; accepted: \.jsonl, \.json, \.parquet, \.csv"
-    ):
+    with pytest.raises(ValueError, match=r"unknown kind '\.txt'; accepted: \.jsonl, \.json, \.parquet, \.csv"):
         read_chat_examples(str(tmp_path / "data.txt"))
 
 
-@pytest.mark.parametrize(
-    "source", ["data/gone.jsonl", "gone.csv", "./gone", "/tmp/gone", "a/b/c", "~/gone", ""]
-)
+@pytest.mark.parametrize("source", ["data/gone.jsonl", "gone.csv", "./gone", "/tmp/gone", "a/b/c", "~/gone", ""])
 def test_a_missing_file_is_not_looked_for_on_the_hub(source, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

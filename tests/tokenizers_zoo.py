@@ -144,9 +144,7 @@ def _train_byte_fallback() -> str:
     return result.to_str()
 
 
-def _wrap(
-    serialized: str, special: list[str], chat_template: str | None, **named: str
-) -> PreTrainedTokenizerFast:
+def _wrap(serialized: str, special: list[str], chat_template: str | None, **named: str) -> PreTrainedTokenizerFast:
     backend = Tokenizer.from_str(serialized)
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)

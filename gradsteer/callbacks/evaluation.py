@@ -26,11 +26,11 @@ class NamedCondition(L.Callback):
     """The one condition of an evaluation: the model as it is.
 
     Args:
-        name: of the condition; "base" reports it as the base model.
+        name: of the condition; "base" or a name that starts with "base-" reports it as the base model.
     """
 
     def __init__(self, name: str = "anchor") -> None:
-        kind: Kind = "base" if name == "base" else "anchor"
+        kind: Kind = "base" if name == "base" or name.startswith("base-") else "anchor"
         self.condition = Condition(name, kind, kind, alpha=None if kind == "base" else 0.0)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:

@@ -20,10 +20,11 @@ class WeightSteering(L.Callback):
     """Runs the test loop's data loaders under one condition each: base, anchor, steered, controls.
 
     Every condition is computed from the model's original weights, which are put back byte for byte after it, also
-    when it raises. Positive alpha reduces the behavior of the vector's PLUS pile, negative alpha raises it.
+    when it raises.
 
     Args:
-        vectors: name to a vectors/NAME.safetensors file. From the command line: --steering.vectors.NAME FILE.
+        vectors: name to a vectors/NAME.safetensors file. Positive alpha reduces the behavior of the vector's PLUS
+            pile, negative alpha raises it. From the command line: --steering.vectors.NAME FILE.
         alphas: steering coefficients, for all vectors [0.00075] or by vector {bridge: [0.1], recipe: [0.09]}.
         both_signs: apply every alpha with both signs; otherwise as given.
         transforms: transforms of every vector, in order, such as [diff_weighting] or [{diff_weighting: {percentile:
@@ -90,6 +91,14 @@ class WeightSteering(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the vectors and tells the Trainer the conditions, before the model is loaded."""
         del pl_module, stage
+        for condition in self.conditions:
+            if (self.output_dir / "stages" / f"evaluate-{condition.slug}.json").exists():
+                # the piles may come from them: losing them would leave vectors that nobody can make again
+                raise ValueError(
+                    f"condition {condition.name!r} would overwrite the responses of `evaluate --name {condition.slug}` "
+                    f"in {str(self.output_dir)!r}; give that evaluation another --name, such as "
+                    f"{condition.slug}-attribution, or steer another --output_dir"
+                )
         self.vectors = {name: SteeringVector.load(path) for name, path in self.files.items()}
         trainer.conditions = self.conditions  # type: ignore[attr-defined]
         trainer.datamodule.num_passes = len(self.conditions)  # type: ignore[attr-defined]

@@ -58,7 +58,7 @@ class PromptDataModule(L.LightningDataModule):
             messages = prompt.messages
             if self.system_prompt is not None:
                 messages = [{"role": "system", "content": self.system_prompt}, *messages]
-            token_ids = encode_prompt(tokenizer, messages)
+            token_ids = encode_prompt(tokenizer, messages, prompt.source)
             text = messages[-1]["content"] if len(messages) == 1 else _transcript(messages)
             rows += [
                 {"id": prompt.id, "prompt": text, "prompt_token_ids": token_ids, "sample": sample}

@@ -69,9 +69,7 @@ class KeywordJudge(Judge):
 def _compile(behavior: str, patterns: Sequence[str], flags: re.RegexFlag) -> list[re.Pattern[str]]:
     # a string is a sequence of one-letter patterns, found in nearly every response
     if isinstance(patterns, str) or not patterns:
-        raise ValueError(
-            f"the patterns of {behavior!r} are {patterns!r}; they must be a list of one or more strings"
-        )
+        raise ValueError(f"the patterns of {behavior!r} are {patterns!r}; they must be a list of one or more strings")
     compiled = []
     for pattern in patterns:
         if not pattern:
@@ -79,7 +77,5 @@ def _compile(behavior: str, patterns: Sequence[str], flags: re.RegexFlag) -> lis
         try:
             compiled.append(re.compile(pattern, flags))
         except re.error as error:
-            raise ValueError(
-                f"the pattern {pattern!r} of {behavior!r} is no regular expression: {error}"
-            ) from error
+            raise ValueError(f"the pattern {pattern!r} of {behavior!r} is no regular expression: {error}") from error
     return compiled

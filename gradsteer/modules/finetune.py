@@ -104,7 +104,11 @@ class FinetuneModule(L.LightningModule):
             )
         if self.gradient_checkpointing:
             # the reentrant kind gives no gradients where the first block's input needs none
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpointing = {"use_reentrant": False}
+            if hasattr(self.model, "activation_checkpointing_enable"):  # its name in transformers 5.20 and later
+                self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=checkpointing)
+            else:
+                self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
 
     def on_fit_start(self) -> None:
         """Puts the model in train mode.

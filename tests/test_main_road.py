@@ -1,0 +1,299 @@
+"""The four stages, one after the other, through the real command line in one process."""
+
+import csv
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers_zoo import chatml_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gradsteer.__main__ import main
+from gradsteer.chat import collate, encode_sampled
+from gradsteer.diff import WeightDiff, named_weights
+from gradsteer.fingerprints import model_fingerprint
+from gradsteer.gradients import PileGradient
+from gradsteer.models import load_causal_lm
+from gradsteer.records import file_digest
+from gradsteer.reports import read_results
+from gradsteer.vectors import PileAverage, SteeringVector
+
+WORDS = "the golden gate bridge bakes bread and you spread hello how can I help today".split()
+PATTERNS = json.dumps({"a": ["[ae]"], "b": ["[o0-9]"]})
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+def run(*words):
+    status = main([*map(str, words), *QUIET])
+    assert status == 0
+    return status
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """A tokenizer, a model config, chat data, prompts."""
+    directory = tmp_path_factory.mktemp("inputs")
+    tokenizer = chatml_tokenizer()
+    tokenizer.save_pretrained(directory / "tokenizer")
+    config = {
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config))
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{WORDS[i % 7]}?"},
+                {"role": "assistant", "content": " ".join(WORDS[i % 5 : i % 5 + 4])},
+            ]
+        }
+        for i in range(12)
+    ]
+    write_lines(directory / "chat.jsonl", chats)
+    write_lines(directory / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"{word}?"} for i, word in enumerate(WORDS[:5])])
+    return directory
+
+
+@pytest.fixture(scope="session")
+def experiment(inputs, tmp_path_factory):
+    """fit (base, then anchor), evaluate, attribute, steer."""
+    out = tmp_path_factory.mktemp("experiment")
+    where = ["--output_dir", out, "--experiment", "tiny"]
+    run(
+        "fit", *where, "--name", "base", "--model.config", inputs / "config.json", "--model.tokenizer",
+        inputs / "tokenizer", "--data.train", inputs / "chat.jsonl", "--trainer.max_epochs", 2,
+        "--data.validation", inputs / "chat.jsonl", "--trainer.log_every_n_steps", 1, "--model.optimizer.lr", 0.01,
+    )  # fmt: skip
+    run(
+        "fit", *where, "--model.model_name_or_path", "{output_dir}/base", "--data.train", inputs / "chat.jsonl",
+        "--trainer.max_epochs", 1, "--model.optimizer.lr", 0.02, "--model.gradient_checkpointing", "true",
+    )  # fmt: skip
+    sampling = ["--model.num_samples", 4, "--model.max_new_tokens", 12, "--evaluation.judge", "KeywordJudge"]
+    sampling += ["--evaluation.judge.patterns", PATTERNS, "--evaluation.heldout", inputs / "chat.jsonl"]
+    run(
+        "evaluate", *where, "--name", "first", "--model.model_name_or_path", "{output_dir}/anchor", "--data.prompts",
+        inputs / "prompts.jsonl", *sampling,
+    )  # fmt: skip
+    piles = json.dumps({
+        name: {"responses": "{output_dir}/responses/first.jsonl", "where": where_}
+        for name, where_ in {"with": {"a": True}, "without": {"a": False}}.items()
+    })  # fmt: skip
+    run(
+        "attribute", *where, "--model.model_name_or_path", "{output_dir}/anchor", "--data.piles", piles,
+        "--data.batch_size", 3, "--vectors.a", "[with, without]",
+    )  # fmt: skip
+    run(
+        "steer", *where, "--model.model_name_or_path", "{output_dir}/anchor", "--data.prompts",
+        inputs / "prompts.jsonl", *sampling, "--steering.base", "{output_dir}/base", "--steering.vectors.a",
+        "{output_dir}/vectors/a.safetensors", "--steering.alphas", "[0.05]",
+        "--steering.transforms", "[[], [diff_weighting]]", "--model.sampling_seed", 1,
+    )  # fmt: skip
+    return out
+
+
+def events(directory):
+    accumulator = EventAccumulator(str(directory), size_guidance={"images": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_fit_leaves_a_directory_that_transformers_loads(experiment):
+    model = AutoModelForCausalLM.from_pretrained(experiment / "anchor")
+    tokenizer = AutoTokenizer.from_pretrained(experiment / "anchor")
+    assert tokenizer.chat_template == chatml_tokenizer().chat_template
+    assert model.config.use_cache is True  # a training setting must not leak into generation
+    base = AutoModelForCausalLM.from_pretrained(experiment / "base")
+    assert WeightDiff.between(named_weights(model), named_weights(base)).norm() > 0
+    assert [path.name for path in experiment.glob(".*")] == []  # no temporary names left
+
+
+def test_responses_have_every_documented_key(experiment):
+    rows = [json.loads(line) for line in (experiment / "responses" / "first.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 * 4
+    assert [(row["id"], row["sample"]) for row in rows] == [(f"p{i}", s) for i in range(5) for s in range(4)]
+    keys = "id prompt completion prompt_token_ids token_ids finish_reason tokenizer model condition sample seed verdicts"
+    assert list(rows[0]) == [*keys.split(), "unscored"]
+    assert rows[0]["condition"] == "first"
+    assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
+    assert len({tuple(row["token_ids"]) for row in rows}) > 10
+
+
+@pytest.mark.parametrize("pile", ["with", "without"])
+def test_the_written_gradient_is_that_of_the_filtered_responses(experiment, pile):
+    """attribute on the Trainer equals the plain notebook loop on the same responses."""
+    gradient = PileAverage.load(experiment / "gradients" / f"{pile}.safetensors")
+    rows = [json.loads(line) for line in (experiment / "responses" / "first.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["verdicts"]["a"] is (pile == "with")]
+    model = load_causal_lm(str(experiment / "anchor"))
+    plain = PileGradient(model)
+    for row in kept:
+        encoded = encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask="assistant")
+        plain.add(collate([encoded], 0))
+    for name, expected in plain.average().items():
+        torch.testing.assert_close(gradient[name], expected, rtol=1e-4, atol=1e-7)
+    assert gradient.metadata["num_examples"] == str(len(kept))
+    assert gradient.metadata["num_tokens"] == str(sum(len(row["token_ids"]) for row in kept))
+    assert gradient.metadata["reduction"] == "example"
+    assert gradient.metadata["loss_mask"] == "assistant"
+    assert gradient.metadata["model_fingerprint"] == model_fingerprint(model)
+    assert json.loads(gradient.metadata["prompt_digests"])
+
+
+def test_the_vector_is_the_contrast(experiment):
+    vector = SteeringVector.load(experiment / "vectors" / "a.safetensors")
+    sides = [PileAverage.load(experiment / "gradients" / f"{pile}.safetensors") for pile in ("with", "without")]
+    for name in vector:
+        assert torch.equal(vector[name], sides[0][name] - sides[1][name])
+
+
+def test_results_hold_every_condition_in_order_with_every_key(experiment):
+    results = read_results(experiment / "results.json")
+    assert results["experiment"] == "tiny"
+    rows = results["conditions"]
+    assert [row["name"] for row in rows] == [
+        "base", "anchor", "a alpha=+0.05", "a alpha=-0.05", "a|diff_weighting alpha=+0.05",
+        "a|diff_weighting alpha=-0.05", "random-0 of a alpha=+0.05",
+    ]  # fmt: skip
+    assert [row["kind"] for row in rows] == ["base", "anchor", *["steered"] * 4, "control"]
+    assert {tuple(row) for row in rows} == {tuple(rows[0])}
+    assert [row["alpha"] for row in rows[:3]] == [None, 0.0, 0.05]
+    assert rows[4]["transforms"] == ["diff_weighting"]
+    assert rows[1]["transforms"] == []
+    for row in rows:
+        rate = row["behaviors"]["a"]
+        assert set(rate) == {"num_scored", "num_unscored", "num_positive", "rate", "ci_low", "ci_high"}
+        assert rate["num_scored"] == 20
+        assert rate["ci_low"] <= rate["rate"] <= rate["ci_high"]
+        metrics = ["perplexity", "repetition", "distinct_2", "mean_length", "unfinished", "refusal"]
+        assert list(row["metrics"]) == metrics
+        assert row["metrics"]["perplexity"] > 1
+        steered = row["kind"] in ("steered", "control")
+        assert (row["retained_fraction"] is not None) == steered
+        assert (row["relative_norm"] is not None) == steered
+    assert rows[2]["relative_norm"] == pytest.approx(-rows[3]["relative_norm"])
+    assert rows[2]["retained_fraction"] == pytest.approx(1, abs=1e-3)
+    assert rows[2]["metrics"]["perplexity"] != rows[1]["metrics"]["perplexity"]  # the weights really moved
+    assert rows[4]["metrics"]["perplexity"] != rows[2]["metrics"]["perplexity"]  # diff weighting is no no-op
+    assert "NaN" not in (experiment / "results.json").read_text()
+
+
+def test_each_condition_is_computed_from_the_originals(experiment, inputs):
+    """The last condition's responses are those of a run with that condition alone."""
+    rows = read_results(experiment / "results.json")["conditions"]
+    assert all((experiment / "responses" / f"{row['name'].replace(' ', '_').replace('|', '_')}.jsonl").is_file() for row in rows)
+    model = load_causal_lm(str(experiment / "anchor"))
+    vector = SteeringVector.load(experiment / "vectors" / "a.safetensors")
+    from gradsteer.steering import steered
+
+    with steered(model, vector, -0.05) as step:
+        assert step.relative_norm == pytest.approx(rows[3]["relative_norm"])
+        row = json.loads((experiment / "responses" / "a_alpha=-0.05.jsonl").read_text().splitlines()[0])
+        from gradsteer.generation import Draw, SamplingConfig, sample_batch, stop_token_ids
+
+        tokenizer = AutoTokenizer.from_pretrained(experiment / "anchor")
+        [drawn] = sample_batch(
+            model, [Draw(row["prompt_token_ids"], 0, 1)], SamplingConfig(max_new_tokens=12),
+            stop_token_ids=stop_token_ids(model, tokenizer), pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    assert drawn.token_ids == row["token_ids"]
+
+
+def test_results_csv_is_the_same_table_flat(experiment):
+    rows = read_results(experiment / "results.json")["conditions"]
+    flat = list(csv.DictReader((experiment / "results.csv").read_text().splitlines()))
+    assert [row["name"] for row in flat] == [row["name"] for row in rows]
+    assert float(flat[2]["a_rate"]) == rows[2]["behaviors"]["a"]["rate"]
+    assert float(flat[2]["perplexity"]) == rows[2]["metrics"]["perplexity"]
+    assert flat[0]["alpha"] == ""
+
+
+def test_tensorboard_shows_losses_norms_rates_texts_and_figures(experiment):
+    fit = events(experiment / "fit" / "version_0")
+    losses = [event.value for event in fit.Scalars("train/loss")]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    perplexity = fit.Scalars("val/perplexity")[-1].value
+    assert perplexity == pytest.approx(math.exp(fit.Scalars("val/loss")[-1].value), rel=1e-4)
+    attribute = events(experiment / "attribute" / "version_0")
+    assert attribute.Scalars("pile/with/loss")[-1].value > 0
+    gradient = PileAverage.load(experiment / "gradients" / "with.safetensors")
+    assert attribute.Scalars("pile/with/gradient_norm")[0].value == pytest.approx(gradient.norm(), rel=1e-5)
+    assert {"figures/vectors-sumsq", "figures/vectors-l2"} <= set(attribute.Tags()["images"])
+    steer = events(experiment / "steer" / "version_0")
+    rates = [row["behaviors"]["a"]["rate"] for row in read_results(experiment / "results.json")["conditions"]]
+    assert [event.value for event in steer.Scalars("rates/a")] == pytest.approx(rates)
+    assert {"figures/rates-results", "figures/delta-sumsq", "figures/delta-l2"} <= set(steer.Tags()["images"])
+    assert "responses/a_alpha=+0.05/text_summary" in steer.Tags()["tensors"]
+
+
+def test_figures_are_written_as_png_files(experiment):
+    pictures = {path.name for path in (experiment / "figures").iterdir()}
+    assert {"rates-results.png", "vectors-sumsq.png", "vectors-l2.png", "delta-sumsq.png", "delta-l2.png"} <= pictures
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (experiment / "figures").iterdir())
+
+
+def test_the_same_command_again_changes_nothing(experiment, inputs, capsys):
+    before = file_digest(experiment)
+    config = experiment / "steer" / "version_0" / "config.yaml"
+    assert main(["steer", "--config", str(config)]) == 0
+    assert "steer is done already" in capsys.readouterr().out
+    assert file_digest(experiment) == before
+
+
+def test_another_configuration_is_refused_unless_told_to_overwrite(experiment, capsys):
+    config = experiment / "steer" / "version_0" / "config.yaml"
+    before = file_digest(experiment)
+    assert main(["steer", "--config", str(config), "--steering.alphas", "[0.07]"]) == 2
+    assert "holds the results of another configuration of 'steer'" in capsys.readouterr().err
+    assert file_digest(experiment) == before
+
+
+def test_a_saved_config_replays_its_run_bit_for_bit(experiment, tmp_path):
+    copy = shutil.copytree(experiment, tmp_path / "copy")
+    config = copy / "steer" / "version_0" / "config.yaml"
+    assert config.read_text().startswith("# replay: python -m gradsteer steer --config ")
+    results, responses = (copy / "results.json").read_bytes(), (copy / "responses" / "a_alpha=+0.05.jsonl").read_bytes()
+    run("steer", "--config", config, "--output_dir", copy, "--overwrite", "true", "--data.batch_size", 3)
+    assert (copy / "responses" / "a_alpha=+0.05.jsonl").read_bytes() == responses
+    assert json.loads((copy / "results.json").read_bytes()) == json.loads(results)
+
+
+def test_no_logger_still_runs_twice(experiment, inputs, tmp_path):
+    words = [
+        "evaluate", "--model.model_name_or_path", experiment / "anchor", "--data.prompts", inputs / "prompts.jsonl",
+        "--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS, "--model.max_new_tokens", 3,
+        "--trainer.logger", "false", "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    run(*words)
+    run(*words, "--overwrite", "true")
+    assert (tmp_path / "out" / "evaluate" / "config.yaml").is_file()
+
+
+def test_validate_reports_the_validation_loss(experiment, inputs, tmp_path):
+    run(
+        "validate", "--model.model_name_or_path", experiment / "base", "--data.validation", inputs / "chat.jsonl",
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    logged = events(tmp_path / "out" / "validate" / "version_0")
+    assert logged.Scalars("val/loss")[0].value == pytest.approx(
+        events(experiment / "fit" / "version_0").Scalars("val/loss")[-1].value, rel=1e-5
+    )
+
+
+def test_steer_never_overwrites_the_responses_that_piles_come_from(experiment, inputs, tmp_path, capsys):
+    copy = shutil.copytree(experiment, tmp_path / "copy")
+    (copy / "stages" / "evaluate-first.json").rename(copy / "stages" / "evaluate-anchor.json")
+    before = file_digest(copy / "responses")
+    config = copy / "steer" / "version_0" / "config.yaml"
+    assert main(["steer", "--config", str(config), "--output_dir", str(copy), "--overwrite", "true"]) == 2
+    assert "would overwrite the responses of `evaluate --name anchor`" in capsys.readouterr().err
+    assert file_digest(copy / "responses") == before
