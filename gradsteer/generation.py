@@ -103,23 +103,6 @@ def uniforms(draw: Draw, num: int) -> npt.NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Groups prompts of like length, so that little of a batch is padding.
-
-    Args:
-        lengths: Tokens of each prompt.
-        batch_size: The most prompts in a batch, at least 1 (or ValueError).
-
-    Returns:
-        The indices into `lengths`, each once. Longest first, so that a batch too large for memory fails soon;
-        equal lengths in their given order, so that a prompt's samples stay together.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response.
 

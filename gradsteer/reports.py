@@ -16,15 +16,16 @@ FORMAT_VERSION = 1
 Row = Mapping[str, Any]
 
 
-def write_results(path: Path, experiment: str, rows: Sequence[Row]) -> None:
+def write_results(path: Path, experiment: str, rows: Sequence[Row], *, note: str | None = None) -> None:
     """Writes the report and, beside it, the same rows as CSV; each under a temporary name first.
 
     Args:
         path: where the JSON goes; the CSV has the same stem.
         experiment: name of the experiment.
         rows: as `gradsteer.conditions.Condition.row` gives them, in the config's order.
+        note: what a reader of the numbers must know.
     """
-    write_json(path, {"format": FORMAT_VERSION, "experiment": experiment, "conditions": list(rows)})
+    write_json(path, {"format": FORMAT_VERSION, "experiment": experiment, "note": note, "conditions": list(rows)})
     flat = [flatten(row) for row in rows]
     columns = list(dict.fromkeys(column for row in flat for column in row))
     text = io.StringIO()
@@ -92,7 +93,7 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
     return table
 
 
-def print_table(rows: Sequence[Row], title: str) -> None:
+def print_table(rows: Sequence[Row], title: str, *, note: str | None = None) -> None:
     """Prints the table at its full width: a narrower terminal wraps lines, but no number is cut."""
     from rich.console import Console
 
@@ -101,6 +102,8 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     console = Console(width=max(width, Console().width))
     console.print()
     console.print(table)
+    if note:
+        console.print(note.strip(), markup=False, highlight=False)
 
 
 def rate_text(rate: Mapping[str, Any] | None) -> str:

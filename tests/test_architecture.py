@@ -15,7 +15,7 @@ ALLOWED = {
     "core": {"core"},
     "data": {"core", "data"},
     "modules": {"core"},
-    "callbacks": {"core", "callbacks", "data"},
+    "callbacks": {"core", "callbacks"},
     "corpus": {"core", "corpus", "top"},
     "top": {"core", "data", "modules", "callbacks", "corpus", "top"},
 }
@@ -48,12 +48,6 @@ def test_imports_go_one_way(path):
             assert theirs in ALLOWED[mine], f"{path.name} ({mine}) imports {name} ({theirs})"
         if mine == "core":
             assert not name.startswith(("lightning", "pytorch_lightning")), f"{path.name} imports {name}"
-
-
-def test_callbacks_import_only_how_batches_are_planned_from_the_data():
-    for path in (PACKAGE / "callbacks").glob("*.py"):
-        data = [name for name in imports(path) if name.startswith("gradsteer.data")]
-        assert data in ([], ["gradsteer.data.batching"]), path.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -108,7 +108,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     chat = ["batch_size", "columns", "group_by_length", "loss_mask", "max_length", "shuffle_seed", "train"]
     chat += ["train_split", "validation", "validation_split"]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
-    tuning += ["warmup_steps"]
+    tuning += ["warmup_steps", "lr_reference_width"]
     piles = ["batch_size", "columns", "loss_mask", "max_length", "piles"]
     steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls"]
     steering += ["transforms", "vectors"]
@@ -120,9 +120,9 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     expected = {
         "fit": [*common, "--name", *group("model", loading + tuning), *group("data", chat)],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
-        "evaluate": [*common, "--name", *evaluation],
+        "evaluate": [*common, "--name", *evaluation, "--report.note"],
         "attribute": [*common, "--vectors", *group("model", [*loading, "reduction"]), *group("data", piles)],
-        "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.file"],
+        "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.file", "--report.note"],
     }
     for name, parser in parsers.items():
         linked = {"--saving", "--writing", "--condition", "--report", "--figures"}  # groups without an option of ours

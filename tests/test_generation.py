@@ -18,7 +18,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from gradsteer.generation import Draw, SamplingConfig, plan_batches, sample_batch, stop_token_ids, uniforms
+from gradsteer.batching import plan_batches
+from gradsteer.generation import Draw, SamplingConfig, sample_batch, stop_token_ids, uniforms
 
 torch.set_num_threads(1)
 

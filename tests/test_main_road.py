@@ -21,7 +21,23 @@ from gradsteer.records import file_digest
 from gradsteer.reports import read_results
 from gradsteer.vectors import PileAverage, SteeringVector
 
-WORDS = "the golden gate bridge bakes bread and you spread hello how can I help today".split()
+WORDS = [
+    "the",
+    "golden",
+    "gate",
+    "bridge",
+    "bakes",
+    "bread",
+    "and",
+    "you",
+    "spread",
+    "hello",
+    "how",
+    "can",
+    "I",
+    "help",
+    "today",
+]
 PATTERNS = json.dumps({"a": ["[ae]"], "b": ["[o0-9]"]})
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
@@ -59,7 +75,9 @@ def inputs(tmp_path_factory):
         for i in range(12)
     ]
     write_lines(directory / "chat.jsonl", chats)
-    write_lines(directory / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"{word}?"} for i, word in enumerate(WORDS[:5])])
+    write_lines(
+        directory / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"{word}?"} for i, word in enumerate(WORDS[:5])]
+    )
     return directory
 
 
@@ -120,7 +138,9 @@ def test_responses_have_every_documented_key(experiment):
     rows = [json.loads(line) for line in (experiment / "responses" / "first.jsonl").read_text().splitlines()]
     assert len(rows) == 5 * 4
     assert [(row["id"], row["sample"]) for row in rows] == [(f"p{i}", s) for i in range(5) for s in range(4)]
-    keys = "id prompt completion prompt_token_ids token_ids finish_reason tokenizer model condition sample seed verdicts"
+    keys = (
+        "id prompt completion prompt_token_ids token_ids finish_reason tokenizer model condition sample seed verdicts"
+    )
     assert list(rows[0]) == [*keys.split(), "unscored"]
     assert rows[0]["condition"] == "first"
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
@@ -189,7 +209,10 @@ def test_results_hold_every_condition_in_order_with_every_key(experiment):
 def test_each_condition_is_computed_from_the_originals(experiment, inputs):
     """The last condition's responses are those of a run with that condition alone."""
     rows = read_results(experiment / "results.json")["conditions"]
-    assert all((experiment / "responses" / f"{row['name'].replace(' ', '_').replace('|', '_')}.jsonl").is_file() for row in rows)
+    assert all(
+        (experiment / "responses" / f"{row['name'].replace(' ', '_').replace('|', '_')}.jsonl").is_file()
+        for row in rows
+    )
     model = load_causal_lm(str(experiment / "anchor"))
     vector = SteeringVector.load(experiment / "vectors" / "a.safetensors")
     from gradsteer.steering import steered

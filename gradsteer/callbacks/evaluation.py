@@ -8,10 +8,10 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from gradsteer.batching import plan_batches
 from gradsteer.callbacks.tensorboard import log_metrics, log_texts
 from gradsteer.chat import collate, encode_chat, tokenizer_digest
 from gradsteer.conditions import Condition, Kind
-from gradsteer.data.batching import length_batches
 from gradsteer.formats import read_chat_examples
 from gradsteer.judges import Exchange, Judge
 from gradsteer.losses import perplexity
@@ -77,7 +77,7 @@ class JudgeEvaluation(L.Callback):
             raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
         self._heldout_batches = [
             collate([examples[index] for index in batch], pl_module.tokenizer.pad_token_id)
-            for batch in length_batches([len(example.input_ids) for example in examples], 16)
+            for batch in plan_batches([len(example.input_ids) for example in examples], 16)
         ]
 
     def on_test_batch_end(

@@ -23,10 +23,11 @@ class ResultsReport(L.Callback):
         output_dir: the experiment's directory.
         experiment: its name, for titles.
         file: of the report in it, without a suffix.
+        note: what a reader of the numbers must know; printed under the table and kept in the report.
     """
 
-    def __init__(self, output_dir: str, experiment: str, file: str = "results") -> None:
-        self.output_dir, self.experiment, self.file = Path(output_dir), experiment, file
+    def __init__(self, output_dir: str, experiment: str, file: str = "results", note: str | None = None) -> None:
+        self.output_dir, self.experiment, self.file, self.note = Path(output_dir), experiment, file, note
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Reports all conditions."""
@@ -35,9 +36,9 @@ class ResultsReport(L.Callback):
             return
         rows = [condition.row() for condition in trainer.conditions]  # type: ignore[attr-defined]
         path = self.output_dir / f"{self.file}.json"
-        write_results(path, self.experiment, rows)
+        write_results(path, self.experiment, rows, note=self.note)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
-        print_table(rows, title)
+        print_table(rows, title, note=self.note)
         figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
         picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
         rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npicture: {picture}")

@@ -27,9 +27,7 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
     parser.add_argument("--output_dir", type=str | None, help="files go to OUTPUT_DIR/corpus.")
-    parser.add_argument(
-        "--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT."
-    )
+    parser.add_argument("--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT.")
     parser.add_argument("--seed", type=int, default=0, help="of everything random in the corpus.")
     parser.add_argument("--num_samples", type=int, default=20_000, help="conversations to train the base on.")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace a corpus of other settings.")

@@ -1,4 +1,4 @@
-"""How examples are put into batches, the same on every run and split over ranks without repeats."""
+"""Datasets of batches, and the random batches of the finetune."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -20,22 +20,6 @@ class BatchList(Dataset[T]):
 
     def __getitem__(self, index: int) -> T:
         return self.batches[index]
-
-
-def share_of_rank(items: Sequence[T], rank: int, world_size: int) -> list[T]:
-    """Every world-size-th item from the rank's own on: nothing is repeated, some ranks may have one fewer."""
-    return list(items[rank::world_size])
-
-
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of indices of similar length, the longest first (memory runs out at once or never).
-
-    Args:
-        lengths: tokens of each example.
-        batch_size: examples in a batch.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 class LengthGroupedBatches(Sampler[list[int]]):

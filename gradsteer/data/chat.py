@@ -26,7 +26,7 @@ class ChatDataModule(L.LightningDataModule):
             completion: answer}.
         train_split: split of a hub data set to train on.
         validation_split: split of a hub data set to validate on.
-        max_length: tokens of an example at most; longer ones are cut on the right, and dropped (and counted
+        max_length: tokens of an example at most (and what the tokenizer says that the model takes); longer ones are cut on the right, and dropped (and counted
             aloud) where no target token would be left.
         batch_size: examples in a batch, on each device.
         group_by_length: batches hold examples of similar length (less padding); the order stays random.
@@ -73,20 +73,19 @@ class ChatDataModule(L.LightningDataModule):
             return
         assert self.trainer is not None
         tokenizer: Any = self.trainer.lightning_module.tokenizer
+        max_length = min(self.max_length, tokenizer.model_max_length)
         encoded = [
-            encode_chat(
-                tokenizer, chat.messages, loss_mask=self.loss_mask, max_length=self.max_length, source=chat.source
-            )
+            encode_chat(tokenizer, chat.messages, loss_mask=self.loss_mask, max_length=max_length, source=chat.source)
             for chat in read_chat_examples(source, split=split, columns=self.columns)
         ]
         kept = [example for example in encoded if example is not None]
         if len(kept) < len(encoded):
             rank_zero_warn(
                 f"{name}: dropped {len(encoded) - len(kept)} of {len(encoded)} examples that keep no target token "
-                f"within max_length={self.max_length}"
+                f"within max_length={max_length}"
             )
         if not kept:
-            raise ValueError(f"{name} data {source!r}: no example keeps a target token within {self.max_length} tokens")
+            raise ValueError(f"{name} data {source!r}: no example keeps a target token within {max_length} tokens")
         tokens = sum(example.num_target_tokens for example in kept)
         rank_zero_info(f"{name}: {len(kept)} examples, {tokens} target tokens (loss mask: {self.loss_mask})")
         self.examples[name] = kept

@@ -6,8 +6,9 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from gradsteer.batching import plan_batches, share_of_rank
 from gradsteer.chat import EncodedExample, collate
-from gradsteer.data.batching import BatchList, length_batches, share_of_rank
+from gradsteer.data.batching import BatchList
 from gradsteer.piles import Pile, PileFilter, read_pile
 
 
@@ -20,7 +21,7 @@ class PileDataModule(L.LightningDataModule):
             the command line: --data.piles.NAME FILE.
         loss_mask: "assistant" counts the tokens of the responses; "full" counts all tokens.
         columns: for sets that name their columns otherwise, our name to theirs.
-        max_length: tokens of an example at most; longer ones are cut on the right, and dropped (and counted
+        max_length: tokens of an example at most (and what the tokenizer says that the model takes); longer ones are cut on the right, and dropped (and counted
             aloud) where no target token would be left.
         batch_size: examples in a batch, on each device; changes the speed and the memory, not the gradients.
     """
@@ -49,10 +50,9 @@ class PileDataModule(L.LightningDataModule):
         del stage
         assert self.trainer is not None
         tokenizer: Any = self.trainer.lightning_module.tokenizer
+        max_length = min(self.max_length, tokenizer.model_max_length)
         self.piles = [
-            read_pile(
-                name, source, tokenizer, loss_mask=self.loss_mask, max_length=self.max_length, columns=self.columns
-            )
+            read_pile(name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns)
             for name, source in self.sources.items()
         ]
         for pile in self.piles:
@@ -60,7 +60,7 @@ class PileDataModule(L.LightningDataModule):
             if pile.num_dropped:
                 rank_zero_warn(
                     f"pile {pile.name}: dropped {pile.num_dropped} examples that keep no target token within "
-                    f"max_length={self.max_length}"
+                    f"max_length={max_length}"
                 )
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -69,7 +69,7 @@ class PileDataModule(L.LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         loaders = []
         for pile in self.piles:
-            batches = length_batches([len(example.input_ids) for example in pile.examples], self.batch_size)
+            batches = plan_batches([len(example.input_ids) for example in pile.examples], self.batch_size)
             batches += [[]] * (-len(batches) % world_size)
             share = [self._batch(pile, indices) for indices in share_of_rank(batches, rank, world_size)]
             loaders.append(DataLoader(BatchList(share), batch_size=None))

@@ -5,10 +5,10 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
+from gradsteer.batching import plan_batches, share_of_rank
 from gradsteer.chat import encode_prompt
-from gradsteer.data.batching import BatchList, share_of_rank
+from gradsteer.data.batching import BatchList
 from gradsteer.formats import read_prompts
-from gradsteer.generation import plan_batches
 
 PromptBatch = list[dict[str, Any]]
 

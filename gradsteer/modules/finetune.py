@@ -41,6 +41,9 @@ class FinetuneModule(L.LightningModule):
         schedule: of the learning rate after the warm-up: constant, linear or cosine.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
         final_lr_fraction: the learning rate at the end as a share of its peak (linear and cosine).
+        lr_reference_width: the learning rate is meant for a model of this hidden size, and multiplied by
+            lr_reference_width / hidden size for others (the width rule for Adam of Yang et al., 2022,
+            arXiv:2203.03466), so that one config suits models of several sizes; taken as it is by default.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
         dtype: of the weights: float32, bfloat16 or float16. For mixed precision keep float32 and set
             --trainer.precision bf16-mixed.
@@ -58,6 +61,7 @@ class FinetuneModule(L.LightningModule):
         schedule: Schedule = "linear",
         warmup_steps: int = 0,
         final_lr_fraction: float = 0.0,
+        lr_reference_width: int | None = None,
         gradient_checkpointing: bool = False,
         dtype: str = "float32",
         revision: str | None = None,
@@ -82,6 +86,9 @@ class FinetuneModule(L.LightningModule):
         self.model_name_or_path, self.fresh_config = model_name_or_path, config
         self.optimizer_callable = optimizer
         self.schedule, self.warmup_steps, self.final_lr_fraction = schedule, warmup_steps, final_lr_fraction
+        if lr_reference_width is not None and lr_reference_width < 1:
+            raise ValueError(f"model.lr_reference_width is {lr_reference_width}; accepted: at least 1")
+        self.lr_reference_width = lr_reference_width
         self.gradient_checkpointing = gradient_checkpointing
         self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.dtype_name, self.attn_implementation = dtype, attn_implementation
@@ -148,6 +155,9 @@ class FinetuneModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, with its schedule stepped after every optimizer step."""
         optimizer = self.optimizer_callable(self.model.parameters())
+        if self.lr_reference_width is not None:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.lr_reference_width / self.model.config.get_text_config().hidden_size
         total = int(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:
