@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from test_main_road import PATTERNS, experiment, inputs, write_lines  # noqa: F401 (fixtures)
+from road import PATTERNS, write_lines
 
 from gradsteer.__main__ import main
 from gradsteer.cli import CommandParser, GradsteerCLI

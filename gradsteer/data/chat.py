@@ -26,8 +26,8 @@ class ChatDataModule(L.LightningDataModule):
             completion: answer}.
         train_split: split of a hub data set to train on.
         validation_split: split of a hub data set to validate on.
-        max_length: tokens of an example at most (and what the tokenizer says that the model takes); longer ones are cut on the right, and dropped (and counted
-            aloud) where no target token would be left.
+        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
+            are cut on the right, and dropped (and counted aloud) where no target token would be left.
         batch_size: examples in a batch, on each device.
         group_by_length: batches hold examples of similar length (less padding); the order stays random.
         shuffle_seed: of the order of the examples.

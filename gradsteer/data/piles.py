@@ -21,8 +21,8 @@ class PileDataModule(L.LightningDataModule):
             the command line: --data.piles.NAME FILE.
         loss_mask: "assistant" counts the tokens of the responses; "full" counts all tokens.
         columns: for sets that name their columns otherwise, our name to theirs.
-        max_length: tokens of an example at most (and what the tokenizer says that the model takes); longer ones are cut on the right, and dropped (and counted
-            aloud) where no target token would be left.
+        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
+            are cut on the right, and dropped (and counted aloud) where no target token would be left.
         batch_size: examples in a batch, on each device; changes the speed and the memory, not the gradients.
     """
 
