@@ -21,7 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from gradsteer.losses import example_losses
+from gradsteer.packing import Pack, pack_losses
+from gradsteer.segments import segment_attention
 
+Batch = Mapping[str, Any] | Pack
 Reduction = Literal["example", "token", "sum"]
 
 
@@ -85,18 +88,31 @@ class GradientSum:
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Within the block every backward pass adds to the buffers; afterwards hooks and flags are as before."""
+        with self.differentiating():
+            handles = []
+            try:
+                for name, parameter in self._parameters.items():
+                    handles.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    @contextmanager
+    def differentiating(self) -> Iterator[list[nn.Parameter]]:
+        """Within the block all parameters take gradients and have none; afterwards flags and gradients are as before.
+
+        Yields:
+            The parameters.
+        """
         required = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
         leftovers = {name: parameter.grad for name, parameter in self._parameters.items()}
-        handles = []
         try:
-            for name, parameter in self._parameters.items():
+            for parameter in self._parameters.values():
                 parameter.requires_grad_(True)
                 parameter.grad = None
-                handles.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
-            yield
+            yield list(self._parameters.values())
         finally:
-            for handle in handles:
-                handle.remove()
             for name, parameter in self._parameters.items():
                 parameter.grad = leftovers[name]
                 parameter.requires_grad_(required[name])
@@ -146,19 +162,28 @@ class PileGradient:
     Args:
         model: a causal LM in eval mode (dropout would make the gradient random).
         reduction: ``example`` (default), ``token`` or ``sum``; see the module's docstring.
+        head_chunk: for packs, positions at a time in the head and its cross-entropy; see `pack_losses`.
     """
 
-    def __init__(self, model: nn.Module, *, reduction: Reduction = "example") -> None:
+    def __init__(self, model: nn.Module, *, reduction: Reduction = "example", head_chunk: int | None = None) -> None:
         example_weights(torch.ones(1, dtype=torch.int64), reduction)  # refuses an unknown reduction at once
-        self.model, self.reduction = model, reduction
+        self.model, self.reduction, self.head_chunk = model, reduction, head_chunk
         self.totals = PileTotals()
         self.sums = GradientSum(model)
 
-    def add(self, batch: Mapping[str, Any], *, sources: list[str] | None = None) -> float:
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss (nats) and number of labelled tokens of each example of a padded batch or a pack."""
+        if isinstance(batch, Pack):
+            with segment_attention(self.model):
+                return pack_losses(self.model, batch, head_chunk=self.head_chunk), batch.counts
+        return example_losses(self.model, batch)
+
+    def add(self, batch: Batch, *, sources: list[str] | None = None) -> float:
         """Adds a batch's gradients to the sums. The parameters do not change.
 
         Args:
-            batch: ``input_ids``, ``attention_mask``, ``labels``: (batch, tokens); ``-100`` labels do not count.
+            batch: a `Pack`, or ``input_ids``, ``attention_mask``, ``labels``: (batch, tokens), padded on the right;
+                ``-100`` labels do not count.
             sources: where each example comes from, for the error text.
 
         Returns:
@@ -172,13 +197,13 @@ class PileGradient:
             objective.backward()
         return self.check_norm(batch, sources=sources)
 
-    def objective(self, batch: Mapping[str, Any], *, sources: list[str] | None = None) -> Tensor:
+    def objective(self, batch: Batch, *, sources: list[str] | None = None) -> Tensor:
         """The weighted sum of the batch's losses, whose gradient is added; counts it in `totals`.
 
         Raises:
             ValueError: a loss is not finite; names the example.
         """
-        sums, counts = example_losses(self.model, batch)
+        sums, counts = self.losses(batch)
         if not bool(torch.isfinite(sums).all()):
             row = int((~torch.isfinite(sums)).nonzero()[0])
             raise ValueError(f"the loss of {_source(sources, row)} is {float(sums.detach()[row])}, not finite")
@@ -187,7 +212,7 @@ class PileGradient:
         self.totals.token_loss_sum += float(sums.detach().double().sum())
         return (example_weights(counts, self.reduction, sums.dtype) * sums).sum()
 
-    def check_norm(self, batch: Mapping[str, Any], *, sources: list[str] | None = None) -> float:
+    def check_norm(self, batch: Batch, *, sources: list[str] | None = None) -> float:
         """The norm of the last backward pass.
 
         Raises:
@@ -196,12 +221,10 @@ class PileGradient:
         norm = self.sums.pop_norm()
         if math.isfinite(norm):
             return norm
-        for row in range(len(batch["labels"])):
-            single = {key: batch[key][row : row + 1] for key in ("input_ids", "attention_mask", "labels")}
-            with GradientSum(self.model).collecting(), torch.enable_grad():
-                sums, _ = example_losses(self.model, single)
-                parameters = [p for p in self.model.parameters() if p.requires_grad]
-                gradients = torch.autograd.grad(sums.sum(), parameters, allow_unused=True)
+        for row in range(len(batch.lengths if isinstance(batch, Pack) else batch["labels"])):
+            single = batch.alone(row) if isinstance(batch, Pack) else {k: v[row : row + 1] for k, v in batch.items()}
+            with self.sums.differentiating() as parameters, torch.enable_grad():
+                gradients = torch.autograd.grad(self.losses(single)[0].sum(), parameters, allow_unused=True)
             if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
                 raise ValueError(f"the gradient of {_source(sources, row)} holds NaN or Inf")
         raise ValueError(f"the gradient of the batch that starts with {_source(sources, 0)} is not finite")

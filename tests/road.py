@@ -93,7 +93,7 @@ def experiment(inputs, tmp_path_factory):
     })  # fmt: skip
     run(
         "attribute", *where, "--model.model_name_or_path", "{output_dir}/anchor", "--data.piles", piles,
-        "--data.batch_size", 3, "--vectors.a", "[with, without]",
+        "--data.token_budget", 90, "--vectors.a", "[with, without]",
     )  # fmt: skip
     run(
         "steer", *where, "--model.model_name_or_path", "{output_dir}/anchor", "--data.prompts",

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
     "chat", "conditions", "controls", "diff", "figures", "fingerprints", "formats", "generation", "gradients", "judges",
     "batching", "layers", "losses", "metrics", "models", "percentiles", "piles", "provenance", "records", "reports",
-    "statistics", "steering", "transforms", "turns", "vectors", "version",
+    "packing", "probing", "segments", "statistics", "steering", "transforms", "turns", "vectors", "version",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

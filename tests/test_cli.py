@@ -109,7 +109,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     chat += ["train_split", "validation", "validation_split"]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
-    piles = ["batch_size", "columns", "loss_mask", "max_length", "piles"]
+    piles = ["columns", "loss_mask", "max_length", "piles", "token_budget"]
     steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls"]
     steering += ["transforms", "vectors"]
 
@@ -121,7 +121,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         "fit": [*common, "--name", *group("model", loading + tuning), *group("data", chat)],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
         "evaluate": [*common, "--name", *evaluation, "--report.note"],
-        "attribute": [*common, "--vectors", *group("model", [*loading, "reduction"]), *group("data", piles)],
+        "attribute": [*common, "--vectors", *group("model", [*loading, "packing", "reduction"]), *group("data", piles)],
         "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.file", "--report.note"],
     }
     for name, parser in parsers.items():
@@ -311,7 +311,7 @@ def test_fit_asks_for_a_base_or_a_config(experiment, tmp_path, capsys):
 def test_scaled_losses_are_refused_for_attribute(experiment):
     from gradsteer.modules.attribution import AttributionModule
 
-    module = AttributionModule(str(experiment / "anchor"))
+    module = AttributionModule(str(experiment / "anchor"), packing="off")
     for precision, accepted in (("16-mixed", False), ("16-true", False), ("bf16-mixed", True), ("32-true", True)):
         module._trainer = SimpleNamespace(precision=precision, state=None, strategy=None)
         module.model = module.model or torch.nn.Linear(1, 1)

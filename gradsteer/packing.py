@@ -1,0 +1,153 @@
+"""Packs: several sequences laid end to end in one row, with their losses and no padding.
+
+Logits are computed only where a label counts, and the head and its cross-entropy in chunks, so that a large vocabulary
+never has all of its logits at once. Knows of encoded examples and a causal LM; knows nothing of piles or files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from gradsteer.chat import EncodedExample
+from gradsteer.losses import IGNORE_INDEX
+from gradsteer.segments import NAME, segments
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences end to end.
+
+    Attributes:
+        input_ids: (1, tokens).
+        position_ids: (1, tokens), from 0 in every segment.
+        targets: (labelled,) the tokens to predict.
+        predictors: (labelled,) the positions whose logits predict them.
+        owners: (labelled,) the segment of each.
+        lengths: tokens of every segment.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Tensor
+    predictors: Tensor
+    owners: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, examples: Sequence[EncodedExample], device: torch.device | str = "cpu") -> Self:
+        """Packs examples in their order; a first token is never a target, so no segment predicts another's."""
+        ids = torch.tensor([token for example in examples for token in example.input_ids])
+        labels = torch.tensor([label for example in examples for label in example.labels])
+        lengths = tuple(len(example.input_ids) for example in examples)
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        owners = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        labelled = ((labels != IGNORE_INDEX) & (positions > 0)).nonzero()[:, 0]
+        tensors = (ids[None], positions[None], labels[labelled], labelled - 1, owners[labelled])
+        input_ids, position_ids, targets, predictors, owners = (tensor.to(device) for tensor in tensors)
+        return cls(input_ids, position_ids, targets, predictors, owners, lengths)
+
+    def alone(self, segment: int) -> Self:
+        """A pack of one of the segments."""
+        start, length = sum(self.lengths[:segment]), self.lengths[segment]
+        mine = self.owners == segment
+        return type(self)(
+            self.input_ids[:, start : start + length],
+            self.position_ids[:, start : start + length],
+            self.targets[mine],
+            self.predictors[mine] - start,
+            torch.zeros_like(self.owners[mine]),
+            (length,),
+        )
+
+    @property
+    def counts(self) -> Tensor:
+        """(segments,) labelled tokens of each segment."""
+        return torch.bincount(self.owners, minlength=len(self.lengths))
+
+
+def plan_packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Fills packs of at most a number of tokens: first-fit decreasing, deterministic.
+
+    Args:
+        lengths: tokens of each sequence.
+        token_budget: the most tokens in a pack; a longer sequence has a pack of its own.
+
+    Returns:
+        The indices into `lengths`, each once; the fullest packs first.
+
+    Raises:
+        ValueError: the budget is not positive.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget is {token_budget}; accepted: at least 1")
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        fitting = next((number for number, free in enumerate(room) if free >= lengths[index]), None)
+        if fitting is None:
+            packs.append([index])
+            room.append(token_budget - lengths[index])
+        else:
+            packs[fitting].append(index)
+            room[fitting] -= lengths[index]
+    return [packs[number] for number in sorted(range(len(packs)), key=lambda number: (room[number], number))]
+
+
+def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None) -> Tensor:
+    """Summed loss of every segment of a pack, inside `gradsteer.segments.segment_attention` (held by an assert).
+
+    Args:
+        model: a causal LM whose forward takes ``position_ids`` and ``logits_to_keep``.
+        pack: on the model's device.
+        head_chunk: with it, the head and its cross-entropy run on so many positions at a time, and again in the
+            backward pass: less memory for a large vocabulary.
+
+    Returns:
+        (segments,) nats, differentiable.
+    """
+    assert model.config._attn_implementation == NAME, "outside of segment_attention the segments would see each other"
+    with segments(pack.lengths):
+        if head_chunk is None or len(pack.targets) <= head_chunk:
+            losses = _cross_entropy(_logits(model, pack), pack.targets)
+        else:
+            hidden = _hidden(model, pack)
+            losses = torch.cat([
+                checkpoint(_head_losses, model, part, targets, use_reentrant=False)
+                for part, targets in zip(hidden.split(head_chunk), pack.targets.split(head_chunk), strict=True)
+            ])  # fmt: skip
+    sums = torch.zeros(len(pack.lengths), dtype=losses.dtype, device=losses.device)
+    return sums.index_add(0, pack.owners, losses)
+
+
+def _logits(model: Any, pack: Pack) -> Tensor:
+    """(labelled, vocabulary)."""
+    output = model(
+        input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, logits_to_keep=pack.predictors
+    )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def _hidden(model: Any, pack: Pack) -> Tensor:
+    """(labelled, hidden size): what the head is applied to."""
+    output = model.base_model(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False)
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden[pack.predictors]
+
+
+def _head_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    logits = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return _cross_entropy(logits, targets)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return functional.cross_entropy(logits, targets, reduction="none")
