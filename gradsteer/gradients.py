@@ -12,7 +12,7 @@ Knows of models and batches; knows nothing of files, Trainers or process groups.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -75,10 +75,13 @@ class GradientSum:
 
     Args:
         model: all of its parameters are covered, frozen ones included.
+        parameters: names of those to cover instead; the others take no gradient at all.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = dict(model.named_parameters())
+    def __init__(self, model: nn.Module, parameters: Sequence[str] | None = None) -> None:
+        everything = dict(model.named_parameters())
+        self._parameters = everything if parameters is None else {name: everything[name] for name in parameters}
+        self._others = [parameter for name, parameter in everything.items() if name not in self._parameters]
         self.buffers = {
             name: torch.zeros(parameter.shape, dtype=_buffer_dtype(parameter), device=parameter.device)
             for name, parameter in self._parameters.items()
@@ -100,22 +103,24 @@ class GradientSum:
 
     @contextmanager
     def differentiating(self) -> Iterator[list[nn.Parameter]]:
-        """Within the block all parameters take gradients and have none; afterwards flags and gradients are as before.
+        """Within the block the covered parameters take gradients and have none; afterwards all is as before.
 
         Yields:
-            The parameters.
+            The covered parameters.
         """
-        required = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
-        leftovers = {name: parameter.grad for name, parameter in self._parameters.items()}
+        covered = list(self._parameters.values())
+        before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in [*covered, *self._others]]
         try:
-            for parameter in self._parameters.values():
+            for parameter in covered:
                 parameter.requires_grad_(True)
                 parameter.grad = None
-            yield list(self._parameters.values())
+            for parameter in self._others:
+                parameter.requires_grad_(False)
+            yield covered
         finally:
-            for name, parameter in self._parameters.items():
-                parameter.grad = leftovers[name]
-                parameter.requires_grad_(required[name])
+            for parameter, required, gradient in before:
+                parameter.requires_grad_(required)
+                parameter.grad = gradient
 
     def _hook(self, name: str) -> Any:
         def add(parameter: Tensor) -> None:
@@ -162,14 +167,22 @@ class PileGradient:
     Args:
         model: a causal LM in eval mode (dropout would make the gradient random).
         reduction: ``example`` (default), ``token`` or ``sum``; see the module's docstring.
+        parameters: names of the parameters to cover; all by default. See `gradsteer.selection`.
         head_chunk: for packs, positions at a time in the head and its cross-entropy; see `pack_losses`.
     """
 
-    def __init__(self, model: nn.Module, *, reduction: Reduction = "example", head_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reduction: Reduction = "example",
+        parameters: Sequence[str] | None = None,
+        head_chunk: int | None = None,
+    ) -> None:
         example_weights(torch.ones(1, dtype=torch.int64), reduction)  # refuses an unknown reduction at once
         self.model, self.reduction, self.head_chunk = model, reduction, head_chunk
         self.totals = PileTotals()
-        self.sums = GradientSum(model)
+        self.sums = GradientSum(model, parameters)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss (nats) and number of labelled tokens of each example of a padded batch or a pack."""

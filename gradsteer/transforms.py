@@ -22,7 +22,7 @@ def diff_weighting(vector: SteeringVector, diff: WeightDiff | None, *, percentil
 
     Args:
         vector: the direction V.
-        diff: the weight diff Delta, with the vector's names and shapes.
+        diff: the weight diff Delta; it covers at least the vector's parameters.
         percentile: s is this percentile of |Delta| over all parameters together.
 
     Raises:
@@ -30,7 +30,7 @@ def diff_weighting(vector: SteeringVector, diff: WeightDiff | None, *, percentil
     """
     if diff is None:
         raise ValueError("transform 'diff_weighting' needs the weight diff: give the base model (--steering.base)")
-    vector.check_same_shapes(diff)
+    vector.check_same_shapes({name: tensor for name, tensor in diff.items() if name in vector})
     scale = magnitude_percentile(lambda: (diff[name] for name in sorted(diff)), percentile)
     if scale == 0:
         raise ValueError(

@@ -7,9 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
-    "chat", "conditions", "controls", "diff", "figures", "fingerprints", "formats", "generation", "gradients", "judges",
-    "batching", "layers", "losses", "metrics", "models", "percentiles", "piles", "provenance", "records", "reports",
-    "packing", "probing", "segments", "statistics", "steering", "transforms", "turns", "vectors", "version",
+    "batching", "chat", "conditions", "controls", "diff", "figures", "fingerprints", "formats", "generation",
+    "gradients", "judges", "layers", "losses", "metrics", "models", "packing", "percentiles", "piles",
+    "probing", "provenance", "records", "reports", "segments", "selection", "statistics", "steering",
+    "transforms", "turns", "vectors", "version",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

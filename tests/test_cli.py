@@ -110,6 +110,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
     piles = ["columns", "loss_mask", "max_length", "piles", "token_budget"]
+    attributing = ["packing", "parameters", "reduction"]
     steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls"]
     steering += ["transforms", "vectors"]
 
@@ -121,7 +122,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         "fit": [*common, "--name", *group("model", loading + tuning), *group("data", chat)],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
         "evaluate": [*common, "--name", *evaluation, "--report.note"],
-        "attribute": [*common, "--vectors", *group("model", [*loading, "packing", "reduction"]), *group("data", piles)],
+        "attribute": [*common, "--vectors", *group("model", loading + attributing), *group("data", piles)],
         "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.file", "--report.note"],
     }
     for name, parser in parsers.items():
