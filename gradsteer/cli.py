@@ -192,7 +192,7 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
     for group in command.callbacks:
         if f"{group}.output_dir" in options:
             parser.link_arguments(("output_dir", "experiment"), f"{group}.output_dir", compute_fn=_shared_output_dir)
-        for shared in ("experiment", "name"):
+        for shared in ("experiment", "name", "overwrite"):
             if f"{group}.{shared}" in options:
                 parser.link_arguments(shared, f"{group}.{shared}")
     if "data.num_samples" in options:

@@ -89,6 +89,7 @@ COMMANDS: dict[str, Command] = {
             data="gradsteer.data.piles:PileDataModule",
             callbacks={
                 "writing": "gradsteer.callbacks.vectors:VectorWriter",
+                "partial_sums": "gradsteer.callbacks.partial:PartialSums",
                 "figures": "gradsteer.callbacks.report:LayerNorms",
             },
             defaults={

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
     "batching", "chat", "conditions", "controls", "diff", "figures", "fingerprints", "formats", "generation",
-    "gradients", "judges", "layers", "losses", "metrics", "models", "packing", "percentiles", "piles",
-    "probing", "provenance", "records", "reports", "segments", "selection", "statistics", "steering",
+    "gradients", "judges", "layers", "losses", "metrics", "models", "packing", "partial", "percentiles",
+    "piles", "probing", "provenance", "records", "reports", "segments", "selection", "statistics", "steering",
     "transforms", "turns", "vectors", "version",
 }  # fmt: skip
 ALLOWED = {

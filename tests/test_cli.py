@@ -122,7 +122,14 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         "fit": [*common, "--name", *group("model", loading + tuning), *group("data", chat)],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
         "evaluate": [*common, "--name", *evaluation, "--report.note"],
-        "attribute": [*common, "--vectors", *group("model", loading + attributing), *group("data", piles)],
+        "attribute": [
+            *common,
+            "--vectors",
+            "--partial_sums",
+            "--partial_sums.every_minutes",
+            *group("model", loading + attributing),
+            *group("data", piles),
+        ],
         "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.file", "--report.note"],
     }
     for name, parser in parsers.items():

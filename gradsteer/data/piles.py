@@ -75,7 +75,7 @@ class PileDataModule(L.LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         loaders = []
         for pile in self.piles:
-            batches = plan_packs([len(example.input_ids) for example in pile.examples], self._budget())
+            batches = plan_packs([len(example.input_ids) for example in pile.examples], self.budget())
             batches += [[]] * (-len(batches) % world_size)
             share = [self._batch(pile, indices) for indices in share_of_rank(batches, rank, world_size)]
             loaders.append(DataLoader(BatchList(share), batch_size=None, collate_fn=_as_is))
@@ -86,7 +86,8 @@ class PileDataModule(L.LightningDataModule):
         del device, dataloader_idx
         return batch
 
-    def _budget(self) -> int:
+    def budget(self) -> int:
+        """Tokens at once, on this device."""
         assert self.trainer is not None
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)

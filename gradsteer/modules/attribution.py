@@ -5,6 +5,7 @@ over ranks); the test loop runs every pile once and in order.
 """
 
 import json
+import sys
 import time
 from typing import Any, Literal
 
@@ -18,8 +19,10 @@ from gradsteer.fingerprints import model_fingerprint
 from gradsteer.gradients import Batch, PileGradient, PileTotals
 from gradsteer.models import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
 from gradsteer.packing import Pack
+from gradsteer.partial import PartialSum
 from gradsteer.probing import why_not_packs
 from gradsteer.provenance import provenance
+from gradsteer.records import text_digest
 from gradsteer.selection import select_parameters
 from gradsteer.vectors import PileAverage
 
@@ -72,6 +75,10 @@ class AttributionModule(L.LightningModule):
         self._pile: PileGradient | None = None
         self._started = 0.0
         self._packs = False
+        self._resumed: PartialSum | PileAverage | None = None
+        self._finished: PileAverage | None = None
+        self._resume_at = 0
+        self._digests: dict[int, str] = {}
         self._head_chunk: int | None = None
 
     def configure_model(self) -> None:
@@ -119,19 +126,23 @@ class AttributionModule(L.LightningModule):
 
     def loader_title(self, dataloader_idx: int) -> str:
         """What the progress bar calls a data loader."""
-        return f"pile {self._piles()[dataloader_idx].name}"
+        return f"pile {self.pile_name(dataloader_idx)}"
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Adds a batch's gradients; after a pile's last batch also gives the pile-average gradient.
 
         Returns:
             ``loss`` (nats a token, this rank's pile so far), ``norm`` (of the batch's summed gradient),
-            ``progress`` (text for the progress bar) and ``average`` (a `PileAverage` after the pile's last
-            batch, else None).
+            ``progress`` (text for the progress bar), ``average`` (a `PileAverage` after the pile's last batch, else
+            None) and ``skipped`` (whether the batch was summed before the run was cut off; loss and norm are None).
         """
         if batch_idx == 0:
             self._begin_pile()
         assert self._pile is not None
+        is_last = batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]
+        if batch_idx < self._resume_at:  # summed before the run was cut off
+            average = (self._finished or self._finish_pile(dataloader_idx)) if is_last else None
+            return {"loss": None, "norm": None, "progress": "resuming", "average": average, "skipped": True}
         tensors = self._batch(batch["examples"])
         with self._pile.sums.collecting(), torch.enable_grad():
             objective = self._pile.objective(tensors, sources=batch["sources"])
@@ -139,13 +150,38 @@ class AttributionModule(L.LightningModule):
         norm = self._pile.check_norm(tensors, sources=batch["sources"])
         totals = self._pile.totals
         elapsed = time.monotonic() - self._started
-        is_last = batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]
         return {
             "loss": totals.mean_token_loss,
             "norm": norm,
             "progress": f"{totals.num_examples} examples, {totals.num_tokens / elapsed:,.0f} tokens/s",
             "average": self._finish_pile(dataloader_idx) if is_last else None,
+            "skipped": False,
         }
+
+    def resume(self, left: "PartialSum | PileAverage") -> None:
+        """Goes on from a pile's partial sums, or takes its finished gradient; said before its first batch."""
+        self._resumed = left
+
+    def partial_sum(self, next_batch: int) -> PartialSum:
+        """The running pile's sums so far, on this rank."""
+        assert self._pile is not None
+        return PartialSum(self._pile.sums.buffers, self._pile.totals, next_batch)
+
+    def pile_name(self, dataloader_idx: int) -> str:
+        """The name of a data loader's pile."""
+        return str(self._piles()[dataloader_idx].name)
+
+    def work_digest(self, dataloader_idx: int) -> str:
+        """Digest of everything that decides a pile's sums on this rank, their order included."""
+        if dataloader_idx not in self._digests:
+            decides = [
+                *(self.fingerprint, self.reduction, self._chosen, self._datamodule().loss_mask, self.dtype_name),
+                *(str(self.trainer.precision), self.trainer.world_size),
+                [[example.input_ids, example.labels] for example in self._piles()[dataloader_idx].examples],
+                self._datamodule().budget(),
+            ]
+            self._digests[dataloader_idx] = text_digest(json.dumps(decides))[:32]
+        return self._digests[dataloader_idx]
 
     def _begin_pile(self) -> None:
         if self._pile is None:
@@ -155,6 +191,13 @@ class AttributionModule(L.LightningModule):
         self._pile.sums.zero()
         self._pile.totals = PileTotals()
         self._started = time.monotonic()
+        resumed, self._resumed = self._resumed, None
+        self._finished = resumed if isinstance(resumed, PileAverage) else None
+        self._resume_at = sys.maxsize if self._finished is not None else 0
+        if isinstance(resumed, PartialSum):
+            self._resume_at, self._pile.totals = resumed.next_batch, resumed.totals
+            for name, buffer in resumed.buffers.items():
+                self._pile.sums.buffers[name].copy_(buffer)
 
     def _finish_pile(self, dataloader_idx: int) -> PileAverage:
         """Sums over ranks and divides once."""
@@ -184,6 +227,7 @@ class AttributionModule(L.LightningModule):
             "prompt_digests": json.dumps(pile.prompt_digests),
             "dtype": self.dtype_name,
             "precision": str(self.trainer.precision),
+            "work_digest": self.work_digest(dataloader_idx),
             **provenance(),
         }
         return PileAverage({name: tensor.cpu() for name, tensor in self._pile.average().items()}, metadata)

@@ -1,0 +1,104 @@
+"""An attribution that is killed goes on where it was and ends with the same gradients."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from road import write_lines
+
+from gradsteer.__main__ import main
+from gradsteer.gradients import PileTotals
+from gradsteer.partial import PartialSum
+from gradsteer.vectors import PileAverage
+
+
+@pytest.fixture
+def words(experiment, inputs, tmp_path):
+    """A command line with two piles of several batches each, saving after every batch."""
+    chats = [json.loads(line) for line in (inputs / "chat.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "x.jsonl", chats * 5)
+    write_lines(tmp_path / "y.jsonl", chats[::-1] * 5)
+    return [
+        "attribute", "--model.model_name_or_path", str(experiment / "anchor"), "--data.piles.x",
+        str(tmp_path / "x.jsonl"), "--data.piles.y", str(tmp_path / "y.jsonl"), "--vectors.v", "[x, y]",
+        "--data.token_budget", "80", "--partial_sums.every_minutes", "0", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--trainer.logger", "false",
+    ]  # fmt: skip
+
+
+def gradients(directory):
+    return {pile: PileAverage.load(directory / "gradients" / f"{pile}.safetensors") for pile in ("x", "y")}
+
+
+def next_batch(path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as opened:
+            return int(opened.metadata()["next_batch"])
+    except (OSError, SafetensorError):
+        return 0
+
+
+@pytest.mark.parametrize("pile", ["x", "y"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, capsys, pile):
+    assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradsteer", *words, "--output_dir", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    partial, deadline = out / "gradients" / f".{pile}.rank0.partial", time.monotonic() + 90
+    while not next_batch(partial):
+        assert process.poll() is None, "it finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "vectors").exists()
+    resumed_at = next_batch(partial)
+    assert resumed_at > 0
+    capsys.readouterr()
+    assert main([*words, "--output_dir", str(out)]) == 0
+    for name, expected in gradients(tmp_path / "whole").items():
+        found = gradients(out)[name]
+        assert found.metadata == expected.metadata
+        for parameter in expected:
+            assert torch.equal(found[parameter], expected[parameter])
+    assert list((out / "gradients").glob(".*")) == []
+
+
+def test_a_finished_pile_is_not_computed_again(words, tmp_path, capfd, monkeypatch):
+    out = tmp_path / "out"
+    assert main([*words, "--output_dir", str(out)]) == 0
+    record = out / "stages" / "attribute.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "finished": False}))
+    before = gradients(out)
+
+    def never(*_args, **_kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("gradsteer.gradients.PileGradient.objective", never)
+    assert main([*words, "--output_dir", str(out)]) == 0
+    assert all(torch.equal(before["x"][name], gradients(out)["x"][name]) for name in before["x"])
+    with pytest.raises(AssertionError, match="computed again"):
+        main([*words, "--output_dir", str(out), "--overwrite", "true"])
+
+
+def test_partial_sums_of_other_work_are_refused(words, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "gradients").mkdir(parents=True)
+    PartialSum({"a": torch.zeros(1)}, PileTotals(), 3).save(out / "gradients" / ".x.rank0.partial", work_digest="other")
+    assert main([*words, "--output_dir", str(out)]) == 2
+    assert (
+        "holds partial sums of another configuration, data set or model (other, this run is" in capsys.readouterr().err
+    )
+    assert main([*words, "--output_dir", str(out), "--overwrite", "true"]) == 0
+    (out / "gradients" / ".x.rank0.partial").write_text("cut")
+    with pytest.raises(ValueError, match="is not readable"):
+        PartialSum.load(out / "gradients" / ".x.rank0.partial", work_digest="other")
