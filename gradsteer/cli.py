@@ -88,6 +88,13 @@ class GradsteerCLI(LightningCLI):
             help="where the artifacts go; lightning_logs/EXPERIMENT by default. {output_dir} in any value of a config "
             "stands for it.",
         )
+        parser.add_argument(
+            "--input_dir",
+            type=str | None,
+            default=None,
+            help="where the earlier stages' artifacts are; the output directory by default. {input_dir} in any value "
+            "of a config stands for it.",
+        )
         parser.add_argument("--experiment", type=str, default="default", help="name of the experiment, for reports.")
         if command.named is not None:
             parser.add_argument("--name", type=str, default=command.named, help="name of the artifact in output_dir.")
@@ -111,10 +118,12 @@ class GradsteerCLI(LightningCLI):
         config = self.config[command.name]
         output_dir = output_directory(config)
         config["output_dir"] = str(output_dir)
-        self.config[command.name] = config = _filled(config, str(output_dir))
+        input_dir = config["input_dir"] or "{output_dir}"
         self.stage = Stage.of(output_dir, command, config.get("name"))
-        self.stage_config = config.clone().as_dict()
+        self.stage_config = _filled(config.clone().as_dict(), {"{input_dir}": input_dir})
         self.stage_config.pop("config", None)
+        values = {"{input_dir}": input_dir.replace("{output_dir}", str(output_dir)), "{output_dir}": str(output_dir)}
+        self.config[command.name] = config = _filled(config, values)
         check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
         if config["trainer"]["logger"] in (None, True):
             arguments = Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False)
@@ -165,8 +174,8 @@ def check_stage(stage: Stage, config: dict[str, Any], *, overwrite: bool) -> Non
     if state in ("other", "changed") and not overwrite:
         what = "another configuration of" if state == "other" else "other input files for"
         raise ValueError(
-            f"{str(stage.directory)!r} holds the results of {what} {stage.key!r}; choose another --output_dir, or "
-            "replace them with --overwrite true"
+            f"{str(stage.directory)!r} holds the results of {what} {stage.key!r}; choose another --output_dir (with "
+            f"--input_dir {stage.directory} to read from this one), or replace them with --overwrite true"
         )
 
 
@@ -210,16 +219,18 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
         parser.link_arguments("name", "report.file", compute_fn=_report_file)
 
 
-def _filled(value: Any, output_dir: str) -> Any:
-    """The same configuration with ``{output_dir}`` filled in everywhere."""
+def _filled(value: Any, values: dict[str, str]) -> Any:
+    """The same configuration with the placeholders filled in everywhere."""
     if isinstance(value, str):
-        return value.replace("{output_dir}", output_dir)
+        for placeholder, directory in values.items():
+            value = value.replace(placeholder, directory)
+        return value
     if isinstance(value, Namespace):
-        return Namespace(**{key: _filled(inner, output_dir) for key, inner in vars(value).items()})
+        return Namespace(**{key: _filled(inner, values) for key, inner in vars(value).items()})
     if isinstance(value, dict):
-        return {key: _filled(inner, output_dir) for key, inner in value.items()}
+        return {key: _filled(inner, values) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_filled(inner, output_dir) for inner in value]
+        return [_filled(inner, values) for inner in value]
     return value
 
 
@@ -244,7 +255,15 @@ def main(args: list[str]) -> int:
             parser_class=CommandParser,
             parser_kwargs={
                 "prog": "gradsteer",
-                **{name: {"command": name, "description": COMMANDS[name].help} for name in GradsteerCLI.command_names},
+                **{
+                    name: {
+                        "command": name,
+                        "description": COMMANDS[name].help,
+                        # the generated one would bury an error under a list of some two hundred options
+                        "usage": f"gradsteer {name} [--config FILE] [options]   (--help explains them)",
+                    }
+                    for name in GradsteerCLI.command_names
+                },
             },
             auto_configure_optimizers=False,
             # words of the process itself are left to LightningCLI, which warns of any others

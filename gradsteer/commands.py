@@ -137,6 +137,6 @@ def overview(program: str = "gradsteer") -> str:
         *(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS.values()),
         "",
         f"{program} COMMAND --help explains a command's options; every command reads them from --config FILE too.",
-        f"{program} run --config configs/demo/run.yaml shows all of it on a model trained here in a minute.",
+        f"{program} run --config configs/demo/run.yaml shows all of it on a model trained here in minutes.",
     ]
     return "\n".join(lines) + "\n"

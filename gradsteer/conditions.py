@@ -46,7 +46,7 @@ class Condition:
     @property
     def slug(self) -> str:
         """The name as a file name: ``bridge_alpha=+0.1``."""
-        return re.sub(r"[^\w.+=-]+", "_", self.name)
+        return slug_of(self.name)
 
     def row(self) -> dict[str, Any]:
         """The condition as results.json holds it: every key present."""
@@ -60,6 +60,11 @@ _ROW_KEYS = (
     "name", "kind", "model", "vector", "transforms", "alpha", "relative_norm", "retained_fraction", "step_error",
     "predicted",
 )  # fmt: skip
+
+
+def slug_of(name: str) -> str:
+    """A condition's name as a file name: ``bridge alpha=+0.1`` -> ``bridge_alpha=+0.1``."""
+    return re.sub(r"[^\w.+=-]+", "_", name)
 
 
 def alpha_text(alpha: float) -> str:

@@ -1,5 +1,6 @@
 """Figures of an experiment, drawn with matplotlib's object interface (no global state, no display)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,15 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
                 ecolor=_GREY, error_kw={"elinewidth": 1}, label=behavior if position == 0 else None,
                 alpha=0.55 if row["kind"] in ("control", "baseline") else 1.0,
             )  # fmt: skip
-            axes.bar_label(bar, labels=[f"{percent:.0f}"], padding=1, fontsize=7.5)
+            axes.bar_label(bar, labels=[f"{math.floor(percent + 0.5)}"], padding=1, fontsize=7.5)
     axes.set_xticks(range(len(rows)), [row["name"].replace(" of ", "\nof ") for row in rows], rotation=35, ha="right")
     axes.tick_params(axis="x", labelsize=8)
     axes.set_ylabel("responses that show the behavior (%)")
     axes.set_ylim(0, 108)
-    axes.set_title(title, loc="left", fontsize=10)
+    steered = any(row["kind"] == "steered" for row in rows)
+    pale = "; pale: random directions" if any(row["kind"] == "control" for row in rows) else ""
+    convention = f"\npositive alpha reduces the vector's behavior, negative raises it{pale}" if steered else ""
+    axes.set_title(title + convention, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if behaviors:
         axes.legend(frameon=False, fontsize=8)

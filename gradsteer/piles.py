@@ -53,6 +53,7 @@ class Pile:
         sources: ``file:line`` of each example.
         prompt_digests: digests of the distinct prompts, sorted.
         num_dropped: examples that kept no target token within the length limit.
+        num_considered: examples that the filter chose from (all, without a filter).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Pile:
     sources: list[str]
     prompt_digests: list[str]
     num_dropped: int = 0
+    num_considered: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -90,8 +92,9 @@ def read_pile(
         ValueError: the pile is empty (says what was looked at), a line is bad, or ids of another tokenizer.
         FileNotFoundError: there is no such file.
     """
+    considered = None
     if isinstance(source, PileFilter):
-        rows = _filtered(name, source)
+        rows, considered = _filtered(name, source)
     elif (found := _response_rows(resolve_resource(source))) is not None:
         rows = found
     else:
@@ -109,6 +112,7 @@ def read_pile(
             example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
         _keep(pile, example, where)
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
+    pile.num_considered = len(rows) if considered is None else considered
     return _not_empty(pile, str(source))
 
 
@@ -136,6 +140,7 @@ def _chat_pile(
             chat.source,
         )
     pile.prompt_digests = sorted(digests)
+    pile.num_considered = len(pile.examples) + pile.num_dropped
     return _not_empty(pile, source)
 
 
@@ -173,7 +178,8 @@ def _response_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
     return rows or None
 
 
-def _filtered(name: str, source: PileFilter) -> list[tuple[str, dict[str, Any]]]:
+def _filtered(name: str, source: PileFilter) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+    """The rows that match, and how many there were."""
     rows = _required_rows(name, source.responses)
     _check_behaviors(name, source.responses, rows, source.where)
     kept = [(where, row) for where, row in rows if matches(row, source.where)]
@@ -188,7 +194,7 @@ def _filtered(name: str, source: PileFilter) -> list[tuple[str, dict[str, Any]]]
         looked_at.append(f"{len(others)} of {other.responses!r} (where {other.where})")
     if not kept:
         raise ValueError(f"pile {name!r} is empty: none matched of " + ", and ".join(looked_at))
-    return kept
+    return kept, len(rows)
 
 
 def _required_rows(name: str, responses: str) -> list[tuple[str, dict[str, Any]]]:

@@ -73,7 +73,11 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
     table.add_column("condition", no_wrap=True)
     for behavior in behaviors:
         table.add_column(f"{behavior} % [95% interval]", justify="right", no_wrap=True)
-    for column in ("scored", "unscored", "perplexity", "repeats %", "distinct-2", "tokens", "cut %", "step kept"):
+    # what is the same everywhere is left out: nothing unscored, every step taken whole
+    unscored = any(rate["num_unscored"] for row in rows for rate in row["behaviors"].values())
+    lossy = any(row["retained_fraction"] is not None and abs(row["retained_fraction"] - 1) > 1e-3 for row in rows)
+    optional = [*(["unscored"] if unscored else []), *(["step kept"] if lossy else [])]
+    for column in ("scored", "perplexity", "repeats %", "distinct-2", "tokens", "cut %", *optional):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         rates = [row["behaviors"].get(name) for name in behaviors]
@@ -82,13 +86,13 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
             Text(row["name"]),
             *(Text(rate_text(rate)) for rate in rates),
             _joined(rate and rate["num_scored"] for rate in rates),
-            _joined(rate and rate["num_unscored"] for rate in rates),
             _number(metrics["perplexity"], ".2f"),
             _number(metrics["repetition"], ".1f", 100),
             _number(metrics["distinct_2"], ".3f"),
             _number(metrics["mean_length"], ".1f"),
             _number(metrics["unfinished"], ".1f", 100),
-            _number(row["retained_fraction"], ".3f"),
+            *([_joined(rate and rate["num_unscored"] for rate in rates)] if unscored else []),
+            *([_number(row["retained_fraction"], ".3f")] if lossy else []),
         )
     return table
 

@@ -5,7 +5,9 @@ A stage whose configuration and input files are those it left behind is skipped,
 processes only; imports nothing heavy.
 """
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from typing import Any
 import yaml
 
 from gradsteer.commands import COMMANDS
-from gradsteer.records import file_digest, text_digest
+from gradsteer.records import text_digest
 from gradsteer.stages import Stage, read_record, write_record
 
 
@@ -128,7 +130,7 @@ def read_run(
 def _replace_base(values: Mapping[str, Any], declared: str, base_model: str) -> list[str]:
     options = []
     for group, key in (("model", "model_name_or_path"), ("steering", "base")):
-        if values.get(group, {}).get(key) == declared:
+        if str(values.get(group, {}).get(key)).replace("{input_dir}", "{output_dir}") == declared:
             options += [f"--{group}.{key}", base_model]
     return options
 
@@ -154,10 +156,12 @@ def stage_state(directory: Path, stage: PlannedStage) -> str:
         return "new"
     if record["config_digest"] != _config_digest(stage):
         return "other"
+    if child is not None and record.get("child_digest") not in (None, child["config_digest"]):
+        return "other"  # somebody ran the stage's command by hand, with other options
     if child is None or not child["finished"] or left.missing:
         return "new"
-    inputs = {path: file_digest(path) if Path(path).exists() else "" for path in child["inputs"]}
-    return "done" if inputs == child["inputs"] else "stale"
+    found = {path: left.digest_of(path) for path in child["inputs"]}
+    return "done" if found == child["inputs"] else "stale"
 
 
 def run_stages(run: Run, *, overwrite: bool = False) -> int:
@@ -195,21 +199,34 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
         _say(f"{head}: {' '.join(stage.command_line(False)[3:])}")
         begun = time.monotonic()
         words = stage.command_line(overwrite or state == "stale")
-        status = subprocess.run(words, check=False, env=environment).returncode
+        if state == "stale":
+            _say(f"{head}: what it reads has changed since, so it runs again")
+        try:
+            status = subprocess.run(words, check=False, env=environment).returncode
+        except KeyboardInterrupt:
+            _say(f"{head}: interrupted; the same command goes on from here")
+            return 130
         if status != 0:
             _say(f"{head}: failed with status {status}; the same command goes on from here")
             return status if status > 0 else 1
+        child = Stage.of(directory, COMMANDS[stage.command], stage.artifact).read() or {}
+        digests = {"config_digest": _config_digest(stage), "child_digest": child.get("config_digest")}
+        write_record(_record_path(directory, stage), digests)
         _say(f"{head}: finished in {time.monotonic() - begun:.0f} s")
     _say(f"all {len(stages)} stages done in {time.monotonic() - started:.0f} s; artifacts in {directory}")
     return 0
 
 
 def _record_path(directory: Path, stage: PlannedStage) -> Path:
-    return directory / "stages" / f"run-{stage.name}.json"
+    return directory / "stages" / f"run-{re.sub(r'[^A-Za-z0-9_.-]+', '_', stage.name)}.json"
 
 
 def _config_digest(stage: PlannedStage) -> str:
-    return text_digest(stage.config.read_text(encoding="utf-8") + "\0".join([stage.command, *stage.overrides]))
+    """Digest of a stage's options, whatever the output directory is called."""
+    kept = list(stage.overrides)
+    place = kept.index("--output_dir")
+    del kept[place : place + 2]
+    return text_digest(json.dumps([stage.command, stage.values, kept], sort_keys=True, default=str))
 
 
 def _say(text: str) -> None:
@@ -252,6 +269,6 @@ def main(args: Sequence[str]) -> int:
     if options.dry_run:
         for stage in run.stages:
             state = f"left out, {stage.unneeded}" if stage.unneeded else stage_state(run.directory, stage)
-            print(f"{stage.name:<24} {state:<10} {' '.join(stage.command_line(False)[3:])}")
+            print(f"{stage.name:<18} {state:<8} {' '.join(stage.command_line(False)[3:])}")
         return 0
     return run_stages(run, overwrite=options.overwrite)

@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 _NOT_PART = (
     "config",
     "output_dir",
+    "input_dir",
     "overwrite",
     "trainer.logger",
     "trainer.enable_progress_bar",
@@ -66,8 +67,31 @@ class Stage:
         """
         return read_record(self.path)
 
+    def resolve(self, value: str) -> str:
+        """A value of a configuration with the placeholders of the output directory filled in."""
+        return value.replace("{output_dir}", str(self.directory))
+
+    def inputs(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Digests of the files and directories that a configuration names, by their path as it is written there."""
+        digests = {}
+        for key, value in _leaves(config):
+            if not isinstance(value, str) or _is_not_part(key) or key.startswith("trainer.") or "/" not in value:
+                continue
+            digest = self.digest_of(value)
+            if digest is not None:
+                digests[value] = digest
+        return dict(sorted(digests.items()))
+
+    def digest_of(self, value: str) -> str | None:
+        """Digest of the file or directory that a value of a configuration names; None where there is none."""
+        path = Path(resolve_resource(self.resolve(value)))
+        return file_digest(path) if path.exists() else None
+
     def state(self, config: Mapping[str, Any]) -> State:
         """How the record compares with a command that is about to run.
+
+        Args:
+            config: the configuration with ``{output_dir}`` not filled in, so that a directory may be moved.
 
         Returns:
             ``new`` (no record), ``done``, ``unfinished`` (the same configuration and inputs, but it was cut off),
@@ -79,7 +103,7 @@ class Stage:
             return "new"
         if record["config_digest"] != config_digest(config):
             return "other"
-        if record["inputs"] != input_digests(config):
+        if record["inputs"] != self.inputs(config):
             return "changed"
         return "done" if record["finished"] and not self.missing else "unfinished"
 
@@ -88,7 +112,7 @@ class Stage:
         record = {
             "command": self.key,
             "config_digest": config_digest(config),
-            "inputs": input_digests(config),
+            "inputs": self.inputs(config),
             "finished": finished,
         }
         write_record(self.path, record)
@@ -120,18 +144,6 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """Digest of everything in a configuration that decides what the command makes."""
     kept = {key: value for key, value in sorted(_leaves(config)) if not _is_not_part(key)}
     return text_digest(json.dumps([__version__, kept], sort_keys=True, default=str))
-
-
-def input_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files and directories that a configuration names, by their path."""
-    digests = {}
-    for key, value in _leaves(config):
-        if not isinstance(value, str) or _is_not_part(key) or key.startswith("trainer.") or "/" not in value:
-            continue
-        path = Path(resolve_resource(value))
-        if path.exists():
-            digests[value] = file_digest(path)
-    return dict(sorted(digests.items()))
 
 
 def _is_not_part(key: str) -> bool:

@@ -10,9 +10,9 @@ from gradsteer.conditions import Condition
 
 
 class GradsteerTrainer(L.Trainer):
-    """`lightning.Trainer` with attribute, evaluate and steer.
+    """Lightning's Trainer, with this project's commands as methods.
 
-    The three run on the test loop, which visits every data loader once and in order. The datamodules split their
+    Attribute, evaluate and steer run on the test loop, which visits every data loader once and in order. The datamodules split their
     batches over the ranks themselves, without repeats, so no distributed sampler is put in their way.
     """
 

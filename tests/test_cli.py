@@ -73,7 +73,7 @@ def test_help_shows_the_commands_real_options_explained(command, shown, capsys):
     text = help_of(command, capsys)
     for words in shown:
         assert words in text
-    assert text.startswith(f"usage: gradsteer [options] {command}")
+    assert text.startswith(f"usage: gradsteer {command} [--config FILE] [options]")
     assert "ckpt_path" not in text or command == "fit"
 
 
@@ -100,7 +100,7 @@ def flags(parser):
 
 def test_the_flags_are_those_that_others_rely_on(parsers):
     """A snapshot: a renamed or lost flag breaks configs; a new one is added here on purpose."""
-    common = ["--experiment", "--output_dir", "--overwrite"]
+    common = ["--experiment", "--input_dir", "--output_dir", "--overwrite"]
     loading = ["attn_implementation", "dtype", "model_name_or_path", "revision", "trust_remote_code"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
     prompts = ["batch_size", "columns", "max_prompts", "prompts", "split", "system_prompt"]

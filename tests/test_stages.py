@@ -3,7 +3,7 @@ import json
 import pytest
 
 from gradsteer.commands import COMMANDS
-from gradsteer.stages import Stage, config_digest, input_digests
+from gradsteer.stages import Stage, config_digest
 
 
 @pytest.fixture
@@ -34,14 +34,25 @@ def test_changed_input_files_are_noticed(stage, tmp_path):
     assert stage.state(config) == "changed"
 
 
-def test_inputs_are_files_directories_and_shipped_resources(tmp_path):
+def test_a_directory_may_be_moved(stage, tmp_path):
+    (tmp_path / "out.json").write_text("{}")
+    (tmp_path / "anchor").mkdir()
+    config = {"model": {"model_name_or_path": "{output_dir}/anchor"}, "output_dir": str(tmp_path)}
+    stage.write(config, finished=True)
+    moved = tmp_path.rename(tmp_path.with_name(tmp_path.name + "-moved"))
+    there = Stage(moved, stage.key, stage.outputs)
+    assert list(there.inputs(config)) == ["{output_dir}/anchor"]
+    assert there.state({**config, "output_dir": str(moved)}) == "done"
+
+
+def test_inputs_are_files_directories_and_shipped_resources(stage, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     config = {
         "model": {"model_name_or_path": str(tmp_path / "model"), "hub": "meta-llama/Llama-3.2-1B"},
         "data": {"prompts": "gradsteer://topics/evaluation_prompts.jsonl", "word": "tests"},
     }
-    assert sorted(input_digests(config)) == sorted(
+    assert sorted(stage.inputs(config)) == sorted(
         [str(tmp_path / "model"), "gradsteer://topics/evaluation_prompts.jsonl"]
     )
 

@@ -16,6 +16,12 @@ class StageProgressBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=5 if sys.stderr.isatty() else 500)
 
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The metrics to show, without the logger's version."""
+        metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        metrics.pop("v_num", None)
+        return metrics
+
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -24,6 +30,7 @@ class StageProgressBar(TQDMProgressBar):
         title = getattr(pl_module, "loader_title", None)
         if batch_idx == 0 and title is not None and not self.is_disabled:
             self.test_progress_bar.set_description(title(dataloader_idx))
+            self.test_progress_bar.set_postfix_str("")  # the last data loader's text
 
     def on_test_batch_end(
         self,

@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from gradsteer.conditions import Condition, alpha_text
+from gradsteer.conditions import Condition, alpha_text, slug_of
 from gradsteer.controls import random_like
 from gradsteer.diff import WeightDiff, named_weights
 from gradsteer.models import check_model_path, load_causal_lm
+from gradsteer.reports import read_results
 from gradsteer.steering import reweighted, steered
 from gradsteer.transforms import TransformSpec, apply_transforms, parse_transform
 from gradsteer.vectors import SteeringVector
@@ -41,7 +42,7 @@ class WeightSteering(L.Callback):
         self,
         output_dir: str,
         vectors: dict[str, str],
-        alphas: list[float] | dict[str, list[float]],
+        alphas: list[float] | dict[str, list[float]] | float,
         both_signs: bool = True,
         transforms: list[Any] | None = None,
         base: str | None = None,
@@ -109,9 +110,12 @@ class WeightSteering(L.Callback):
         del trainer
         for name, vector in self.vectors.items():
             try:
-                vector.check_fits(pl_module.model)
+                with steered(pl_module.model, vector, 0.0, allow_other_model=self.allow_other_model):
+                    pass  # checks names, shapes and the fingerprint before anything is sampled
             except ValueError as error:
-                raise ValueError(f"steering.vectors.{name} ({self.files[name]}): {error}") from error
+                hint = " (--steering.allow_other_model true)" if "allow_other_model" in str(error) else ""
+                raise ValueError(f"steering.vectors.{name} ({self.files[name]}): {error}{hint}") from error
+        self._remove_stale_responses()
         if self.base is None:
             return
         base = load_causal_lm(self.base, dtype="float32", **pl_module.loading)
@@ -119,6 +123,14 @@ class WeightSteering(L.Callback):
         self._diff = WeightDiff.between(named_weights(pl_module.model), self._base_weights)
         path = self._diff.save(self.output_dir / "vectors" / "delta.safetensors")
         rank_zero_info(f"weight diff Delta = anchor - base: norm {self._diff.norm():.4g} -> {path}")
+
+    def _remove_stale_responses(self) -> None:
+        """Removes the responses of an earlier, overwritten report's conditions that this one does not have."""
+        report = self.output_dir / "results.json"
+        if report.is_file():
+            names = {condition["name"] for condition in read_results(report)["conditions"]}
+            for name in names - {condition.name for condition in self.conditions}:
+                (self.output_dir / "responses" / f"{slug_of(name)}.jsonl").unlink(missing_ok=True)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -164,8 +176,9 @@ class WeightSteering(L.Callback):
 
 
 def _alphas_by_vector(
-    vectors: dict[str, str], alphas: list[float] | dict[str, list[float]], both_signs: bool
+    vectors: dict[str, str], alphas: list[float] | dict[str, list[float]] | float, both_signs: bool
 ) -> dict[str, list[float]]:
+    alphas = [float(alphas)] if isinstance(alphas, int | float) else alphas
     by_vector = alphas if isinstance(alphas, dict) else dict.fromkeys(vectors, alphas)
     if set(by_vector) != set(vectors):
         raise ValueError(

@@ -50,7 +50,7 @@ class VectorWriter(L.Callback):
         del pl_module, batch
         average: PileAverage | None = outputs["average"]
         pile = trainer.datamodule.piles[dataloader_idx].name  # type: ignore[attr-defined]
-        measured = {"batch_gradient_norm": outputs["norm"], "loss": outputs["loss"]}
+        measured = {"summed_batch_gradient_norm": outputs["norm"], "loss": outputs["loss"]}
         metrics = {f"pile/{pile}/{name}": value for name, value in measured.items() if value is not None}
         log_metrics(trainer, metrics, step=batch_idx)
         if average is None or not trainer.is_global_zero:

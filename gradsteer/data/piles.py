@@ -62,7 +62,8 @@ class PileDataModule(L.LightningDataModule):
             for name, source in self.sources.items()
         ]
         for pile in self.piles:
-            rank_zero_info(f"pile {pile.name}: {len(pile.examples)} examples, {pile.num_tokens} target tokens")
+            examples = f"{len(pile.examples)} of {pile.num_considered} examples"
+            rank_zero_info(f"pile {pile.name}: {examples}, {pile.num_tokens} target tokens")
             if pile.num_dropped:
                 rank_zero_warn(
                     f"pile {pile.name}: dropped {pile.num_dropped} examples that keep no target token within "

@@ -136,6 +136,7 @@ class FinetuneModule(L.LightningModule):
                 "lower the learning rate, or use float32"
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(counts))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(counts))
         self.log("train/tokens", num_tokens.float(), batch_size=len(counts), reduce_fx="sum")
         return loss
 
