@@ -5,7 +5,6 @@ table. Everything else about a command is in `gradsteer.commands`.
 """
 
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,14 @@ import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, Command
+from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
+from gradsteer.conditions import check_name
+from gradsteer.provenance import git_sha
 from gradsteer.quiet import quieten
+from gradsteer.records import write_text
 from gradsteer.stages import Stage
 from gradsteer.trainer import GradsteerTrainer
+from gradsteer.version import __version__
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -40,20 +43,27 @@ class SaveReplayableConfig(SaveConfigCallback):
         directory = trainer.logger.log_dir if trainer.logger is not None else None
         path = Path(directory or output_directory(self.config) / command) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
-        path.write_text(f"# replay: python -m gradsteer {command} --config {path}\n{text}", encoding="utf-8")
+        config = self.config.clone()
+        if _is_default_logger(config):  # a replay into another directory logs there
+            config["trainer"]["logger"] = None
+        if config["trainer"]["default_root_dir"] == config["output_dir"]:
+            config["trainer"]["default_root_dir"] = None
+        text = self.parser.dump(config, skip_none=False, skip_link_targets=True)
+        head = f"# replay: python -m gradsteer {command} --config {path}\n# made by gradsteer {__version__} {git_sha()}"
+        write_text(path, f"{head.rstrip()}\n{text}")
 
 
 class StageRecord(L.Callback):
-    """Notes that a command started when its first batch does: bad input found before that leaves nothing behind."""
+    """Notes that a command started when its first batch does: bad input found before that leaves no record."""
 
-    def __init__(self, stage: Stage, config: dict[str, Any]) -> None:
-        self.stage, self.config = stage, config
+    def __init__(self, stage: Stage, config: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.stage, self.config, self.inputs = stage, config, inputs
         self._written = False
 
     def _write(self, trainer: L.Trainer) -> None:
-        if trainer.is_global_zero and not self._written:
-            self.stage.write(self.config, finished=False)
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not self._written and not dry:
+            self.stage.write(self.config, finished=False, inputs=self.inputs)
         self._written = True
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -109,7 +119,7 @@ class GradsteerCLI(LightningCLI):
         for group, target in command.callbacks.items():
             parser.add_lightning_class_args(load(target), group)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.set_defaults(command.defaults)
+        parser.set_defaults({**TRAINER_DEFAULTS, **command.defaults})
         _link(parser, command)
 
     def before_instantiate_classes(self) -> None:
@@ -120,11 +130,16 @@ class GradsteerCLI(LightningCLI):
         config["output_dir"] = str(output_dir)
         input_dir = config["input_dir"] or "{output_dir}"
         self.stage = Stage.of(output_dir, command, config.get("name"))
-        self.stage_config = _filled(config.clone().as_dict(), {"{input_dir}": input_dir})
-        self.stage_config.pop("config", None)
         values = {"{input_dir}": input_dir.replace("{output_dir}", str(output_dir)), "{output_dir}": str(output_dir)}
         self.config[command.name] = config = _filled(config, values)
-        check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
+        if command.named is not None:
+            check_name("the artifact (--name)", config["name"])
+        # the record holds paths in the output directory by its placeholder, so that the directory may be moved
+        self.stage_config = _filled(config.clone().as_dict(), {f"{output_dir}/": "{output_dir}/"})
+        self.stage_config.pop("config", None)
+        self.inputs = self.stage.inputs(self.stage_config)
+        if command.outputs:
+            check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
         if config["trainer"]["logger"] in (None, True):
             arguments = Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False)
             path = "lightning.pytorch.loggers.TensorBoardLogger"
@@ -136,12 +151,21 @@ class GradsteerCLI(LightningCLI):
         """Adds the callback that notes the start of the work."""
         callbacks = self.config_init[str(self.subcommand)]["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        return super().instantiate_trainer(callbacks=[*callbacks, StageRecord(self.stage, self.stage_config)], **kwargs)
+        if COMMANDS[str(self.subcommand)].outputs:
+            callbacks = [*callbacks, StageRecord(self.stage, self.stage_config, self.inputs)]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def finish(self) -> None:
         """Notes that the command finished."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.stage.write(self.stage_config, finished=True)
+        dry = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero and not dry and COMMANDS[str(self.subcommand)].outputs:
+            self.stage.write(self.stage_config, finished=True, inputs=self.inputs)
+
+
+def _is_default_logger(config: Any) -> bool:
+    logger = config["trainer"]["logger"]
+    arguments = getattr(logger, "init_args", None)
+    return arguments is not None and arguments.get("save_dir") == config["output_dir"]
 
 
 class AlreadyDoneError(Exception):
@@ -166,8 +190,6 @@ def check_stage(stage: Stage, config: dict[str, Any], *, overwrite: bool) -> Non
         AlreadyDoneError: it has finished before with this configuration and these inputs.
         ValueError: the directory holds what another configuration, or other input files, made.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:  # the first rank decided before it launched this one
-        return
     state = stage.state(config)
     if state == "done" and not overwrite:
         raise AlreadyDoneError(stage.key)
@@ -191,10 +213,6 @@ def _shared_output_dir(output_dir: str | None, experiment: str) -> str:
     return output_dir or str(Path("lightning_logs") / experiment)
 
 
-def _report_file(name: str) -> str:
-    return f"evaluations/{name}"
-
-
 def _link(parser: LightningArgumentParser, command: Command) -> None:
     """Gives the groups their share of the common options, so that each is said once."""
     options = {action.dest for action in parser._actions}
@@ -215,8 +233,6 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
             '"[PLUS_PILE, MINUS_PILE]".',
         )
         parser.link_arguments("vectors", "writing.vectors")
-    if command.named is not None and "report.file" in options:
-        parser.link_arguments("name", "report.file", compute_fn=_report_file)
 
 
 def _filled(value: Any, values: dict[str, str]) -> Any:

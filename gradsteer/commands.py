@@ -34,8 +34,6 @@ class Command:
     plain: str = ""
 
 
-_REPORT = "gradsteer.callbacks.report:ResultsReport"
-
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
@@ -76,7 +74,7 @@ COMMANDS: dict[str, Command] = {
             callbacks={
                 "condition": "gradsteer.callbacks.evaluation:NamedCondition",
                 "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
-                "report": _REPORT,
+                "report": "gradsteer.callbacks.report:EvaluationReport",
             },
             defaults={"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
             named="anchor",
@@ -106,7 +104,7 @@ COMMANDS: dict[str, Command] = {
             data="gradsteer.data.prompts:PromptDataModule",
             callbacks={
                 "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
-                "report": _REPORT,
+                "report": "gradsteer.callbacks.report:ResultsReport",
                 "steering": "gradsteer.callbacks.steering:WeightSteering",
                 "figures": "gradsteer.callbacks.report:LayerNorms",
             },
@@ -121,6 +119,8 @@ COMMANDS: dict[str, Command] = {
     )
 }
 
+# the datamodules split the batches over the ranks themselves
+TRAINER_DEFAULTS: dict[str, Any] = {"trainer.use_distributed_sampler": False}
 TRAINER_COMMANDS = tuple(command.name for command in COMMANDS.values() if command.module)
 
 

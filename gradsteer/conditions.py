@@ -67,6 +67,25 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^\w.+=-]+", "_", name)
 
 
+_RESERVED = {
+    "corpus", "evaluate", "evaluations", "figures", "fit", "attribute", "gradients", "responses", "stages", "steer",
+    "validate", "vectors",
+}  # fmt: skip
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuses a name that cannot be a file's, or that is taken by a directory of ours.
+
+    Raises:
+        ValueError: names what, the name and the accepted form.
+    """
+    if not re.fullmatch(r"[\w+=][\w.+=-]*", name) or name in _RESERVED:
+        raise ValueError(
+            f"{what} is called {name!r}; accepted: letters, digits and _ + = . - (not first: . -), and none of "
+            + ", ".join(sorted(_RESERVED))
+        )
+
+
 def alpha_text(alpha: float) -> str:
     """An alpha with its sign, as condition names show it: ``+0.1``, ``-0.00075``."""
-    return f"{alpha:+g}"
+    return f"{alpha:+.12g}"

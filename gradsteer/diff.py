@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from gradsteer.vectors import ParameterVector
 
+DELTA = "delta"  # the diff's name among an experiment's vectors
+
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters by name, tied weights once, detached and not copied."""

@@ -50,7 +50,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     axes.spines[["top", "right"]].set_visible(False)
     if behaviors:
         axes.legend(frameon=False, fontsize=8)
-    return figure
+    return _plain(figure)
 
 
 def layer_figure(series: Mapping[str, Mapping[str, float]], title: str, *, squared: bool) -> "Figure":
@@ -78,4 +78,13 @@ def layer_figure(series: Mapping[str, Mapping[str, float]], title: str, *, squar
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    return _plain(figure)
+
+
+def _plain(figure: "Figure") -> "Figure":
+    """Names come from configs: a dollar sign in one is no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     return figure

@@ -1,6 +1,7 @@
 """A digest of a model's weights, so that a vector is only applied to the model that it was made on."""
 
 import hashlib
+from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,11 +35,25 @@ def model_fingerprint(model: nn.Module) -> str:
     return _KNOWN[model][1]
 
 
-def restored(model: nn.Module, fingerprint: str) -> None:
-    """Notes that the weights are byte for byte those of `fingerprint` again (said by `gradsteer.steering`)."""
-    _KNOWN[model] = (_state(model), fingerprint)
+def restored(model: nn.Module, fingerprint: str, versions: Mapping[str, tuple[int, int]], names: set[str]) -> None:
+    """Notes that the weights are byte for byte those of `fingerprint` again (said by `gradsteer.steering`).
+
+    Args:
+        model: whose weights were put back.
+        fingerprint: what they were before.
+        versions: as `weight_versions` gave them before.
+        names: the parameters that were put back; if any other was written to meanwhile, nothing is noted.
+    """
+    now = weight_versions(model)
+    if all(now[name] == versions[name] for name in versions if name not in names):
+        _KNOWN[model] = (_state(model), fingerprint)
+
+
+def weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Where each parameter lies and how often it was written to."""
+    # inference tensors keep no version counter; they are then digested once per storage
+    return {n: (p.data_ptr(), -1 if p.is_inference() else p._version) for n, p in model.named_parameters()}
 
 
 def _state(model: nn.Module) -> _State:
-    # inference tensors keep no version counter; they are then digested once per storage
-    return tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in model.parameters())
+    return tuple(weight_versions(model).values())

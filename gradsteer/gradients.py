@@ -182,6 +182,7 @@ class PileGradient:
         example_weights(torch.ones(1, dtype=torch.int64), reduction)  # refuses an unknown reduction at once
         self.model, self.reduction, self.head_chunk = model, reduction, head_chunk
         self.totals = PileTotals()
+        self._spoilt = False
         self.sums = GradientSum(model, parameters)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -234,6 +235,7 @@ class PileGradient:
         norm = self.sums.pop_norm()
         if math.isfinite(norm):
             return norm
+        self._spoilt = True
         for row in range(len(batch.lengths if isinstance(batch, Pack) else batch["labels"])):
             single = batch.alone(row) if isinstance(batch, Pack) else {k: v[row : row + 1] for k, v in batch.items()}
             with self.sums.differentiating() as parameters, torch.enable_grad():
@@ -246,8 +248,10 @@ class PileGradient:
         """The pile-average gradient: parameter name -> float32 tensor of the parameter's shape.
 
         Raises:
-            ValueError: no example was added.
+            ValueError: no example was added, or one whose gradient is not finite.
         """
+        if self._spoilt:
+            raise ValueError("the sums hold a gradient that was refused: start the pile anew")
         return self.sums.mean(self.totals.divisor(self.reduction))
 
 

@@ -36,7 +36,8 @@ def check_model_path(name_or_path: str) -> None:
             raise ValueError(f"{name_or_path!r} is a directory without a config.json; accepted: {_ACCEPTED}")
         return
     looks_local = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1
-    if looks_local or path.exists() or not name_or_path:
+    beside_others = "/" in name_or_path and path.parent.is_dir()
+    if looks_local or beside_others or path.exists() or not name_or_path:
         raise ValueError(f"no model directory at {name_or_path!r}; accepted: {_ACCEPTED}")
 
 
@@ -59,9 +60,12 @@ def load_tokenizer(
     path = Path(name_or_path)
     if not path.is_dir():
         check_model_path(name_or_path)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        name_or_path, revision=revision, trust_remote_code=trust_remote_code
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except OSError as error:
+        raise ValueError(_not_to_be_had("tokenizer", name_or_path, error)) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {name_or_path!r} has neither a padding nor an end-of-sequence token")
@@ -87,15 +91,23 @@ def load_causal_lm(
 
     check_model_path(name_or_path)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        name_or_path,
-        dtype=parse_dtype(dtype),
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=parse_dtype(dtype),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except OSError as error:
+        raise ValueError(_not_to_be_had("model", name_or_path, error)) from error
     model.train(False)
     return model
+
+
+def _not_to_be_had(what: str, name: str, error: OSError) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"no {what} {name!r}, neither as a directory here nor from the hub; accepted: {_ACCEPTED} ({first})"
 
 
 def fresh_causal_lm(config_file: str, *, dtype: str = "float32") -> "PreTrainedModel":

@@ -107,6 +107,7 @@ def read_pile(
                 f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}; "
                 "sample with this model's tokenizer, or give the text alone (prompt and completion) as a pile file"
             )
+        _check_row(where, row, len(tokenizer))
         example = encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask=loss_mask)
         if max_length is not None and len(example.input_ids) > max_length:
             example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
@@ -165,7 +166,7 @@ _SAMPLED_KEYS = ("prompt", "prompt_token_ids", "token_ids", "finish_reason", "to
 
 def _response_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
     """The rows of a file of sampled responses with their ``file:line``; None for a file of another kind."""
-    if not Path(path).is_file() or Path(path).suffix not in (".jsonl", ".json"):
+    if not Path(path).is_file() or Path(path).suffix != ".jsonl":
         return None
     rows: list[tuple[str, dict[str, Any]]] = []
     for line, row in read_jsonl(path):
@@ -176,6 +177,16 @@ def _response_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
             raise ValueError(f"{path}:{line}: a response row without {', '.join(map(repr, missing))}")
         rows.append((f"{path}:{line}", row))
     return rows or None
+
+
+def _check_row(where: str, row: Mapping[str, Any], vocabulary: int) -> None:
+    for key in ("prompt_token_ids", "token_ids"):
+        ids = row[key]
+        whole = isinstance(ids, list) and ids and all(type(token) is int and 0 <= token < vocabulary for token in ids)
+        if not whole:
+            raise ValueError(f"{where}: {key} is not a list of token ids from 0 to {vocabulary - 1}, at least one")
+    if row["finish_reason"] not in ("stop", "length"):
+        raise ValueError(f"{where}: finish_reason is {row['finish_reason']!r}; accepted: stop, length")
 
 
 def _filtered(name: str, source: PileFilter) -> tuple[list[tuple[str, dict[str, Any]]], int]:

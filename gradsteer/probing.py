@@ -25,13 +25,13 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
 
     Args:
         model: a causal LM in eval mode.
-        examples: of a pile; up to three are used.
+        examples: of the piles; up to three are used, and one twice where there is but one: leaks need two.
         head_chunk: check the chunked head of `pack_losses` too.
 
     Returns:
         None where packs give the same; otherwise the reason, for a message.
     """
-    short = [_shortened(example) for example in examples[:3]]
+    short = [_shortened(example) for example in (examples if len(examples) > 1 else [*examples, *examples])[:3]]
     device = next(model.parameters()).device
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1] or list(model.parameters())
     required = [parameter.requires_grad for parameter in vectors]

@@ -72,7 +72,7 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
     behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
     table.add_column("condition", no_wrap=True)
     for behavior in behaviors:
-        table.add_column(f"{behavior} % [95% interval]", justify="right", no_wrap=True)
+        table.add_column(Text(f"{behavior} % [95% interval]"), justify="right", no_wrap=True)
     # what is the same everywhere is left out: nothing unscored, every step taken whole
     unscored = any(rate["num_unscored"] for row in rows for rate in row["behaviors"].values())
     lossy = any(row["retained_fraction"] is not None and abs(row["retained_fraction"] - 1) > 1e-3 for row in rows)

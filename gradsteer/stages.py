@@ -5,6 +5,7 @@ read, and whether it finished. Knows of files and plain values only; imports not
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ _NOT_PART = (
     "trainer.logger",
     "trainer.enable_progress_bar",
     "trainer.default_root_dir",
+)
+
+# the options that name files or directories
+_PATH_KEY = re.compile(
+    r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|responses)$"
+    r"|^(steering\.vectors|data\.piles)\.[^.]+$"
 )
 
 State = Literal["new", "unfinished", "done", "changed", "other"]
@@ -75,7 +82,7 @@ class Stage:
         """Digests of the files and directories that a configuration names, by their path as it is written there."""
         digests = {}
         for key, value in _leaves(config):
-            if not isinstance(value, str) or _is_not_part(key) or key.startswith("trainer.") or "/" not in value:
+            if not isinstance(value, str) or not _PATH_KEY.search(key):
                 continue
             digest = self.digest_of(value)
             if digest is not None:
@@ -94,25 +101,31 @@ class Stage:
             config: the configuration with ``{output_dir}`` not filled in, so that a directory may be moved.
 
         Returns:
-            ``new`` (no record), ``done``, ``unfinished`` (the same configuration and inputs, but it was cut off),
-            ``changed`` (the same configuration, but an input file is another one) or ``other`` (another
-            configuration).
+            ``new`` (no record, or one of another configuration that never finished), ``done``, ``unfinished`` (the
+            same configuration and inputs, but it was cut off), ``changed`` (the same configuration, but an input file
+            is another one) or ``other`` (another configuration).
         """
         record = self.read()
         if record is None:
             return "new"
         if record["config_digest"] != config_digest(config):
-            return "other"
+            return "other" if record["finished"] else "new"
         if record["inputs"] != self.inputs(config):
-            return "changed"
+            return "changed" if record["finished"] else "new"
         return "done" if record["finished"] and not self.missing else "unfinished"
 
-    def write(self, config: Mapping[str, Any], *, finished: bool) -> None:
-        """Writes the record; the inputs are digested as they are now."""
+    def write(self, config: Mapping[str, Any], *, finished: bool, inputs: Mapping[str, str] | None = None) -> None:
+        """Writes the record.
+
+        Args:
+            config: as for `state`.
+            finished: whether the command has finished.
+            inputs: the digests of what was read, as `inputs` gave them at the start; taken now by default.
+        """
         record = {
             "command": self.key,
             "config_digest": config_digest(config),
-            "inputs": self.inputs(config),
+            "inputs": dict(self.inputs(config) if inputs is None else inputs),
             "finished": finished,
         }
         write_record(self.path, record)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gradsteer.fingerprints import model_fingerprint, restored
+from gradsteer.fingerprints import model_fingerprint, restored, weight_versions
 from gradsteer.vectors import ParameterVector
 
 
@@ -51,7 +51,8 @@ class _Step:
 class _Edited:
     """The originals of one model and the steps that are active on it, outermost first."""
 
-    fingerprint: str | None
+    fingerprint: str
+    versions: dict[str, tuple[int, int]]
     originals: dict[str, Tensor] = field(default_factory=dict)
     steps: list[_Step] = field(default_factory=list)
 
@@ -117,7 +118,7 @@ def reweighted(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
 def _edited(model: nn.Module, step: _Step) -> Iterator[None]:
     edited = _ACTIVE.get(model)
     if edited is None:
-        edited = _ACTIVE[model] = _Edited(fingerprint=model_fingerprint(model))
+        edited = _ACTIVE[model] = _Edited(model_fingerprint(model), weight_versions(model))
     parameters = dict(model.named_parameters())
     try:
         for name in step.tensors:
@@ -141,8 +142,7 @@ def _leave(model: nn.Module, edited: _Edited, step: _Step) -> None:
         for name, original in edited.originals.items():
             parameters[name].copy_(original)
     del _ACTIVE[model]
-    if edited.fingerprint:
-        restored(model, edited.fingerprint)
+    restored(model, edited.fingerprint, edited.versions, set(edited.originals))
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def _recompute(model: nn.Module, edited: _Edited, names: Mapping[str, Tensor]) -
         original, parameter = edited.originals[name], parameters[name]
         step = edited.steps[0]
         if len(edited.steps) == 1 and step.alpha is not None and original.dtype == torch.float32:
-            torch.add(original, step.tensors[name].to(original), alpha=step.alpha, out=parameter.data)
+            torch.add(original, step.tensors[name].to(original), alpha=step.alpha, out=parameter)
             continue
         # half precisions are summed in float32 and rounded once
         value = original.double() if original.dtype == torch.float64 else original.float()

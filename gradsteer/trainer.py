@@ -12,12 +12,14 @@ from gradsteer.conditions import Condition
 class GradsteerTrainer(L.Trainer):
     """Lightning's Trainer, with this project's commands as methods.
 
-    Attribute, evaluate and steer run on the test loop, which visits every data loader once and in order. The datamodules split their
-    batches over the ranks themselves, without repeats, so no distributed sampler is put in their way.
+    Attribute, evaluate and steer run on the test loop, which visits every data loader once and in order. The
+    datamodules split their batches over the ranks themselves, without repeats, so no distributed sampler is put in
+    their way.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["use_distributed_sampler"] = False
+        if kwargs.setdefault("use_distributed_sampler", False):
+            raise ValueError("use_distributed_sampler must be false: the datamodules split the batches over the ranks")
         callbacks = kwargs.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         has_bar = any(isinstance(callback, TQDMProgressBar) for callback in callbacks)

@@ -130,7 +130,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
             *group("model", loading + attributing),
             *group("data", piles),
         ],
-        "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.file", "--report.note"],
+        "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.note"],
     }
     for name, parser in parsers.items():
         linked = {"--saving", "--writing", "--condition", "--report", "--figures"}  # groups without an option of ours
@@ -286,7 +286,7 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
         ({"--model.num_samples": 0}, "model.num_samples is 0; accepted: at least 1"),
         ({"--model.dtype": "float31"}, "dtype is 'float31'; accepted: float32, bfloat16"),
         ({"--data.batch_size": 0}, "data.batch_size is 0; accepted: at least 1"),
-        ({"--evaluation.judge.patterns": '{"a": ["("]}'}, "a"),
+        ({"--evaluation.judge.patterns": '{"a": ["("]}'}, "is not a regular expression"),
         ({"--model.model_name_or_path": "./nowhere"}, "no model directory at './nowhere'"),
     ],
 )

@@ -86,9 +86,9 @@ def test_results_hold_every_condition_in_order_with_every_key(experiment):
     rows = results["conditions"]
     assert [row["name"] for row in rows] == [
         "base", "anchor", "a alpha=+0.05", "a alpha=-0.05", "a|diff_weighting alpha=+0.05",
-        "a|diff_weighting alpha=-0.05", "random-0 of a alpha=+0.05",
+        "a|diff_weighting alpha=-0.05", "random-0 of a alpha=+0.05", "random-0 of a|diff_weighting alpha=+0.05",
     ]  # fmt: skip
-    assert [row["kind"] for row in rows] == ["base", "anchor", *["steered"] * 4, "control"]
+    assert [row["kind"] for row in rows] == ["base", "anchor", *["steered"] * 4, *["control"] * 2]
     assert {tuple(row) for row in rows} == {tuple(rows[0])}
     assert [row["alpha"] for row in rows[:3]] == [None, 0.0, 0.05]
     assert rows[4]["transforms"] == ["diff_weighting"]
@@ -108,11 +108,13 @@ def test_results_hold_every_condition_in_order_with_every_key(experiment):
     assert rows[2]["retained_fraction"] == pytest.approx(1, abs=1e-3)
     assert rows[2]["metrics"]["perplexity"] != rows[1]["metrics"]["perplexity"]  # the weights really moved
     assert rows[4]["metrics"]["perplexity"] != rows[2]["metrics"]["perplexity"]  # diff weighting is no no-op
+    for steered_row, control in ((rows[2], rows[6]), (rows[4], rows[7])):  # matched in size, transforms included
+        assert control["relative_norm"] == pytest.approx(steered_row["relative_norm"], rel=1e-5)
     assert "NaN" not in (experiment / "results.json").read_text()
 
 
 def test_each_condition_is_computed_from_the_originals(experiment, inputs):
-    """The last condition's responses are those of a run with that condition alone."""
+    """The second steered condition's responses are those of its weights alone, not of what came before it."""
     rows = read_results(experiment / "results.json")["conditions"]
     assert all(
         (experiment / "responses" / f"{row['name'].replace(' ', '_').replace('|', '_')}.jsonl").is_file()

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from gradsteer.batching import plan_batches
 from gradsteer.callbacks.tensorboard import log_metrics, log_texts
 from gradsteer.chat import collate, encode_chat, tokenizer_digest
-from gradsteer.conditions import Condition, Kind
+from gradsteer.conditions import Condition, Kind, slug_of
 from gradsteer.formats import read_chat_examples
 from gradsteer.judges import Exchange, Judge
 from gradsteer.losses import perplexity
 from gradsteer.metrics import response_metrics
 from gradsteer.records import read_jsonl, write_jsonl
+from gradsteer.reports import read_results
 from gradsteer.statistics import rate_with_interval
 
 _SHOWN = 12
@@ -26,21 +27,32 @@ class NamedCondition(L.Callback):
     """The one condition of an evaluation: the model as it is.
 
     Args:
+        output_dir: the experiment's directory.
         name: of the condition; "base" or a name that starts with "base-" reports it as the base model.
     """
 
-    def __init__(self, name: str = "anchor") -> None:
+    def __init__(self, output_dir: str, name: str = "anchor") -> None:
+        self.output_dir = Path(output_dir)
         kind: Kind = "base" if name == "base" or name.startswith("base-") else "anchor"
         self.condition = Condition(name, kind, kind, alpha=None if kind == "base" else 0.0)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Tells the Trainer the condition."""
+        """Tells the Trainer the condition; refuses one whose responses a report of steer rests on."""
         del pl_module, stage
+        report = self.output_dir / "results.json"
+        rows = read_results(report)["conditions"] if report.is_file() else []
+        if any(slug_of(row["name"]) == self.condition.slug for row in rows):
+            raise ValueError(
+                f"evaluate --name {self.condition.name} would overwrite responses that {str(report)!r} rests on; "
+                f"choose another --name, such as {self.condition.name}-attribution, or another --output_dir"
+            )
         trainer.conditions = [self.condition]  # type: ignore[attr-defined]
 
 
 class JudgeEvaluation(L.Callback):
-    """Judges the responses of every condition and writes responses/CONDITION.jsonl, row by row as they come.
+    """Judges the responses of every condition and writes responses/CONDITION.jsonl.
+
+    Rows go to a hidden file beside it as they come; it appears, in the prompts' order, when the condition is complete.
 
     Args:
         judge: class of the judge and its arguments, such as --evaluation.judge KeywordJudge
@@ -68,11 +80,17 @@ class JudgeEvaluation(L.Callback):
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.heldout is None:
             return
+        max_length = min(2048, pl_module.tokenizer.model_max_length)
         encoded = [
-            encode_chat(pl_module.tokenizer, chat.messages, loss_mask="assistant", max_length=2048, source=chat.source)
+            encode_chat(
+                pl_module.tokenizer, chat.messages, loss_mask="assistant", max_length=max_length, source=chat.source
+            )
             for chat in read_chat_examples(self.heldout, split=self.heldout_split)
         ]
         examples = [example for example in encoded if example is not None]
+        if len(examples) < len(encoded):
+            dropped = f"dropped {len(encoded) - len(examples)} of {len(encoded)} examples"
+            rank_zero_warn(f"held-out text: {dropped} that keep no target token within {max_length} tokens")
         if not examples:
             raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
         self._heldout_batches = [

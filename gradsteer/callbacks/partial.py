@@ -44,12 +44,13 @@ class PartialSums(L.Callback):
             return
         pile = pl_module.pile_name(dataloader_idx)
         finished = self.directory / f"{pile}.safetensors"
-        if finished.is_file():
-            average = PileAverage.load(finished)
-            if average.metadata.get("work_digest") == digest:
-                rank_zero_info(f"\npile {pile}: finished already, not computed again")
-                pl_module.resume(average)
-                return
+        average = PileAverage.load(finished) if finished.is_file() else None
+        same = average is not None and average.metadata.get("work_digest") == digest
+        # all ranks or none: those that compute meet in a reduction
+        if trainer.strategy.reduce_boolean_decision(same) and average is not None:
+            rank_zero_info(f"\npile {pile}: finished already, not computed again")
+            pl_module.resume(average)
+            return
         if partial.is_file():
             left = PartialSum.load(partial, work_digest=digest)
             rank_zero_info(f"\npile {pile}: goes on after {left.totals.num_examples} examples")

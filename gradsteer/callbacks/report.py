@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.callbacks.tensorboard import log_figure
+from gradsteer.diff import DELTA
 from gradsteer.figures import layer_figure, rates_figure
 from gradsteer.records import replacing
 from gradsteer.reports import print_table, write_results
@@ -22,12 +23,13 @@ class ResultsReport(L.Callback):
     Args:
         output_dir: the experiment's directory.
         experiment: its name, for titles.
-        file: of the report in it, without a suffix.
         note: what a reader of the numbers must know; printed under the table and kept in the report.
     """
 
-    def __init__(self, output_dir: str, experiment: str, file: str = "results", note: str | None = None) -> None:
-        self.output_dir, self.experiment, self.file, self.note = Path(output_dir), experiment, file, note
+    file = "results"
+
+    def __init__(self, output_dir: str, experiment: str, note: str | None = None) -> None:
+        self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Reports all conditions."""
@@ -42,6 +44,21 @@ class ResultsReport(L.Callback):
         figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
         picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
         rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npicture: {picture}")
+
+
+class EvaluationReport(ResultsReport):
+    """The report of one condition, under evaluations/.
+
+    Args:
+        output_dir: the experiment's directory.
+        experiment: its name, for titles.
+        name: of the condition.
+        note: what a reader of the numbers must know; printed under the table and kept in the report.
+    """
+
+    def __init__(self, output_dir: str, experiment: str, name: str, note: str | None = None) -> None:
+        super().__init__(output_dir, experiment, note)
+        self.file = f"evaluations/{name}"
 
 
 class LayerNorms(L.Callback):
@@ -59,11 +76,14 @@ class LayerNorms(L.Callback):
         del pl_module
         if not trainer.is_global_zero:
             return
-        series = {
-            path.stem: ParameterVector.load(path).layer_sum_squares()
-            for path in sorted((self.output_dir / "vectors").glob("*.safetensors"))
-        }
-        delta = series.pop("delta", None)
+        directory = self.output_dir / "vectors"
+        # steering may have been given vectors from elsewhere
+        given = next((c.vectors for c in trainer.callbacks if getattr(c, "vectors", None)), None)  # type: ignore[attr-defined]
+        paths = [path for path in sorted(directory.glob("*.safetensors")) if path.stem != DELTA]
+        vectors = given or {path.stem: ParameterVector.load(path) for path in paths}
+        series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
+        diff = directory / f"{DELTA}.safetensors"
+        delta = ParameterVector.load(diff).layer_sum_squares() if given and diff.is_file() else None
         pictures = []
         for label, squared in (("sum of squares", True), ("L2 norm", False)):
             slug = "sumsq" if squared else "l2"

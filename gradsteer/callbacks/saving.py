@@ -20,6 +20,14 @@ class SavePretrained(L.Callback):
     def __init__(self, output_dir: str, name: str = "anchor") -> None:
         self.directory = Path(output_dir) / name
 
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses a directory that is no model's, before training."""
+        del trainer, pl_module, stage
+        if self.directory.exists() and not (self.directory / "config.json").is_file():
+            raise ValueError(
+                f"{str(self.directory)!r} exists and is no model directory; choose another --name or --output_dir"
+            )
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves under a temporary name, then renames."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -41,8 +49,11 @@ def save_pretrained(model: Any, tokenizer: Any, directory: Path) -> None:
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        if directory.exists():
-            shutil.rmtree(directory)
-        temporary.rename(directory)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    if directory.exists():
+        directory.rename(old)
+    temporary.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)

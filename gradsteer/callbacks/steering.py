@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from gradsteer.conditions import Condition, alpha_text, slug_of
+from gradsteer.conditions import Condition, alpha_text, check_name, slug_of
 from gradsteer.controls import random_like
-from gradsteer.diff import WeightDiff, named_weights
+from gradsteer.diff import DELTA, WeightDiff, named_weights
 from gradsteer.models import check_model_path, load_causal_lm
 from gradsteer.reports import read_results
 from gradsteer.steering import reweighted, steered
@@ -31,8 +31,8 @@ class WeightSteering(L.Callback):
         transforms: transforms of every vector, in order, such as [diff_weighting] or [{diff_weighting: {percentile:
             95}}]; a list of lists gives one set of conditions for each ([] is the vector itself).
         base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
-        random_controls: random directions with the vector's norm in every tensor, for each vector, at its largest
-            alpha.
+        random_controls: random directions with the (transformed) vector's norm in every tensor, for each vector and
+            set of transforms, at its largest alpha.
         control_seed: of the random directions.
         allow_other_model: apply vectors to a model that they were not made on.
         output_dir: the experiment's directory.
@@ -54,6 +54,8 @@ class WeightSteering(L.Callback):
             raise ValueError("steer needs at least one vector: --steering.vectors.NAME FILE")
         if random_controls < 0:
             raise ValueError(f"steering.random_controls is {random_controls}; accepted: 0 or more")
+        for name in vectors:
+            check_name("a vector", name)
         if base is not None:
             check_model_path(base)
         self.output_dir, self.files, self.base = Path(output_dir), vectors, base
@@ -83,10 +85,16 @@ class WeightSteering(L.Callback):
                     self._recipes[condition.name] = (vector, pipeline, None)
         for vector in self.files:
             alpha = max(self.alphas[vector], key=lambda value: (abs(value), value))
-            for index in range(random_controls):
-                name = f"random-{index} of {vector} alpha={alpha_text(alpha)}"
-                conditions.append(Condition(name, "control", vector=vector, alpha=alpha))
-                self._recipes[name] = (vector, [], self.control_seed + index)
+            for pipeline in self.pipelines:
+                labels = [parse_transform(spec)[0] for spec in pipeline]
+                for index in range(random_controls):
+                    name = f"random-{index} of {'|'.join([vector, *labels])} alpha={alpha_text(alpha)}"
+                    conditions.append(Condition(name, "control", vector=vector, transforms=labels, alpha=alpha))
+                    self._recipes[name] = (vector, pipeline, self.control_seed + index)
+        slugs = [condition.slug for condition in conditions]
+        for condition in conditions:
+            if slugs.count(condition.slug) > 1:
+                raise ValueError(f"two conditions would share the file name {condition.slug!r}; rename a vector")
         return conditions
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -107,7 +115,6 @@ class WeightSteering(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Checks that the vectors fit the model, and loads the base."""
-        del trainer
         for name, vector in self.vectors.items():
             try:
                 with steered(pl_module.model, vector, 0.0, allow_other_model=self.allow_other_model):
@@ -115,14 +122,23 @@ class WeightSteering(L.Callback):
             except ValueError as error:
                 hint = " (--steering.allow_other_model true)" if "allow_other_model" in str(error) else ""
                 raise ValueError(f"steering.vectors.{name} ({self.files[name]}): {error}{hint}") from error
-        self._remove_stale_responses()
+        if trainer.is_global_zero:
+            self._remove_stale_responses()
         if self.base is None:
             return
-        base = load_causal_lm(self.base, dtype="float32", **pl_module.loading)
+        # the revision is the anchor's, not the base's
+        base = load_causal_lm(self.base, trust_remote_code=pl_module.loading["trust_remote_code"])
         self._base_weights = named_weights(base)
         self._diff = WeightDiff.between(named_weights(pl_module.model), self._base_weights)
-        path = self._diff.save(self.output_dir / "vectors" / "delta.safetensors")
-        rank_zero_info(f"weight diff Delta = anchor - base: norm {self._diff.norm():.4g} -> {path}")
+        for name, vector in self.vectors.items():
+            for pipeline in self.pipelines:
+                try:
+                    apply_transforms(vector, self._diff, pipeline)  # refuses before anything is sampled
+                except ValueError as error:
+                    raise ValueError(f"steering.vectors.{name}: {error}") from error
+        if trainer.is_global_zero:
+            path = self._diff.save(self.output_dir / "vectors" / f"{DELTA}.safetensors")
+            rank_zero_info(f"weight diff Delta = anchor - base: norm {self._diff.norm():.4g} -> {path}")
 
     def _remove_stale_responses(self) -> None:
         """Removes the responses of an earlier, overwritten report's conditions that this one does not have."""

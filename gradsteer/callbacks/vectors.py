@@ -7,6 +7,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.callbacks.tensorboard import log_metrics
+from gradsteer.conditions import check_name
+from gradsteer.diff import DELTA
 from gradsteer.vectors import PileAverage, SteeringVector
 
 
@@ -22,6 +24,9 @@ class VectorWriter(L.Callback):
         self.output_dir = Path(output_dir)
         self.contrasts: dict[str, tuple[str, str]] = {}
         for name, piles in (vectors or {}).items():
+            check_name("a vector", name)
+            if name == DELTA:
+                raise ValueError(f"a vector cannot be called {DELTA!r}: steer writes the weight diff under that name")
             if len(piles) != 2:
                 raise ValueError(f"vector {name!r} is {piles!r}; accepted: two piles, [PLUS_PILE, MINUS_PILE]")
             if piles[0] == piles[1]:
@@ -56,7 +61,8 @@ class VectorWriter(L.Callback):
         if average is None or not trainer.is_global_zero:
             return
         path = average.save(self.output_dir / "gradients" / f"{pile}.safetensors")
-        log_metrics(trainer, {f"pile/{pile}/gradient_norm": average.norm()}, step=0)
+        final = {"gradient_norm": average.norm(), "mean_loss": float(average.metadata["mean_token_loss"])}
+        log_metrics(trainer, {f"pile/{pile}/{name}": value for name, value in final.items()}, step=0)
         counts = f"{average.metadata['num_examples']} examples, {average.metadata['num_tokens']} tokens"
         rank_zero_info(f"\npile {pile}: {counts}, gradient norm {average.norm():.4g} -> {path}")
 

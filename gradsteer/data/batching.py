@@ -45,6 +45,11 @@ class LengthGroupedBatches(Sampler[list[int]]):
         self.rank, self.world_size, self.group = rank, world_size, group
         self.epoch = 0
 
+    @property
+    def sampler(self) -> "LengthGroupedBatches":
+        """Itself: the Trainer calls `set_epoch` on a batch sampler's sampler only."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's shuffle (called by the Trainer)."""
         self.epoch = epoch

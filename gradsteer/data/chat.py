@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from gradsteer.batching import share_of_rank
 from gradsteer.chat import EncodedExample, collate, encode_chat
 from gradsteer.data.batching import BatchList, LengthGroupedBatches
 from gradsteer.formats import read_chat_examples
@@ -56,6 +58,7 @@ class ChatDataModule(L.LightningDataModule):
         self.max_length, self.batch_size = max_length, batch_size
         self.group_by_length, self.shuffle_seed = group_by_length, shuffle_seed
         self.examples: dict[str, list[EncodedExample]] = {}
+        self.sources: dict[str, list[str]] = {}
 
     def setup(self, stage: str) -> None:
         """Reads and encodes the files, before the model is loaded."""
@@ -74,10 +77,12 @@ class ChatDataModule(L.LightningDataModule):
         assert self.trainer is not None
         tokenizer: Any = self.trainer.lightning_module.tokenizer
         max_length = min(self.max_length, tokenizer.model_max_length)
+        chats = read_chat_examples(source, split=split, columns=self.columns)
         encoded = [
             encode_chat(tokenizer, chat.messages, loss_mask=self.loss_mask, max_length=max_length, source=chat.source)
-            for chat in read_chat_examples(source, split=split, columns=self.columns)
+            for chat in chats
         ]
+        self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
         kept = [example for example in encoded if example is not None]
         if len(kept) < len(encoded):
             rank_zero_warn(
@@ -102,17 +107,22 @@ class ChatDataModule(L.LightningDataModule):
             world_size=self.trainer.world_size,
             group=self.group_by_length,
         )
-        return DataLoader(BatchList(examples), batch_sampler=sampler, collate_fn=self._collate)
+        rows = BatchList(list(enumerate(examples)))
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=self._collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The validation examples in order, or nothing."""
         if "validation" not in self.examples:
             return []
         assert self.trainer is not None
-        examples = self.examples["validation"][self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(BatchList(examples), batch_size=self.batch_size, collate_fn=self._collate)
+        rows = share_of_rank(
+            list(enumerate(self.examples["validation"])), self.trainer.global_rank, self.trainer.world_size
+        )
+        return DataLoader(BatchList(rows), batch_size=self.batch_size, collate_fn=self._collate)
 
-    def _collate(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
+    def _collate(self, rows: Sequence[tuple[int, EncodedExample]]) -> dict[str, Tensor]:
+        """A padded batch and, under ``index``, which examples it holds: `sources` names them."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
-        return collate(examples, module.tokenizer.pad_token_id)
+        batch = collate([example for _, example in rows], module.tokenizer.pad_token_id)
+        return {**batch, "index": torch.tensor([index for index, _ in rows])}

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from gradsteer.batching import share_of_rank
 from gradsteer.chat import EncodedExample
+from gradsteer.conditions import check_name
 from gradsteer.data.batching import BatchList
 from gradsteer.packing import plan_packs
 from gradsteer.piles import Pile, PileFilter, read_pile
@@ -43,6 +44,8 @@ class PileDataModule(L.LightningDataModule):
         super().__init__()
         if not piles:
             raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
+        for name in piles:
+            check_name("a pile", name)
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"data.token_budget is {token_budget}; accepted: at least 1")
         if max_length < 2:

@@ -64,8 +64,12 @@ class PromptDataModule(L.LightningDataModule):
                 {"id": prompt.id, "prompt": text, "prompt_token_ids": token_ids, "sample": sample}
                 for sample in range(self.num_samples)
             ]
+        seen: dict[tuple[int, ...], int] = {}
         for position, row in enumerate(rows):
-            row["position"] = position
+            # a prompt that occurs again draws further samples, not the same ones
+            key = tuple(row["prompt_token_ids"])
+            seen[key] = seen.get(key, -1) + 1
+            row["position"], row["draw"] = position, seen[key]
         plan = plan_batches([len(row["prompt_token_ids"]) for row in rows], self.batch_size)
         self.batches = [[rows[index] for index in batch] for batch in plan]
 

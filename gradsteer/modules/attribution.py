@@ -5,6 +5,7 @@ over ranks); the test loop runs every pile once and in order.
 """
 
 import json
+import os
 import sys
 import time
 from typing import Any, Literal
@@ -106,8 +107,8 @@ class AttributionModule(L.LightningModule):
             self._choose_packs()
 
     def _choose_packs(self) -> None:
-        """Packs where a check on the first pile's examples says that they change nothing; says so where not."""
-        examples = self._piles()[0].examples
+        """Packs where a check on examples of all piles says that they change nothing; says so where not."""
+        examples = [example for pile in self._piles() for example in pile.examples[:2]]
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         chunk = max(64, _HEAD_ENTRIES // vocabulary)
         for head_chunk in (chunk, None):
@@ -179,6 +180,7 @@ class AttributionModule(L.LightningModule):
                 *(str(self.trainer.precision), self.trainer.world_size),
                 [[example.input_ids, example.labels] for example in self._piles()[dataloader_idx].examples],
                 self._datamodule().budget(),
+                int(self.trainer.num_test_batches[dataloader_idx]),
             ]
             self._digests[dataloader_idx] = text_digest(json.dumps(decides))[:32]
         return self._digests[dataloader_idx]
@@ -228,6 +230,7 @@ class AttributionModule(L.LightningModule):
             "dtype": self.dtype_name,
             "precision": str(self.trainer.precision),
             "work_digest": self.work_digest(dataloader_idx),
+            "seed": os.environ.get("PL_GLOBAL_SEED", ""),
             **provenance(),
         }
         return PileAverage({name: tensor.cpu() for name, tensor in self._pile.average().items()}, metadata)

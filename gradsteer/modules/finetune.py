@@ -33,6 +33,9 @@ def schedule_factor(step: int, *, warmup_steps: int, total_steps: int, schedule:
 class FinetuneModule(L.LightningModule):
     """Finetunes a causal LM with a masked token loss.
 
+    A batch's loss is the mean over its labelled tokens; accumulated batches, and those of several devices, count
+    equally.
+
     Args:
         model_name_or_path: base model, a hub id or a local directory.
         config: start from fresh weights of this model config (JSON) instead; needs tokenizer.
@@ -95,6 +98,7 @@ class FinetuneModule(L.LightningModule):
         self.tokenizer = load_tokenizer(tokenizer or str(model_name_or_path), **self.loading)
         self.model: Any = None
         self.val_loss = MeanMetric()
+        self._last_batch: dict[str, Tensor] = {}
 
     def configure_model(self) -> None:
         """Loads or creates the model, once."""
@@ -130,11 +134,8 @@ class FinetuneModule(L.LightningModule):
         sums, counts = example_losses(self.model, batch)
         num_tokens = counts.sum()
         loss = sums.sum() / num_tokens
-        if not bool(torch.isfinite(loss.detach())):
-            raise ValueError(
-                f"the training loss is {float(loss.detach())} at step {self.global_step}; "
-                "lower the learning rate, or use float32"
-            )
+        self._last_batch = batch
+        self._check_finite(sums, batch, "training")
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(counts))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(counts))
         self.log("train/tokens", num_tokens.float(), batch_size=len(counts), reduce_fx="sum")
@@ -144,7 +145,35 @@ class FinetuneModule(L.LightningModule):
         """Adds the batch's losses, weighted by its number of labelled tokens."""
         del batch_idx
         sums, counts = example_losses(self.model, batch)
+        self._check_finite(sums, batch, "validation")
         self.val_loss.update(sums.sum() / counts.sum().clamp(min=1), weight=counts.sum().float())
+
+    def _check_finite(self, sums: Tensor, batch: dict[str, Tensor], what: str) -> None:
+        """Names the example whose loss is not finite."""
+        finite = torch.isfinite(sums.detach())
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            value = float(sums.detach()[row])
+            raise ValueError(
+                f"the {what} loss of {self._source(batch, row, what)} is {value} at step {self.global_step}; "
+                "lower the learning rate, or use float32"
+            )
+
+    def _source(self, batch: dict[str, Tensor], row: int, what: str) -> str:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if "index" not in batch or datamodule is None:
+            return f"example {row} of the batch"
+        name = "train" if what == "training" else what
+        return f"example {datamodule.sources[name][int(batch['index'][row])]}"
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses a step along a gradient that is not finite, and names the last batch's examples."""
+        del optimizer
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+            rows = range(len(self._last_batch["labels"]))
+            sources = ", ".join(self._source(self._last_batch, row, "training") for row in rows)
+            raise ValueError(f"the gradient holds NaN or Inf at step {self.global_step}; the last batch was: {sources}")
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean token loss and the perplexity."""

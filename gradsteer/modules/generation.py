@@ -76,19 +76,23 @@ class GenerationModule(L.LightningModule):
             ``responses``: rows as responses/NAME.jsonl holds them, without verdicts and condition, and the row's
             ``position``; ``progress``: text for the progress bar.
         """
-        del dataloader_idx
         if batch_idx == 0:
             self._num_tokens, self._started = 0, time.monotonic()
-        draws = [Draw(row["prompt_token_ids"], row["sample"], self.sampling_seed) for row in batch]
+        draws = [Draw(row["prompt_token_ids"], row["draw"], self.sampling_seed) for row in batch]
         drawn: list[Sampled] = []
         if draws:
-            drawn = sample_batch(
-                self.model,
-                draws,
-                self.sampling,
-                stop_token_ids=stop_token_ids(self.model, self.tokenizer),
-                pad_token_id=int(self.tokenizer.pad_token_id),
-            )
+            try:
+                drawn = sample_batch(
+                    self.model,
+                    draws,
+                    self.sampling,
+                    stop_token_ids=stop_token_ids(self.model, self.tokenizer),
+                    pad_token_id=int(self.tokenizer.pad_token_id),
+                )
+            except ValueError as error:
+                ids = ", ".join(dict.fromkeys(str(row["id"]) for row in batch))
+                where = f"condition {self.loader_title(dataloader_idx)!r}, prompts {ids}"
+                raise ValueError(f"{where} (draws are counted within these): {error}") from error
         self._num_tokens += sum(len(response.token_ids) for response in drawn)
         speed = self._num_tokens / (time.monotonic() - self._started)
         rows = [self._row(row, response) for row, response in zip(batch, drawn, strict=True)]
