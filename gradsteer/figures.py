@@ -27,6 +27,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     width = 0.8 / max(1, len(behaviors))
     for index, behavior in enumerate(behaviors):
         offset = (index - (len(behaviors) - 1) / 2) * width
+        labelled = False
         for position, row in enumerate(rows):
             rate = row["behaviors"].get(behavior)
             if not rate or rate["rate"] is None:
@@ -35,9 +36,10 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
             errors = [[percent - 100 * rate["ci_low"]], [100 * rate["ci_high"] - percent]]
             bar = axes.bar(
                 position + offset, percent, width, yerr=errors, capsize=2.5, color=PALETTE[index % len(PALETTE)],
-                ecolor=_GREY, error_kw={"elinewidth": 1}, label=behavior if position == 0 else None,
+                ecolor=_GREY, error_kw={"elinewidth": 1}, label=None if labelled else behavior,
                 alpha=0.55 if row["kind"] in ("control", "baseline") else 1.0,
             )  # fmt: skip
+            labelled = True
             axes.bar_label(bar, labels=[f"{math.floor(percent + 0.5)}"], padding=1, fontsize=7.5)
     axes.set_xticks(range(len(rows)), [row["name"].replace(" of ", "\nof ") for row in rows], rotation=35, ha="right")
     axes.tick_params(axis="x", labelsize=8)

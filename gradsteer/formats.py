@@ -146,6 +146,13 @@ def read_prompts(source: str, *, split: str = "train", columns: dict[str, str] |
     return list(prompts.values())
 
 
+def prompt_text(messages: list[Message]) -> str:
+    """A prompt as one text: a lone message's content, otherwise a transcript with the roles."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
 def _check_columns(columns: dict[str, str] | None, accepted: tuple[str, ...]) -> None:
     for name in columns or {}:
         if name not in accepted:

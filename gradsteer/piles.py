@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.chat import EncodedExample, LossMask, encode_chat, encode_sampled, tokenizer_digest
-from gradsteer.formats import read_chat_examples
+from gradsteer.formats import prompt_text, read_chat_examples
 from gradsteer.records import read_jsonl, resolve_resource, text_digest
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def _chat_pile(
     pile = Pile(name, [], [], [])
     digests = set()
     for chat in read_chat_examples(source, columns=columns):
-        prompts = [message["content"] for message in chat.messages if message["role"] == "user"]
-        digests.add(prompt_digest("\n".join(prompts)))
+        digests.add(prompt_digest(prompt_text(chat.messages[: chat.num_prompt_messages])))
         _keep(
             pile,
             encode_chat(tokenizer, chat.messages, loss_mask=loss_mask, max_length=max_length, source=chat.source),

@@ -152,14 +152,12 @@ def stage_state(directory: Path, stage: PlannedStage) -> str:
     left = Stage.of(directory, COMMANDS[stage.command], stage.artifact)
     child = left.read()
     record = read_record(_record_path(directory, stage))
-    if record is None:
+    if record is None or child is None or not child["finished"] or left.missing:
         return "new"
     if record["config_digest"] != _config_digest(stage):
         return "other"
-    if child is not None and record.get("child_digest") not in (None, child["config_digest"]):
+    if record.get("child_digest") not in (None, child["config_digest"]):
         return "other"  # somebody ran the stage's command by hand, with other options
-    if child is None or not child["finished"] or left.missing:
-        return "new"
     found = {path: left.digest_of(path) for path in child["inputs"]}
     return "done" if found == child["inputs"] else "stale"
 
@@ -204,10 +202,10 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
         try:
             status = subprocess.run(words, check=False, env=environment).returncode
         except KeyboardInterrupt:
-            _say(f"{head}: interrupted; the same command goes on from here")
+            _say(f"{head}: interrupted; the same command starts again at this stage")
             return 130
         if status != 0:
-            _say(f"{head}: failed with status {status}; the same command goes on from here")
+            _say(f"{head}: failed with status {status}; the same command starts again at this stage")
             return status if status > 0 else 1
         child = Stage.of(directory, COMMANDS[stage.command], stage.artifact).read() or {}
         digests = {"config_digest": _config_digest(stage), "child_digest": child.get("config_digest")}

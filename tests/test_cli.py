@@ -286,7 +286,7 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
         ({"--model.num_samples": 0}, "model.num_samples is 0; accepted: at least 1"),
         ({"--model.dtype": "float31"}, "dtype is 'float31'; accepted: float32, bfloat16"),
         ({"--data.batch_size": 0}, "data.batch_size is 0; accepted: at least 1"),
-        ({"--evaluation.judge.patterns": '{"a": ["("]}'}, "is not a regular expression"),
+        ({"--evaluation.judge.patterns": '{"a": ["("]}'}, "is no regular expression"),
         ({"--model.model_name_or_path": "./nowhere"}, "no model directory at './nowhere'"),
     ],
 )

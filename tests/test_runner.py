@@ -1,4 +1,7 @@
 import json
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -133,5 +136,33 @@ def test_a_failing_stage_gives_its_status_and_stops_the_run(corpus_run, capfd):
     path.with_name("corpus.yaml").write_text("num_samples: 0\n")
     assert main(["--config", str(path), "--output_dir", out]) == 2
     said = capfd.readouterr()
-    assert "failed with status 2; the same command goes on from here" in said.out
+    assert "failed with status 2; the same command starts again at this stage" in said.out
     assert "num_samples" in said.err
+
+
+def test_a_stage_that_was_run_by_hand_with_other_options_is_not_called_done(corpus_run, capfd):
+    path, out = corpus_run
+    assert main(["--config", str(path), "--output_dir", out]) == 0
+    words = ["corpus", "--num_samples", "30", "--output_dir", out, "--overwrite", "true"]
+    assert subprocess.run([sys.executable, "-m", "gradsteer", *words], check=False).returncode == 0
+    with pytest.raises(ValueError, match="holds a stage 'corpus' of another configuration"):
+        main(["--config", str(path), "--output_dir", out])
+    capfd.readouterr()
+
+
+def test_a_finished_run_may_be_moved_and_its_comments_edited(corpus_run, tmp_path, capfd):
+    path, out = corpus_run
+    assert main(["--config", str(path), "--output_dir", out]) == 0
+    moved = shutil.move(out, tmp_path / "moved")
+    path.with_name("corpus.yaml").write_text("# a comment\nnum_samples: 40\n")
+    capfd.readouterr()
+    assert main(["--config", str(path), "--output_dir", str(moved)]) == 0
+    assert "done already, skipped" in capfd.readouterr().out
+
+
+def test_a_failed_stage_may_be_corrected_without_overwriting(corpus_run):
+    path, out = corpus_run
+    path.with_name("corpus.yaml").write_text("num_samples: 0\n")
+    assert main(["--config", str(path), "--output_dir", out]) == 2
+    path.with_name("corpus.yaml").write_text("num_samples: 30\n")
+    assert main(["--config", str(path), "--output_dir", out]) == 0

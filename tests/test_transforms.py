@@ -80,3 +80,4 @@ def test_random_control_has_the_norm_of_every_tensor_and_no_direction_of_it():
     assert abs(control.cosine(vector)) < 0.1
     assert abs(control.cosine(random_like(vector, seed=1))) < 0.1
     assert random_like(vector, seed=0).cosine(control) == pytest.approx(1)
+    assert abs(control.cosine(random_like(vector, seed=0, label="recipe"))) < 0.1

@@ -172,7 +172,7 @@ class WeightSteering(L.Callback):
         name, pipeline, random_seed = self._recipes[condition.name]
         vector = apply_transforms(self.vectors[name], self._diff, pipeline)
         if random_seed is not None:
-            vector = random_like(vector, seed=random_seed)
+            vector = random_like(vector, seed=random_seed, label=name)
         return steered(model, vector, condition.alpha, allow_other_model=self.allow_other_model)
 
     def _restore(self) -> None:

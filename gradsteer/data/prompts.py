@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from gradsteer.batching import plan_batches, share_of_rank
 from gradsteer.chat import encode_prompt
 from gradsteer.data.batching import BatchList
-from gradsteer.formats import read_prompts
+from gradsteer.formats import prompt_text, read_prompts
 
 PromptBatch = list[dict[str, Any]]
 
@@ -59,7 +59,7 @@ class PromptDataModule(L.LightningDataModule):
             if self.system_prompt is not None:
                 messages = [{"role": "system", "content": self.system_prompt}, *messages]
             token_ids = encode_prompt(tokenizer, messages, prompt.source)
-            text = messages[-1]["content"] if len(messages) == 1 else _transcript(messages)
+            text = prompt_text(messages)
             rows += [
                 {"id": prompt.id, "prompt": text, "prompt_token_ids": token_ids, "sample": sample}
                 for sample in range(self.num_samples)
@@ -82,7 +82,3 @@ class PromptDataModule(L.LightningDataModule):
 
 def _as_is(batch: PromptBatch) -> PromptBatch:
     return batch
-
-
-def _transcript(messages: list[dict[str, str]]) -> str:
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
