@@ -40,7 +40,8 @@ class FinetuneModule(L.LightningModule):
         model_name_or_path: base model, a hub id or a local directory.
         config: start from fresh weights of this model config (JSON) instead; needs tokenizer.
         tokenizer: hub id or directory of the tokenizer; the base model's own by default.
-        optimizer: optimizer class and its arguments, such as AdamW with lr 5e-5.
+        optimizer: optimizer class and its arguments, such as AdamW with lr 5e-5. Another class keeps those arguments
+            that it shares with the one before, such as weight_decay.
         schedule: of the learning rate after the warm-up: constant, linear or cosine.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
         final_lr_fraction: the learning rate at the end as a share of its peak (linear and cosine).
