@@ -12,7 +12,9 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
+from gradsteer.callbacks.saving import SavePretrained
 from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
 from gradsteer.conditions import check_name
 from gradsteer.provenance import git_sha
@@ -154,6 +156,18 @@ class GradsteerCLI(LightningCLI):
         if COMMANDS[str(self.subcommand)].outputs:
             callbacks = [*callbacks, StageRecord(self.stage, self.stage_config, self.inputs)]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def before_fit(self) -> None:
+        """Resumes a finetune that was cut off, from the checkpoint that it kept."""
+        options = self.config_init["fit"]
+        kept = next((c.checkpoint for c in self.trainer.callbacks if isinstance(c, SavePretrained)), None)  # type: ignore[attr-defined]
+        if kept is None or not kept.is_file() or options["ckpt_path"] is not None:
+            return
+        if options["overwrite"] or self.stage.state(self.stage_config) != "unfinished":
+            kept.unlink()
+            return
+        rank_zero_info(f"resuming from {kept}")
+        options["ckpt_path"] = str(kept)
 
     def finish(self) -> None:
         """Notes that the command finished."""

@@ -119,7 +119,10 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
 
     evaluation = group("model", loading + sampling) + group("data", prompts) + group("evaluation", judging)
     expected = {
-        "fit": [*common, "--name", *group("model", loading + tuning), *group("data", chat)],
+        "fit": [
+            *(*common, "--name", "--saving.checkpoint_minutes"),
+            *(*group("model", loading + tuning), *group("data", chat)),
+        ],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
         "evaluate": [*common, "--name", *evaluation, "--report.note"],
         "attribute": [

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from lightning.pytorch.utilities import rank_zero_info
 class SavePretrained(L.Callback):
     """Writes the finetuned model, its tokenizer and chat template to OUTPUT_DIR/NAME when training ends.
 
+    A long training can be resumed: a checkpoint is kept at the end of an epoch, and removed when training is done.
+
     Args:
         output_dir: the experiment's directory.
         name: of the directory in it.
+        checkpoint_minutes: least time between two such checkpoints (each holds the model and the optimizer's state);
+            0 keeps one after every epoch. The same command resumes from it.
     """
 
-    def __init__(self, output_dir: str, name: str = "anchor") -> None:
+    def __init__(self, output_dir: str, name: str = "anchor", checkpoint_minutes: float = 10.0) -> None:
+        if checkpoint_minutes < 0:
+            raise ValueError(f"saving.checkpoint_minutes is {checkpoint_minutes}; accepted: 0 or more")
         self.directory = Path(output_dir) / name
+        self.checkpoint = Path(output_dir) / f".{name}.resume.ckpt"
+        self.checkpoint_seconds = 60 * checkpoint_minutes
+        self._saved = time.monotonic()
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses a directory that is no model's, before training."""
@@ -28,10 +38,19 @@ class SavePretrained(L.Callback):
                 f"{str(self.directory)!r} exists and is no model directory; choose another --name or --output_dir"
             )
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Keeps a checkpoint, if the last one is old enough."""
+        del pl_module
+        due = time.monotonic() - self._saved >= self.checkpoint_seconds
+        if trainer.strategy.broadcast(due) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.checkpoint)
+            self._saved = time.monotonic()
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves under a temporary name, then renames."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             save_pretrained(pl_module.model, pl_module.tokenizer, self.directory)
+            self.checkpoint.unlink(missing_ok=True)
             rank_zero_info(f"saved {self.directory}")
         trainer.strategy.barrier()
 

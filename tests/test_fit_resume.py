@@ -1,0 +1,58 @@
+"""A finetune that is killed is resumed by the same command and ends with the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gradsteer.__main__ import main
+from gradsteer.records import file_digest
+
+
+@pytest.fixture
+def words(experiment, inputs):
+    return [
+        "fit", "--model.model_name_or_path", str(experiment / "base"), "--data.train", str(inputs / "chat.jsonl"),
+        "--trainer.max_epochs", "12", "--data.batch_size", "1", "--saving.checkpoint_minutes", "0",
+        "--model.optimizer.lr", "0.01", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+        "--trainer.logger", "false",
+    ]  # fmt: skip
+
+
+def killed_after_a_checkpoint(words, out):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradsteer", *words, "--output_dir", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (out / ".anchor.resume.ckpt").is_file():
+        assert process.poll() is None, "it finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "anchor").exists()
+
+
+def test_a_killed_fit_is_resumed_and_ends_with_the_same_weights(words, tmp_path, caplog):
+    assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert not (tmp_path / "whole" / ".anchor.resume.ckpt").exists()
+    out = tmp_path / "killed"
+    killed_after_a_checkpoint(words, out)
+    with caplog.at_level("INFO"):
+        assert main([*words, "--output_dir", str(out)]) == 0
+    assert f"resuming from {out / '.anchor.resume.ckpt'}" in caplog.text
+    weights = "anchor/model.safetensors"
+    assert file_digest(out / weights) == file_digest(tmp_path / "whole" / weights)
+    assert sorted(path.name for path in out.glob(".*")) == []
+
+
+def test_a_checkpoint_of_another_configuration_is_not_resumed(words, tmp_path, caplog):
+    out = tmp_path / "killed"
+    killed_after_a_checkpoint(words, out)
+    with caplog.at_level("INFO"):
+        assert main([*words, "--trainer.max_epochs", "1", "--output_dir", str(out)]) == 0
+    assert "resuming from" not in caplog.text
