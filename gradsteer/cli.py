@@ -11,18 +11,16 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
+from gradsteer.bookkeeping import AlreadyDoneError, SaveReplayableConfig, StageRecord, check_stage
 from gradsteer.callbacks.saving import SavePretrained
 from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
 from gradsteer.conditions import check_name
-from gradsteer.provenance import git_sha
 from gradsteer.quiet import quieten
-from gradsteer.records import write_text
 from gradsteer.stages import Stage
 from gradsteer.trainer import GradsteerTrainer
-from gradsteer.version import __version__
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -33,48 +31,6 @@ class CommandParser(LightningArgumentParser):
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.command = COMMANDS[command] if command else None
-
-
-class SaveReplayableConfig(SaveConfigCallback):
-    """Saves the configuration beside the logs; its first line says how to run it again."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes config.yaml to the logger's directory, or to OUTPUT_DIR/COMMAND without a logger."""
-        del pl_module, stage
-        command = self.parser.command.name  # type: ignore[attr-defined]
-        directory = trainer.logger.log_dir if trainer.logger is not None else None
-        path = Path(directory or output_directory(self.config) / command) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        config = self.config.clone()
-        if _is_default_logger(config):  # a replay into another directory logs there
-            config["trainer"]["logger"] = None
-        if config["trainer"]["default_root_dir"] == config["output_dir"]:
-            config["trainer"]["default_root_dir"] = None
-        text = self.parser.dump(config, skip_none=False, skip_link_targets=True)
-        head = f"# replay: python -m gradsteer {command} --config {path}\n# made by gradsteer {__version__} {git_sha()}"
-        write_text(path, f"{head.rstrip()}\n{text}")
-
-
-class StageRecord(L.Callback):
-    """Notes that a command started when its first batch does: bad input found before that leaves no record."""
-
-    def __init__(self, stage: Stage, config: dict[str, Any], inputs: dict[str, str]) -> None:
-        self.stage, self.config, self.inputs = stage, config, inputs
-        self._written = False
-
-    def _write(self, trainer: L.Trainer) -> None:
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if trainer.is_global_zero and not self._written and not dry:
-            self.stage.write(self.config, finished=False, inputs=self.inputs)
-        self._written = True
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Notes the start of a finetune."""
-        self._write(trainer)
-
-    def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Notes the start of the commands on the test loop."""
-        self._write(trainer)
 
 
 class GradsteerCLI(LightningCLI):
@@ -176,16 +132,6 @@ class GradsteerCLI(LightningCLI):
             self.stage.write(self.stage_config, finished=True, inputs=self.inputs)
 
 
-def _is_default_logger(config: Any) -> bool:
-    logger = config["trainer"]["logger"]
-    arguments = getattr(logger, "init_args", None)
-    return arguments is not None and arguments.get("save_dir") == config["output_dir"]
-
-
-class AlreadyDoneError(Exception):
-    """The same command has finished in this directory before."""
-
-
 def load(target: str) -> Any:
     """The class that ``package.module:Class`` names."""
     module, name = target.split(":")
@@ -195,24 +141,6 @@ def load(target: str) -> Any:
 def output_directory(config: Any) -> Path:
     """Where a command's artifacts go."""
     return Path(config["output_dir"] or Path("lightning_logs") / config["experiment"])
-
-
-def check_stage(stage: Stage, config: dict[str, Any], *, overwrite: bool) -> None:
-    """Decides whether a command may run.
-
-    Raises:
-        AlreadyDoneError: it has finished before with this configuration and these inputs.
-        ValueError: the directory holds what another configuration, or other input files, made.
-    """
-    state = stage.state(config)
-    if state == "done" and not overwrite:
-        raise AlreadyDoneError(stage.key)
-    if state in ("other", "changed") and not overwrite:
-        what = "another configuration of" if state == "other" else "other input files for"
-        raise ValueError(
-            f"{str(stage.directory)!r} holds the results of {what} {stage.key!r}; choose another --output_dir (with "
-            f"--input_dir {stage.directory} to read from this one), or replace them with --overwrite true"
-        )
 
 
 def _resumable(command: str) -> set[str]:
