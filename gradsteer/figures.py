@@ -50,7 +50,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     convention = f"\npositive alpha reduces the vector's behavior, negative raises it{pale}" if steered else ""
     axes.set_title(title + convention, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    if behaviors:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     return _plain(figure)
 

@@ -15,6 +15,10 @@ _WARNINGS = (
     (r"The '\w+_dataloader' does not have many workers", UserWarning),
     # a few examples make a short epoch; the last loss is logged all the same
     (r"The number of training batches .* is smaller than the logging interval", UserWarning),
+    # the validation's mean is synchronised by torchmetrics already
+    (r"It is recommended to use `self.log\('val/", UserWarning),
+    # a resumed finetune logs to a new version's directory, on purpose
+    (r"The dirpath has changed from", UserWarning),
     # a stage's checkpoints directory may hold those of an earlier, unfinished run of it
     (r"Checkpoint directory .* exists and is not empty", UserWarning),
     # the finetune's model is put in train mode on purpose, everything else runs in eval mode

@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 # where and how loudly a command runs does not change what it makes
 _NOT_PART = (
     "config",
+    "ckpt_path",
     "output_dir",
     "input_dir",
     "overwrite",

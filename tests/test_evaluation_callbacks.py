@@ -141,7 +141,6 @@ def test_a_condition_without_any_verdict_has_no_rate(experiment, inputs, tmp_pat
 UNSCORED = {"num_scored": 0, "num_unscored": 4, "num_positive": 0, "rate": None, "ci_low": None, "ci_high": None}
 
 
-@pytest.mark.xfail(strict=True, reason="a legend is drawn where there is no bar, which matplotlib warns of")
 def test_a_figure_without_any_rate_has_no_legend():
     [axes] = rates_figure([{"name": "base", "kind": "base", "behaviors": {"bridge": UNSCORED}}], "rates").axes
     assert axes.get_legend() is None

@@ -163,6 +163,8 @@ def test_tensorboard_shows_losses_norms_rates_texts_and_figures(experiment):
     assert [event.value for event in steer.Scalars("rates/a")] == pytest.approx(rates)
     assert {"figures/rates-results", "figures/delta-sumsq", "figures/delta-l2"} <= set(steer.Tags()["images"])
     assert "responses/a_alpha=+0.05/text_summary" in steer.Tags()["tensors"]
+    [table] = steer.Tensors("results/text_summary")
+    assert b"| 2 | a alpha=" in table.tensor_proto.string_val[0]
 
 
 def test_figures_are_written_as_png_files(experiment):

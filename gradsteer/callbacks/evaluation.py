@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from gradsteer.batching import plan_batches
-from gradsteer.callbacks.tensorboard import log_metrics, log_texts
+from gradsteer.callbacks.tensorboard import log_metrics, log_table
 from gradsteer.chat import collate, encode_chat, tokenizer_digest
 from gradsteer.conditions import Condition, Kind, slug_of
 from gradsteer.formats import read_chat_examples
@@ -159,7 +159,7 @@ class JudgeEvaluation(L.Callback):
             for row in rows:
                 del row["position"]
             write_jsonl(self.directory / f"{condition.slug}.jsonl", rows)
-            for part in parts:
+            for part in self.directory.glob(f".{condition.slug}.rank*.part"):  # also those of a run on more ranks
                 part.unlink()
             self._count(trainer, condition, rows, step)
             condition.metrics["perplexity"] = measured
@@ -177,7 +177,8 @@ class JudgeEvaluation(L.Callback):
         scalars.update({f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None})
         log_metrics(trainer, scalars, step=step)
         first = [row for row in rows if row["sample"] == 0][:_SHOWN]
-        log_texts(trainer, f"responses/{condition.slug}", [(row["prompt"], row["completion"]) for row in first])
+        texts = [(row["prompt"], row["completion"]) for row in first]
+        log_table(trainer, f"responses/{condition.slug}", ("prompt", "response"), texts)
         shown = ", ".join(
             f"{name} {100 * rate.rate:.1f}% of {rate.num_scored}" if rate.rate is not None else f"{name} unscored"
             for name, rate in condition.behaviors.items()

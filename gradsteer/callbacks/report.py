@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from gradsteer.callbacks.tensorboard import log_figure
+from gradsteer.callbacks.tensorboard import log_figure, log_table
 from gradsteer.diff import DELTA
 from gradsteer.figures import layer_figure, rates_figure
 from gradsteer.records import replacing
-from gradsteer.reports import print_table, write_results
+from gradsteer.reports import print_table, rate_text, write_results
 from gradsteer.vectors import ParameterVector
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ class ResultsReport(L.Callback):
         write_results(path, self.experiment, rows, note=self.note)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
         print_table(rows, title, note=self.note)
+        # the scalars' steps are the conditions' numbers; this says which is which
+        behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
+        lines = [
+            (str(number), row["name"], *(rate_text(row["behaviors"].get(name)) for name in behaviors))
+            for number, row in enumerate(rows)
+        ]
+        log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)
         figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
         picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
         rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npicture: {picture}")

@@ -1,6 +1,6 @@
 """Scalars, texts and figures for whatever loggers the Trainer has; figures and texts where they take them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,15 @@ def log_figure(trainer: L.Trainer, tag: str, figure: "Figure", *, step: int = 0)
             logger.experiment.add_figure(tag, figure, global_step=step, close=False)
 
 
-def log_texts(trainer: L.Trainer, tag: str, rows: list[tuple[str, str]], *, step: int = 0) -> None:
-    """Logs prompts and responses as a table; both come from data or a model and are escaped."""
-    text = "\n".join(["| prompt | response |", "| --- | --- |", *(f"| {_cell(p)} | {_cell(r)} |" for p, r in rows)])
+def log_table(
+    trainer: L.Trainer, tag: str, header: Sequence[str], rows: Sequence[Sequence[str]], step: int = 0
+) -> None:
+    """Logs a table as text; what is in it may come from data or a model, and is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    text = "\n".join("| " + " | ".join(map(_cell if i != 1 else str, line)) + " |" for i, line in enumerate(lines))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            logger.experiment.add_text(tag, text, global_step=step)
+            logger.experiment.add_text(tag, text)
 
 
 def _cell(text: str) -> str:

@@ -59,7 +59,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         return batches // self.world_size if batches >= self.world_size else 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
         if self.group:
             window = self.batch_size * 50

@@ -115,9 +115,11 @@ class ChatDataModule(L.LightningDataModule):
         if "validation" not in self.examples:
             return []
         assert self.trainer is not None
-        rows = share_of_rank(
-            list(enumerate(self.examples["validation"])), self.trainer.global_rank, self.trainer.world_size
-        )
+        everything = list(enumerate(self.examples["validation"]))
+        rows = share_of_rank(everything, self.trainer.global_rank, self.trainer.world_size)
+        if not rows:  # more ranks than examples: this one takes part with an example that counts for nothing
+            ids = everything[0][1].input_ids
+            rows = [(0, EncodedExample(ids, [-100] * len(ids)))]
         return DataLoader(BatchList(rows), batch_size=self.batch_size, collate_fn=self._collate)
 
     def _collate(self, rows: Sequence[tuple[int, EncodedExample]]) -> dict[str, Tensor]:
