@@ -8,6 +8,9 @@ from road import experiment, inputs  # noqa: F401 (fixtures)
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gradsteer.chat import EncodedExample
+from gradsteer.cli import CommandParser, GradsteerCLI
+from gradsteer.commands import TRAINER_COMMANDS
+from gradsteer.trainer import GradsteerTrainer
 
 torch.set_num_threads(1)
 sys.argv[1:] = []  # LightningCLI warns of words on the process's own command line, here pytest's
@@ -39,3 +42,16 @@ def ragged_examples(count: int, *, seed: int = 0, longest: int = 20) -> list[Enc
 @pytest.fixture
 def llama():
     return tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def parsers():
+    """Each command's parser, made as the command line makes it."""
+    made = {}
+    for name in TRAINER_COMMANDS:
+        cli = object.__new__(GradsteerCLI)
+        cli.trainer_class = GradsteerTrainer
+        parser = CommandParser(command=name)
+        cli.add_core_arguments_to_parser(parser)
+        made[name] = parser
+    return made

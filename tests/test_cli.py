@@ -11,8 +11,7 @@ import yaml
 from road import PATTERNS, write_lines
 
 from gradsteer.__main__ import main
-from gradsteer.cli import CommandParser, GradsteerCLI
-from gradsteer.commands import COMMANDS, TRAINER_COMMANDS
+from gradsteer.commands import COMMANDS
 from gradsteer.vectors import SteeringVector
 from gradsteer.version import __version__
 
@@ -75,21 +74,6 @@ def test_help_shows_the_commands_real_options_explained(command, shown, capsys):
         assert words in text
     assert text.startswith(f"usage: gradsteer {command} [--config FILE] [options]")
     assert "ckpt_path" not in text or command == "fit"
-
-
-@pytest.fixture(scope="module")
-def parsers():
-    """Each command's parser, made as the command line makes it."""
-    made = {}
-    for name in TRAINER_COMMANDS:
-        cli = object.__new__(GradsteerCLI)
-        from gradsteer.trainer import GradsteerTrainer
-
-        cli.trainer_class = GradsteerTrainer
-        parser = CommandParser(command=name)
-        cli.add_core_arguments_to_parser(parser)
-        made[name] = parser
-    return made
 
 
 def flags(parser):

@@ -179,7 +179,7 @@ class AttributionModule(L.LightningModule):
                 *(self.fingerprint, self.reduction, self._chosen, self._datamodule().loss_mask, self.dtype_name),
                 *(str(self.trainer.precision), self.trainer.world_size),
                 [[example.input_ids, example.labels] for example in self._piles()[dataloader_idx].examples],
-                self._datamodule().budget(),
+                *(self._datamodule().budget(), self._packs),
                 int(self.trainer.num_test_batches[dataloader_idx]),
             ]
             self._digests[dataloader_idx] = text_digest(json.dumps(decides))[:32]

@@ -1,0 +1,68 @@
+"""Every config in configs/: read by its command's parser, with a header that says what it is and how to launch it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gradsteer.commands import COMMANDS
+from gradsteer.corpus import JUDGE_PATTERNS
+from gradsteer.records import resolve_resource
+from gradsteer.runner import read_run
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RUNS = sorted(CONFIGS.glob("*/run.yaml"))
+STAGES = [(run, stage) for run in RUNS for stage in yaml.safe_load(run.read_text())["stages"]]
+
+
+def leaves(value):
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+    else:
+        yield value
+
+
+@pytest.mark.parametrize(("run", "stage"), STAGES, ids=str)
+def test_every_stage_is_read_by_its_commands_parser(run, stage, parsers):
+    values = yaml.safe_load((run.parent / stage["config"]).read_text())
+    if COMMANDS[stage["command"]].module:
+        parser = parsers[stage["command"]]
+        config = parser.parse_object(values)
+        assert config.experiment == yaml.safe_load(run.read_text())["experiment"]
+    for value in leaves(values):
+        if isinstance(value, str) and value.startswith("gradsteer://"):
+            assert Path(resolve_resource(value)).is_file()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_config_opens_with_what_it_is_and_its_launch_line(path):
+    head = re.match(r"(#.*\n)+", path.read_text())
+    assert head, "no header"
+    launch = re.search(r"Launch: python -m gradsteer (\w+) --config (\S+)", head[0])
+    assert launch, head[0]
+    assert launch[1] in COMMANDS
+    assert (CONFIGS.parent / launch[2]).resolve() == path.resolve()
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda path: path.parent.name)
+def test_every_config_of_a_run_is_one_of_its_stages(run):
+    stages = {stage.config.name for stage in read_run(run).stages}
+    assert stages | {"run.yaml"} == {path.name for path in run.parent.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", ["evaluate_base", "evaluate_anchor", "steer"])
+def test_the_demos_judge_knows_the_corpus_words(name):
+    values = yaml.safe_load((CONFIGS / "demo" / f"{name}.yaml").read_text())
+    assert values["evaluation"]["judge"]["init_args"]["patterns"] == JUDGE_PATTERNS
+    assert "0.34 M parameters" in values["report"]["note"]
+
+
+def test_attribution_and_evaluation_prompts_are_different_files():
+    for directory in ("demo", "topics"):
+        read = {
+            name: yaml.safe_load((CONFIGS / directory / f"{name}.yaml").read_text())["data"]["prompts"]
+            for name in ("evaluate_anchor", "steer")
+        }
+        assert read["evaluate_anchor"] != read["steer"]
