@@ -12,8 +12,8 @@ Knows of models and batches; knows nothing of files, Trainers or process groups.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsteer.losses import example_losses
-from gradsteer.packing import Pack, pack_losses
-from gradsteer.segments import segment_attention
+from gradsteer.packing import Pack, attending, pack_losses
 
 Batch = Mapping[str, Any] | Pack
 Reduction = Literal["example", "token", "sum"]
@@ -89,14 +88,23 @@ class GradientSum:
         self._squares: list[Tensor] = []
 
     @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Within the block every backward pass adds to the buffers; afterwards hooks and flags are as before."""
+    def collecting(self, skip: Set[str] = frozenset()) -> Iterator[set[str]]:
+        """Within the block every backward pass adds to the buffers; afterwards hooks and flags are as before.
+
+        Args:
+            skip: parameters whose gradient is not added: a pass that broke off had added it already.
+
+        Yields:
+            The names of the parameters whose gradient was added, filled as the backward pass goes.
+        """
+        added: set[str] = set()
         with self.differentiating():
             handles = []
             try:
                 for name, parameter in self._parameters.items():
-                    handles.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
-                yield
+                    hook = self._drop if name in skip else self._hook(name, added)
+                    handles.append(parameter.register_post_accumulate_grad_hook(hook))
+                yield added
             finally:
                 for handle in handles:
                     handle.remove()
@@ -122,9 +130,14 @@ class GradientSum:
                 parameter.requires_grad_(required)
                 parameter.grad = gradient
 
-    def _hook(self, name: str) -> Any:
+    @staticmethod
+    def _drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    def _hook(self, name: str, added: set[str]) -> Any:
         def add(parameter: Tensor) -> None:
             if parameter.grad is not None:
+                added.add(name)
                 self._squares.append(torch.linalg.vector_norm(parameter.grad, dtype=self.buffers[name].dtype).square())
                 self.buffers[name].add_(parameter.grad)
                 parameter.grad = None
@@ -186,11 +199,14 @@ class PileGradient:
         self.sums = GradientSum(model, parameters)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss (nats) and number of labelled tokens of each example of a padded batch or a pack."""
+        """Summed loss (nats) and number of labelled tokens of each example of a batch or a pack, inside `running`."""
         if isinstance(batch, Pack):
-            with segment_attention(self.model):
-                return pack_losses(self.model, batch, head_chunk=self.head_chunk), batch.counts
+            return pack_losses(self.model, batch, head_chunk=self.head_chunk), batch.counts
         return example_losses(self.model, batch)
+
+    def running(self, batch: Batch) -> AbstractContextManager[None]:
+        """Within the block the model can run a batch forward and backward: a pack's segments see themselves only."""
+        return attending(self.model, batch) if isinstance(batch, Pack) else nullcontext()
 
     def add(self, batch: Batch, *, sources: list[str] | None = None) -> float:
         """Adds a batch's gradients to the sums. The parameters do not change.
@@ -206,7 +222,7 @@ class PileGradient:
         Raises:
             ValueError: a loss or a gradient is not finite; names the example.
         """
-        with self.sums.collecting(), torch.enable_grad():
+        with self.running(batch), self.sums.collecting(), torch.enable_grad():
             objective = self.objective(batch, sources=sources)
             objective.backward()
         return self.check_norm(batch, sources=sources)
@@ -238,7 +254,7 @@ class PileGradient:
         self._spoilt = True
         for row in range(len(batch.lengths if isinstance(batch, Pack) else batch["labels"])):
             single = batch.alone(row) if isinstance(batch, Pack) else {k: v[row : row + 1] for k, v in batch.items()}
-            with self.sums.differentiating() as parameters, torch.enable_grad():
+            with self.running(single), self.sums.differentiating() as parameters, torch.enable_grad():
                 gradients = torch.autograd.grad(self.losses(single)[0].sum(), parameters, allow_unused=True)
             if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
                 raise ValueError(f"the gradient of {_source(sources, row)} holds NaN or Inf")

@@ -105,6 +105,21 @@ def load_causal_lm(
     return model
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Turns gradient checkpointing on; it takes effect in train mode only.
+
+    Raises:
+        ValueError: the architecture has none.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(f"{type(model).__name__} has no gradient checkpointing")
+    options = {"use_reentrant": False}  # the reentrant kind gives no gradients where the first block's input needs none
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in later releases of transformers 5
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
 def _not_to_be_had(what: str, name: str, error: OSError) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"no {what} {name!r}, neither as a directory here nor from the hub; accepted: {_ACCEPTED} ({first})"

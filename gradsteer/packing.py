@@ -4,7 +4,8 @@ Logits are computed only where a label counts, and the head and its cross-entrop
 never has all of its logits at once. Knows of encoded examples and a causal LM; knows nothing of piles or files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradsteer.chat import EncodedExample
 from gradsteer.losses import IGNORE_INDEX
-from gradsteer.segments import NAME, segments
+from gradsteer.segments import NAME, segment_attention, segments
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,18 @@ def plan_packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     return [packs[number] for number in sorted(range(len(packs)), key=lambda number: (room[number], number))]
 
 
+@contextmanager
+def attending(model: Any, pack: Pack) -> Iterator[None]:
+    """Within the block, forward and backward, the model attends within the pack's segments.
+
+    The backward pass belongs in it: gradient checkpointing runs the forward pass again there.
+    """
+    with segment_attention(model), segments(pack.lengths):
+        yield
+
+
 def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None) -> Tensor:
-    """Summed loss of every segment of a pack, inside `gradsteer.segments.segment_attention` (held by an assert).
+    """Summed loss of every segment of a pack, inside `attending` (held by an assert).
 
     Args:
         model: a causal LM whose forward takes ``position_ids`` and ``logits_to_keep``.
@@ -110,16 +121,13 @@ def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None) -> Ten
     Returns:
         (segments,) nats, differentiable.
     """
-    assert model.config._attn_implementation == NAME, "outside of segment_attention the segments would see each other"
-    with segments(pack.lengths):
-        if head_chunk is None or len(pack.targets) <= head_chunk:
-            losses = _cross_entropy(_logits(model, pack), pack.targets)
-        else:
-            hidden = _hidden(model, pack)
-            losses = torch.cat([
-                checkpoint(_head_losses, model, part, targets, use_reentrant=False)
-                for part, targets in zip(hidden.split(head_chunk), pack.targets.split(head_chunk), strict=True)
-            ])  # fmt: skip
+    assert model.config._attn_implementation == NAME, "outside of `attending` the segments would see each other"
+    if head_chunk is None or len(pack.targets) <= head_chunk:
+        losses = _cross_entropy(_logits(model, pack), pack.targets)
+    else:
+        hidden = _hidden(model, pack)
+        parts = zip(hidden.split(head_chunk), pack.targets.split(head_chunk), strict=True)
+        losses = torch.cat([checkpoint(_head_losses, model, *part, use_reentrant=False) for part in parts])
     sums = torch.zeros(len(pack.lengths), dtype=losses.dtype, device=losses.device)
     return sums.index_add(0, pack.owners, losses)
 

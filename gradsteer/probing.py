@@ -8,8 +8,7 @@ from torch import Tensor
 
 from gradsteer.chat import EncodedExample, collate
 from gradsteer.losses import example_losses
-from gradsteer.packing import Pack, pack_losses
-from gradsteer.segments import segment_attention
+from gradsteer.packing import Pack, attending, pack_losses
 
 # relative; wrong attention or a wrong head is off by far more than rounding
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -41,8 +40,9 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
         with torch.enable_grad():
             batch = {key: value.to(device) for key, value in collate(short, 0).items()}
             plain = _observe(example_losses(model, batch)[0], vectors)
-            with segment_attention(model):
-                packed = _observe(pack_losses(model, Pack.of(short, device), head_chunk=head_chunk), vectors)
+            pack = Pack.of(short, device)
+            with attending(model, pack):
+                packed = _observe(pack_losses(model, pack, head_chunk=head_chunk), vectors)
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     finally:

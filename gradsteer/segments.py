@@ -45,7 +45,7 @@ def segment_attention(model: Any) -> Iterator[None]:
 
 @contextmanager
 def segments(lengths: Sequence[int]) -> Iterator[None]:
-    """Says of which lengths the segments of the pack are that is about to run, forward and backward."""
+    """Says of which lengths the segments of the pack are that runs in the block, forward and backward."""
     token = _LENGTHS.set(tuple(lengths))
     try:
         yield

@@ -94,7 +94,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
     piles = ["columns", "loss_mask", "max_length", "piles", "token_budget"]
-    attributing = ["packing", "parameters", "reduction"]
+    attributing = ["gradient_checkpointing", "packing", "parameters", "reduction"]
     steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls"]
     steering += ["transforms", "vectors"]
 

@@ -5,7 +5,7 @@ from conftest import VOCABULARY, ragged_examples, tiny_llama
 
 from gradsteer.chat import EncodedExample, collate
 from gradsteer.gradients import PileGradient
-from gradsteer.packing import Pack, pack_losses, plan_packs
+from gradsteer.packing import Pack, attending, pack_losses, plan_packs
 from gradsteer.probing import why_not_packs
 from gradsteer.segments import NAME, segment_attention
 
@@ -114,9 +114,12 @@ def test_packs_fill_the_budget_and_hold_every_sequence_once():
 def test_a_segment_sees_its_own_tokens_only(llama):
     first, second = ragged_examples(2)
     other = EncodedExample([(token + 7) % VOCABULARY for token in first.input_ids], first.labels)
-    with segment_attention(llama), torch.no_grad():
-        together = pack_losses(llama, Pack.of([first, second]))
-        changed = pack_losses(llama, Pack.of([other, second]))
+    packs = [Pack.of([first, second]), Pack.of([other, second])]
+    losses = []
+    for pack in packs:
+        with attending(llama, pack), torch.no_grad():
+            losses.append(pack_losses(llama, pack))
+    together, changed = losses
     torch.testing.assert_close(together[1], changed[1], rtol=0, atol=0)
     assert together[0] != changed[0]
 
@@ -156,8 +159,9 @@ def test_the_chunked_head_holds_fewer_logits_at_once(llama, monkeypatch):
     seen = []
     head = llama.lm_head
     head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[-2]))
-    with segment_attention(llama):
-        pack_losses(llama, Pack.of(ragged_examples(8)), head_chunk=6).sum().backward()
+    pack = Pack.of(ragged_examples(8))
+    with attending(llama, pack):
+        pack_losses(llama, pack, head_chunk=6).sum().backward()
     assert max(seen) == 6
     assert len(seen) > 4
 

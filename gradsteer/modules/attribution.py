@@ -5,9 +5,12 @@ over ranks); the test loop runs every pile once and in order.
 """
 
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Set
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -18,7 +21,7 @@ from torch import Tensor
 from gradsteer.chat import EncodedExample, collate, template_digest, tokenizer_digest
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.gradients import Batch, PileGradient, PileTotals
-from gradsteer.models import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.models import check_model_path, checkpoint_activations, load_causal_lm, load_tokenizer, parse_dtype
 from gradsteer.packing import Pack
 from gradsteer.partial import PartialSum
 from gradsteer.probing import why_not_packs
@@ -29,6 +32,14 @@ from gradsteer.vectors import PileAverage
 
 # logits at a time in the chunked head: 128 MB of float32
 _HEAD_ENTRIES = 1 << 25
+
+
+def _dropout(module: torch.nn.Module) -> float:
+    """The probability with which a module of a transformer drops something in train mode."""
+    if isinstance(module, torch.nn.Dropout):
+        return module.p
+    found = getattr(module, "attention_dropout", 0.0)  # attention reads it from an attribute of its own
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 class AttributionModule(L.LightningModule):
@@ -44,6 +55,8 @@ class AttributionModule(L.LightningModule):
             ["!layer:1"]. The others cost neither time nor memory, and steering leaves them alone.
         packing: "auto" lays sequences end to end, each attending to itself only, where a check says that the model
             takes it; "off" pads batches of like lengths. Changes the speed, not the gradients.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower, the same
+            gradients.
         dtype: of the weights: float32, bfloat16, float16 or float64. Sums are kept in float32 (float64 for float64).
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the model; off unless you trust its author.
@@ -56,6 +69,7 @@ class AttributionModule(L.LightningModule):
         reduction: Literal["example", "token", "sum"] = "example",
         parameters: list[str] | None = None,
         packing: Literal["auto", "off"] = "auto",
+        gradient_checkpointing: bool = False,
         dtype: str = "float32",
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -66,6 +80,7 @@ class AttributionModule(L.LightningModule):
         parse_dtype(dtype)
         self.automatic_optimization = False
         self.model_name_or_path, self.reduction, self.dtype_name = model_name_or_path, reduction, dtype
+        self.gradient_checkpointing = gradient_checkpointing
         self.packing, self.parameter_rules = packing, parameters or []
         self._chosen: list[str] = []
         self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -79,6 +94,7 @@ class AttributionModule(L.LightningModule):
         self._resumed: PartialSum | PileAverage | None = None
         self._finished: PileAverage | None = None
         self._resume_at = 0
+        self._most_tokens = sys.maxsize
         self._digests: dict[int, str] = {}
         self._head_chunk: int | None = None
 
@@ -144,11 +160,7 @@ class AttributionModule(L.LightningModule):
         if batch_idx < self._resume_at:  # summed before the run was cut off
             average = (self._finished or self._finish_pile(dataloader_idx)) if is_last else None
             return {"loss": None, "norm": None, "progress": "resuming", "average": average, "skipped": True}
-        tensors = self._batch(batch["examples"])
-        with self._pile.sums.collecting(), torch.enable_grad():
-            objective = self._pile.objective(tensors, sources=batch["sources"])
-            self.manual_backward(objective)
-        norm = self._pile.check_norm(tensors, sources=batch["sources"])
+        norm = self._accumulate(batch["examples"], batch["sources"])
         totals = self._pile.totals
         elapsed = time.monotonic() - self._started
         return {
@@ -158,6 +170,50 @@ class AttributionModule(L.LightningModule):
             "average": self._finish_pile(dataloader_idx) if is_last else None,
             "skipped": False,
         }
+
+    def _accumulate(self, examples: list[EncodedExample], sources: list[str], skip: Set[str] = frozenset()) -> float:
+        """Adds the gradients of some examples, in halves where the memory does not hold all of them at once.
+
+        When memory runs out in the middle of a backward pass, some parameters have their gradient already: the halves
+        leave those out, so that nothing is lost and nothing is counted twice.
+        """
+        assert self._pile is not None
+        num_tokens = sum(len(example.input_ids) for example in examples)
+        if len(examples) == 1 or num_tokens <= self._most_tokens:
+            tensors, totals = self._batch(examples), replace(self._pile.totals)
+            added: set[str] = set()
+            try:
+                collecting = self._pile.sums.collecting(skip)
+                with self._pile.running(tensors), collecting as added, torch.enable_grad():
+                    objective = self._pile.objective(tensors, sources=sources)
+                    self.manual_backward(objective)
+                return self._pile.check_norm(tensors, sources=sources)
+            except torch.OutOfMemoryError as error:
+                if len(examples) == 1:
+                    raise ValueError(
+                        f"out of memory on one example alone ({sources[0]}, {num_tokens} tokens)"
+                    ) from error
+            self._most_tokens, self._pile.totals, skip = num_tokens // 2, totals, skip | added
+            self._pile.sums.pop_norm()
+            torch.cuda.empty_cache()
+            rank_zero_warn(f"out of memory with {num_tokens} tokens at once: going on with {self._most_tokens}")
+        half = (len(examples) + 1) // 2
+        parts = [(examples[:half], sources[:half]), (examples[half:], sources[half:])]
+        return math.hypot(*(self._accumulate(*part, skip) for part in parts))
+
+    def on_test_model_eval(self) -> None:
+        """Eval mode; with gradient checkpointing train mode, which transformers asks for, if no dropout is active."""
+        super().on_test_model_eval()
+        if not self.gradient_checkpointing:
+            return
+        active = [name for name, module in self.model.named_modules() if _dropout(module) > 0]
+        if active:
+            raise ValueError(
+                f"--model.gradient_checkpointing needs train mode, and {type(self.model).__name__} has dropout there "
+                f"(such as {active[0]!r}): the gradient would be random; set the dropouts of its config to 0"
+            )
+        checkpoint_activations(self.model)
+        self.model.train()
 
     def resume(self, left: "PartialSum | PileAverage") -> None:
         """Goes on from a pile's partial sums, or takes its finished gradient; said before its first batch."""

@@ -11,7 +11,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.aggregation import MeanMetric
 
 from gradsteer.losses import example_losses
-from gradsteer.models import check_model_path, fresh_causal_lm, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.models import (
+    check_model_path,
+    checkpoint_activations,
+    fresh_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    parse_dtype,
+)
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -115,12 +122,7 @@ class FinetuneModule(L.LightningModule):
                 **self.loading,
             )
         if self.gradient_checkpointing:
-            # the reentrant kind gives no gradients where the first block's input needs none
-            checkpointing = {"use_reentrant": False}
-            if hasattr(self.model, "activation_checkpointing_enable"):  # its name in transformers 5.20 and later
-                self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=checkpointing)
-            else:
-                self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+            checkpoint_activations(self.model)
 
     def on_fit_start(self) -> None:
         """Puts the model in train mode.
