@@ -31,6 +31,7 @@ class SaveReplayableConfig(SaveConfigCallback):
             config["trainer"]["logger"] = None
         if config["trainer"]["default_root_dir"] == config["output_dir"]:
             config["trainer"]["default_root_dir"] = None
+        config["overwrite"] = False  # nor does it replace anything unasked
         text = self.parser.dump(config, skip_none=False, skip_link_targets=True)
         head = f"# replay: python -m gradsteer {command} --config {path}\n# made by gradsteer {__version__} {git_sha()}"
         write_text(path, f"{head.rstrip()}\n{text}")

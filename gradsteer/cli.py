@@ -6,6 +6,7 @@ table. Everything else about a command is in `gradsteer.commands`.
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,19 @@ class GradsteerCLI(LightningCLI):
         config["output_dir"] = str(output_dir)
         input_dir = config["input_dir"] or "{output_dir}"
         self.stage = Stage.of(output_dir, command, config.get("name"))
-        values = {"{input_dir}": input_dir.replace("{output_dir}", str(output_dir)), "{output_dir}": str(output_dir)}
-        self.config[command.name] = config = _filled(config, values)
+
+        def fill(text: str) -> str:
+            return text.replace("{input_dir}", input_dir).replace("{output_dir}", str(output_dir))
+
+        def unfill(text: str) -> str:
+            inside = text.startswith(f"{output_dir}/")
+            return "{output_dir}" + text.removeprefix(str(output_dir)) if inside else text
+
+        self.config[command.name] = config = _map_strings(config, fill)
         if command.named is not None:
             check_name("the artifact (--name)", config["name"])
         # the record holds paths in the output directory by its placeholder, so that the directory may be moved
-        self.stage_config = _filled(config.clone().as_dict(), {f"{output_dir}/": "{output_dir}/"})
+        self.stage_config = _map_strings(config.clone().as_dict(), unfill)
         self.stage_config.pop("config", None)
         self.inputs = self.stage.inputs(self.stage_config)
         if command.outputs:
@@ -123,7 +131,7 @@ class GradsteerCLI(LightningCLI):
             kept.unlink()
             return
         rank_zero_info(f"resuming from {kept}")
-        options["ckpt_path"] = str(kept)
+        options["ckpt_path"], options["weights_only"] = str(kept), True  # tensors only: nothing is unpickled
 
     def finish(self) -> None:
         """Notes that the command finished."""
@@ -144,7 +152,7 @@ def output_directory(config: Any) -> Path:
 
 
 def _resumable(command: str) -> set[str]:
-    return {"ckpt_path"} if command == "fit" else set()
+    return {"ckpt_path", "weights_only"} if command == "fit" else set()
 
 
 def _selected() -> tuple[str, ...]:
@@ -177,18 +185,16 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
         parser.link_arguments("vectors", "writing.vectors")
 
 
-def _filled(value: Any, values: dict[str, str]) -> Any:
-    """The same configuration with the placeholders filled in everywhere."""
+def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
+    """The same configuration with every string in it replaced by the function's result."""
     if isinstance(value, str):
-        for placeholder, directory in values.items():
-            value = value.replace(placeholder, directory)
-        return value
+        return function(value)
     if isinstance(value, Namespace):
-        return Namespace(**{key: _filled(inner, values) for key, inner in vars(value).items()})
+        return Namespace(**{key: _map_strings(inner, function) for key, inner in vars(value).items()})
     if isinstance(value, dict):
-        return {key: _filled(inner, values) for key, inner in value.items()}
+        return {key: _map_strings(inner, function) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_filled(inner, values) for inner in value]
+        return [_map_strings(inner, function) for inner in value]
     return value
 
 

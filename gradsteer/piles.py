@@ -117,9 +117,9 @@ def read_pile(
     return _not_empty(pile, str(source))
 
 
-def prompt_digest(prompt: Any) -> str:
-    """Digest of a prompt's text, by which overlaps between sets of prompts are seen."""
-    return text_digest(prompt if isinstance(prompt, str) else repr(prompt))[:16]
+def prompt_digest(prompt: str) -> str:
+    """Digest of a prompt's text, by which overlaps between sets of prompts are seen: 16 hex digits."""
+    return text_digest(prompt)[:16]
 
 
 def _chat_pile(
@@ -179,6 +179,8 @@ def _response_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
 
 
 def _check_row(where: str, row: Mapping[str, Any], vocabulary: int) -> None:
+    if not isinstance(row["prompt"], str):
+        raise ValueError(f"{where}: prompt is {row['prompt']!r}; accepted: a text")
     for key in ("prompt_token_ids", "token_ids"):
         ids = row[key]
         whole = isinstance(ids, list) and ids and all(type(token) is int and 0 <= token < vocabulary for token in ids)

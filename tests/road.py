@@ -1,6 +1,10 @@
 """A tiny experiment, all four stages through the real command line, that several test files look at."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 from tokenizers_zoo import chatml_tokenizer
@@ -32,6 +36,21 @@ def run(*words):
     status = main([*map(str, words), *QUIET])
     assert status == 0
     return status
+
+
+def kill_when(words, condition):
+    """Starts a command line as a process and kills it, without a warning, as soon as the condition holds."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradsteer", *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, "it finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
 
 
 def write_lines(path, rows):

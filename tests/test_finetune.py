@@ -1,6 +1,8 @@
 """The finetune on the Trainer: its loss, gradients, learning rates, batches, and what it refuses."""
 
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -296,3 +298,15 @@ def test_a_resumed_fit_ends_with_the_weights_of_an_undisturbed_one(experiment, r
         weights_digest(named_weights(AutoModelForCausalLM.from_pretrained(path))) for path in directories
     )
     assert cut == whole != base
+
+
+@pytest.mark.parametrize(("precision", "refused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_only_a_loss_scaler_may_let_gradients_overflow(experiment, precision, refused):
+    module = FinetuneModule(str(experiment / "base"))
+    module.configure_model()
+    module._trainer = SimpleNamespace(precision=precision, global_step=0)
+    module.model.model.norm.weight.grad = torch.full_like(module.model.model.norm.weight, float("inf"))
+    module._last_batch = {"labels": torch.zeros(1, 2)}
+    expected = pytest.raises(ValueError, match="the gradient holds NaN or Inf") if refused else nullcontext()
+    with expected:
+        module.on_before_optimizer_step(None)

@@ -1,12 +1,9 @@
 """A finetune that is killed is resumed by the same command and ends with the same weights."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 
 import pytest
+from road import kill_when
 
 from gradsteer.__main__ import main
 from gradsteer.records import file_digest
@@ -23,17 +20,7 @@ def words(experiment, inputs):
 
 
 def killed_after_a_checkpoint(words, out):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gradsteer", *words, "--output_dir", str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while not (out / ".anchor.resume.ckpt").is_file():
-        assert process.poll() is None, "it finished before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when([*words, "--output_dir", str(out)], (out / ".anchor.resume.ckpt").is_file)
     assert not (out / "anchor").exists()
 
 
@@ -56,3 +43,11 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(words, tmp_path, c
     with caplog.at_level("INFO"):
         assert main([*words, "--trainer.max_epochs", "1", "--output_dir", str(out)]) == 0
     assert "resuming from" not in caplog.text
+
+
+def test_a_directory_that_fit_did_not_make_is_never_replaced(words, experiment, tmp_path, capsys):
+    precious = shutil.copytree(experiment / "base", tmp_path / "anchor")
+    before = file_digest(precious)
+    assert main([*words, "--output_dir", str(tmp_path), "--overwrite", "true"]) == 2
+    assert f"{str(precious)!r} exists and was not made by fit" in capsys.readouterr().err
+    assert file_digest(precious) == before

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from road import PATTERNS, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers_zoo import chatml_tokenizer
@@ -193,8 +194,10 @@ def test_a_saved_config_replays_its_run_bit_for_bit(experiment, tmp_path):
     copy = shutil.copytree(experiment, tmp_path / "copy")
     config = copy / "steer" / "version_0" / "config.yaml"
     assert config.read_text().startswith("# replay: python -m gradsteer steer --config ")
+    again = copy / "steer" / "version_1" / "config.yaml"
     results, responses = (copy / "results.json").read_bytes(), (copy / "responses" / "a_alpha=+0.05.jsonl").read_bytes()
     run("steer", "--config", config, "--output_dir", copy, "--overwrite", "true", "--data.batch_size", 3)
+    assert yaml.safe_load(again.read_text())["overwrite"] is False  # a replay replaces nothing unasked
     assert (copy / "responses" / "a_alpha=+0.05.jsonl").read_bytes() == responses
     assert json.loads((copy / "results.json").read_bytes()) == json.loads(results)
 

@@ -1,15 +1,10 @@
 """An attribution that is killed goes on where it was and ends with the same gradients."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from road import write_lines
+from road import kill_when, write_lines
 
 from gradsteer.__main__ import main
 from gradsteer.gradients import PileTotals
@@ -49,17 +44,8 @@ def next_batch(path):
 def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, capsys, pile):
     assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gradsteer", *words, "--output_dir", str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    partial, deadline = out / "gradients" / f".{pile}.rank0.partial", time.monotonic() + 90
-    while not next_batch(partial):
-        assert process.poll() is None, "it finished before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    partial = out / "gradients" / f".{pile}.rank0.partial"
+    kill_when([*words, "--output_dir", str(out)], lambda: next_batch(partial) > 0)
     assert not (out / "vectors").exists()
     resumed_at = next_batch(partial)
     assert resumed_at > 0

@@ -31,11 +31,12 @@ class SavePretrained(L.Callback):
         self._saved = time.monotonic()
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses a directory that is no model's, before training."""
+        """Refuses, before training, a directory that no fit of ours made: saving would replace it."""
         del trainer, pl_module, stage
-        if self.directory.exists() and not (self.directory / "config.json").is_file():
+        record = self.directory.parent / "stages" / f"fit-{self.directory.name}.json"
+        if self.directory.exists() and not record.is_file():
             raise ValueError(
-                f"{str(self.directory)!r} exists and is no model directory; choose another --name or --output_dir"
+                f"{str(self.directory)!r} exists and was not made by fit; choose another --name or --output_dir"
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:

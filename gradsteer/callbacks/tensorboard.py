@@ -24,9 +24,7 @@ def log_figure(trainer: L.Trainer, tag: str, figure: "Figure", *, step: int = 0)
             logger.experiment.add_figure(tag, figure, global_step=step, close=False)
 
 
-def log_table(
-    trainer: L.Trainer, tag: str, header: Sequence[str], rows: Sequence[Sequence[str]], step: int = 0
-) -> None:
+def log_table(trainer: L.Trainer, tag: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Logs a table as text; what is in it may come from data or a model, and is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join("| " + " | ".join(map(_cell if i != 1 else str, line)) + " |" for i, line in enumerate(lines))

@@ -172,6 +172,8 @@ class FinetuneModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuses a step along a gradient that is not finite, and names the last batch's examples."""
         del optimizer
+        if str(self.trainer.precision) == "16-mixed":
+            return  # its loss scaler looks for the largest scale that does not overflow, and skips such steps itself
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
             rows = range(len(self._last_batch["labels"]))
