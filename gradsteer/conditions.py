@@ -68,8 +68,8 @@ def slug_of(name: str) -> str:
 
 
 _RESERVED = {
-    "corpus", "evaluate", "evaluations", "figures", "fit", "attribute", "gradients", "responses", "stages", "steer",
-    "validate", "vectors",
+    "corpus", "evaluate", "evaluations", "figures", "fit", "attribute", "gradients", "responses", "second_moments",
+    "stages", "steer", "validate", "vectors",
 }  # fmt: skip
 
 

@@ -7,15 +7,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from gradsteer.parallel import part, settle, whole
+
 _State = tuple[tuple[int, int], ...]
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[_State, str]]" = WeakKeyDictionary()
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
-    """Hex digest of names, shapes and values; the values upcast to float32 (exact for bf16 and fp16)."""
+    """Hex digest of names, shapes and values; the values upcast to float32 (exact for bf16 and fp16).
+
+    Weights that are split over processes give the digest of the whole ones (collective).
+    """
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name].detach()
+        tensor = whole(weights[name].detach())
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         upcast = tensor.to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
         digest.update(upcast.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -28,6 +33,7 @@ def model_fingerprint(model: nn.Module) -> str:
     A write is noticed by the tensors' version counters; `restored` tells that weights written since are again,
     byte for byte, what they were.
     """
+    settle(model)
     state = _state(model)
     known = _KNOWN.get(model)
     if known is None or known[0] != state:
@@ -52,7 +58,8 @@ def restored(model: nn.Module, fingerprint: str, versions: Mapping[str, tuple[in
 def weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Where each parameter lies and how often it was written to."""
     # inference tensors keep no version counter; they are then digested once per storage
-    return {n: (p.data_ptr(), -1 if p.is_inference() else p._version) for n, p in model.named_parameters()}
+    held = {name: part(parameter.detach()) for name, parameter in model.named_parameters()}
+    return {n: (p.data_ptr(), -1 if p.is_inference() else p._version) for n, p in held.items()}
 
 
 def _state(model: nn.Module) -> _State:

@@ -1,69 +1,25 @@
 """The pile-average gradient: the mean gradient of the loss over a pile of responses.
 
-The formula (the project's note, and three readings of its average), for a pile of examples with token losses
-``l_t`` on their labelled tokens:
-
-* ``example``: mean over examples of (mean over the example's tokens of grad l_t);
-* ``token``: sum over all tokens of grad l_t / number of tokens;
-* ``sum``: mean over examples of (sum over tokens of grad l_t), the score function of the whole response.
-
-Gradients are summed into float32 buffers whatever the compute dtype and divided once, when the pile ends.
-Knows of models and batches; knows nothing of files, Trainers or process groups.
+The formula is the project's note's, with three readings of its average: see `gradsteer.reductions`. Gradients are
+summed into float32 buffers whatever the compute dtype and divided once, when the pile ends. Of a model that is split
+over processes each process sums the part that it holds. Knows of models and batches; knows nothing of files or
+Trainers.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradsteer.losses import example_losses
+from gradsteer.losses import Reference, example_losses
 from gradsteer.packing import Pack, attending, pack_losses
+from gradsteer.parallel import is_split, part, sum_over_parts, whole_of_parts
+from gradsteer.reductions import PileTotals, Reduction, example_weights
 
 Batch = Mapping[str, Any] | Pack
-Reduction = Literal["example", "token", "sum"]
-
-
-def example_weights(counts: Tensor, reduction: Reduction, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight of each example's summed loss in the pile's objective, before the final division.
-
-    Args:
-        counts: (batch,) number of labelled tokens; 0 for a padding example, which then weighs nothing.
-        reduction: see the module's docstring.
-        dtype: of the result; that of the losses.
-
-    Returns:
-        (batch,): ``1 / count`` for ``example``, else 1.
-
-    Raises:
-        ValueError: an unknown reduction.
-    """
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction is {reduction!r}; accepted: {', '.join(get_args(Reduction))}")
-    if reduction == "example":
-        return torch.where(counts > 0, counts.clamp(min=1).to(dtype).reciprocal(), 0.0)
-    return torch.ones_like(counts, dtype=dtype)
-
-
-@dataclass
-class PileTotals:
-    """What was summed so far: examples, labelled tokens and losses (nats)."""
-
-    num_examples: int = 0
-    num_tokens: int = 0
-    token_loss_sum: float = 0.0
-
-    @property
-    def mean_token_loss(self) -> float | None:
-        """Nats a token over all labelled tokens; None before the first."""
-        return self.token_loss_sum / self.num_tokens if self.num_tokens else None
-
-    def divisor(self, reduction: Reduction) -> int:
-        """What the summed gradients are divided by."""
-        return self.num_tokens if reduction == "token" else self.num_examples
 
 
 class GradientSum:
@@ -75,24 +31,30 @@ class GradientSum:
     Args:
         model: all of its parameters are covered, frozen ones included.
         parameters: names of those to cover instead; the others take no gradient at all.
+        squares: sum the squared gradients of the backward passes instead: with one example each, divided by their
+            number, that is the diagonal of the empirical Fisher information.
     """
 
-    def __init__(self, model: nn.Module, parameters: Sequence[str] | None = None) -> None:
+    def __init__(self, model: nn.Module, parameters: Sequence[str] | None = None, *, squares: bool = False) -> None:
         everything = dict(model.named_parameters())
         self._parameters = everything if parameters is None else {name: everything[name] for name in parameters}
         self._others = [parameter for name, parameter in everything.items() if name not in self._parameters]
+        self.squares = squares
         self.buffers = {
-            name: torch.zeros(parameter.shape, dtype=_buffer_dtype(parameter), device=parameter.device)
+            name: torch.zeros(part(parameter.detach()).shape, dtype=_buffer_dtype(parameter), device=parameter.device)
             for name, parameter in self._parameters.items()
         }
-        self._squares: list[Tensor] = []
+        self._norm_squares: list[Tensor] = []
 
     @contextmanager
-    def collecting(self, skip: Set[str] = frozenset()) -> Iterator[set[str]]:
+    def collecting(
+        self, skip: Set[str] = frozenset(), factors: Mapping[str, Tensor] | None = None
+    ) -> Iterator[set[str]]:
         """Within the block every backward pass adds to the buffers; afterwards hooks and flags are as before.
 
         Args:
             skip: parameters whose gradient is not added: a pass that broke off had added it already.
+            factors: what to multiply the gradients by, element by element; this process's part.
 
         Yields:
             The names of the parameters whose gradient was added, filled as the backward pass goes.
@@ -102,7 +64,7 @@ class GradientSum:
             handles = []
             try:
                 for name, parameter in self._parameters.items():
-                    hook = self._drop if name in skip else self._hook(name, added)
+                    hook = self._drop if name in skip else self._hook(name, added, (factors or {}).get(name))
                     handles.append(parameter.register_post_accumulate_grad_hook(hook))
                 yield added
             finally:
@@ -134,21 +96,40 @@ class GradientSum:
     def _drop(parameter: Tensor) -> None:
         parameter.grad = None
 
-    def _hook(self, name: str, added: set[str]) -> Any:
+    def _hook(self, name: str, added: set[str], factor: Tensor | None) -> Any:
         def add(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                added.add(name)
-                self._squares.append(torch.linalg.vector_norm(parameter.grad, dtype=self.buffers[name].dtype).square())
-                self.buffers[name].add_(parameter.grad)
-                parameter.grad = None
+            if parameter.grad is None:
+                return
+            added.add(name)
+            gradient, buffer = part(parameter.grad), self.buffers[name]
+            if factor is not None:
+                gradient = gradient * factor
+            self._norm_squares.append(torch.linalg.vector_norm(gradient, dtype=buffer.dtype).square())
+            if self.squares:
+                buffer.addcmul_(gradient, gradient)
+            else:
+                buffer.add_(gradient)
+            parameter.grad = None
 
         return add
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the model's weights, and so the sums, are split over processes."""
+        return any(is_split(parameter) for parameter in self._parameters.values())
+
     def pop_norm(self) -> float:
         """Norm of the gradients added since the last call (of one backward pass, when called after each)."""
-        norm = float(torch.stack(self._squares).sum().sqrt()) if self._squares else 0.0
-        self._squares.clear()
-        return norm
+        if not self._norm_squares:
+            return 0.0
+        total = sum_over_parts(torch.stack(self._norm_squares).sum(), next(iter(self._parameters.values())))
+        self._norm_squares.clear()
+        return float(total.sqrt())
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """The sums by name, one after the other; where they are split each is put together (on all processes)."""
+        for name, buffer in self.buffers.items():
+            yield name, whole_of_parts(buffer, self._parameters[name])
 
     def mean(self, divisor: int) -> dict[str, Tensor]:
         """The sums divided once.
@@ -158,13 +139,13 @@ class GradientSum:
         """
         if divisor <= 0:
             raise ValueError("a pile-average gradient of an empty pile: no example was added")
-        return {name: buffer / divisor for name, buffer in self.buffers.items()}
+        return {name: buffer / divisor for name, buffer in self.whole()}
 
     def zero(self) -> None:
         """Sets all sums to zero, for the next pile."""
         for buffer in self.buffers.values():
             buffer.zero_()
-        self._squares.clear()
+        self._norm_squares.clear()
 
 
 class PileGradient:
@@ -179,9 +160,11 @@ class PileGradient:
 
     Args:
         model: a causal LM in eval mode (dropout would make the gradient random).
-        reduction: ``example`` (default), ``token`` or ``sum``; see the module's docstring.
+        reduction: ``example`` (default), ``token`` or ``sum``; see `gradsteer.reductions`.
         parameters: names of the parameters to cover; all by default. See `gradsteer.selection`.
         head_chunk: for packs, positions at a time in the head and its cross-entropy; see `pack_losses`.
+        reference: take the gradient of the divergence from this model instead of the cross-entropy.
+        squares: sum squared gradients; see `GradientSum`.
     """
 
     def __init__(
@@ -191,30 +174,50 @@ class PileGradient:
         reduction: Reduction = "example",
         parameters: Sequence[str] | None = None,
         head_chunk: int | None = None,
+        reference: Reference | None = None,
+        squares: bool = False,
     ) -> None:
         example_weights(torch.ones(1, dtype=torch.int64), reduction)  # refuses an unknown reduction at once
-        self.model, self.reduction, self.head_chunk = model, reduction, head_chunk
+        self.model, self.reduction, self.head_chunk, self.reference = model, reduction, head_chunk, reference
         self.totals = PileTotals()
         self._spoilt = False
-        self.sums = GradientSum(model, parameters)
+        self.sums = GradientSum(model, parameters, squares=squares)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss (nats) and number of labelled tokens of each example of a batch or a pack, inside `running`."""
         if isinstance(batch, Pack):
-            return pack_losses(self.model, batch, head_chunk=self.head_chunk), batch.counts
-        return example_losses(self.model, batch)
+            sums = pack_losses(self.model, batch, head_chunk=self.head_chunk, reference=self.reference)
+            return sums, batch.counts
+        return example_losses(self.model, batch, reference=self.reference)
 
-    def running(self, batch: Batch) -> AbstractContextManager[None]:
+    @contextmanager
+    def running(self, batch: Batch) -> Iterator[None]:
         """Within the block the model can run a batch forward and backward: a pack's segments see themselves only."""
-        return attending(self.model, batch) if isinstance(batch, Pack) else nullcontext()
+        with ExitStack() as stack:
+            if isinstance(batch, Pack):
+                stack.enter_context(attending(self.model, batch))
+                if self.reference is not None:
+                    stack.enter_context(attending(self.reference.model, batch))
+            yield
 
-    def add(self, batch: Batch, *, sources: list[str] | None = None) -> float:
+    def add(
+        self,
+        batch: Batch,
+        *,
+        sources: list[str] | None = None,
+        coefficient: float = 1.0,
+        factors: Mapping[str, Tensor] | None = None,
+        count: bool = True,
+    ) -> float:
         """Adds a batch's gradients to the sums. The parameters do not change.
 
         Args:
             batch: a `Pack`, or ``input_ids``, ``attention_mask``, ``labels``: (batch, tokens), padded on the right;
                 ``-100`` labels do not count.
             sources: where each example comes from, for the error text.
+            coefficient: what the gradients are multiplied by; see `gradsteer.points`.
+            factors: what they are multiplied by element by element, parameter name -> tensor of its shape.
+            count: count the batch in `totals`: once for each batch, at whichever point.
 
         Returns:
             The norm of the batch's summed gradient.
@@ -222,13 +225,28 @@ class PileGradient:
         Raises:
             ValueError: a loss or a gradient is not finite; names the example.
         """
-        with self.running(batch), self.sums.collecting(), torch.enable_grad():
-            objective = self.objective(batch, sources=sources)
+        with self.running(batch), self.sums.collecting(factors=factors), torch.enable_grad():
+            objective = self.objective(batch, sources=sources, coefficient=coefficient, count=count)
             objective.backward()
         return self.check_norm(batch, sources=sources)
 
-    def objective(self, batch: Batch, *, sources: list[str] | None = None) -> Tensor:
+    def objective(
+        self,
+        batch: Batch,
+        *,
+        sources: list[str] | None = None,
+        coefficient: float = 1.0,
+        count: bool = True,
+        point: int | None = None,
+    ) -> Tensor:
         """The weighted sum of the batch's losses, whose gradient is added; counts it in `totals`.
+
+        Args:
+            batch: see `add`.
+            sources: see `add`.
+            coefficient: see `add`.
+            count: see `add`.
+            point: note the sum (without the coefficient) in the totals' objectives at this index.
 
         Raises:
             ValueError: a loss is not finite; names the example.
@@ -237,10 +255,14 @@ class PileGradient:
         if not bool(torch.isfinite(sums).all()):
             row = int((~torch.isfinite(sums)).nonzero()[0])
             raise ValueError(f"the loss of {_source(sources, row)} is {float(sums.detach()[row])}, not finite")
-        self.totals.num_examples += int((counts > 0).sum())
-        self.totals.num_tokens += int(counts.sum())
-        self.totals.token_loss_sum += float(sums.detach().double().sum())
-        return (example_weights(counts, self.reduction, sums.dtype) * sums).sum()
+        if count:
+            self.totals.num_examples += int((counts > 0).sum())
+            self.totals.num_tokens += int(counts.sum())
+            self.totals.token_loss_sum += float(sums.detach().double().sum())
+        objective = (example_weights(counts, self.reduction, sums.dtype) * sums).sum()
+        if point is not None:
+            self.totals.objectives[point] += float(objective.detach())
+        return objective if coefficient == 1 else coefficient * objective
 
     def check_norm(self, batch: Batch, *, sources: list[str] | None = None) -> float:
         """The norm of the last backward pass.
@@ -252,6 +274,8 @@ class PileGradient:
         if math.isfinite(norm):
             return norm
         self._spoilt = True
+        if self.sums.is_split:  # the search below would need all processes to search the same batch
+            raise ValueError(f"a gradient among the batches beside {_source(sources, 0)} holds NaN or Inf")
         for row in range(len(batch.lengths if isinstance(batch, Pack) else batch["labels"])):
             single = batch.alone(row) if isinstance(batch, Pack) else {k: v[row : row + 1] for k, v in batch.items()}
             with self.running(single), self.sums.differentiating() as parameters, torch.enable_grad():

@@ -1,5 +1,7 @@
 """Loading models and tokenizers from a hub id or a local directory."""
 
+import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from gradsteer.chat import ensure_chat_template
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BASE_RECORD = "gradsteer.json"  # in an anchor's directory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -118,6 +121,49 @@ def checkpoint_activations(model: Any) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def train_without_dropout(model: Any) -> None:
+    """Puts a model in train mode, which gradient checkpointing asks for, if no dropout is active there.
+
+    Raises:
+        ValueError: dropout is active in train mode: the gradient would be random.
+    """
+    active = [name for name, module in model.named_modules() if _dropout(module) > 0]
+    if active:
+        raise ValueError(
+            f"--model.gradient_checkpointing needs train mode, and {type(model).__name__} has dropout there "
+            f"(such as {active[0]!r}): the gradient would be random; set the dropouts of its config to 0"
+        )
+    model.train()
+
+
+def _dropout(module: torch.nn.Module) -> float:
+    """The probability with which a module of a transformer drops something in train mode."""
+    if isinstance(module, torch.nn.Dropout):
+        return module.p
+    found = getattr(module, "attention_dropout", 0.0)  # attention reads it from an attribute of its own
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def record_base(base: str, anchor: Path) -> None:
+    """Notes in a model's directory what it was finetuned from; `recorded_base` reads it."""
+    path = Path(base)
+    recorded = os.path.relpath(path, anchor) if path.is_dir() else base
+    (anchor / BASE_RECORD).write_text(json.dumps({"base": recorded}) + "\n", encoding="utf-8")
+
+
+def recorded_base(anchor: str) -> str | None:
+    """What a model in a directory was finetuned from, as `fit` recorded it there; None where it does not say.
+
+    A directory is recorded by its path from the anchor's, so that both may be moved together.
+    """
+    path = Path(anchor) / BASE_RECORD
+    if not path.is_file():
+        return None
+    recorded = str(json.loads(path.read_text(encoding="utf-8"))["base"])
+    beside = Path(os.path.normpath(Path(anchor) / recorded))
+    return str(beside) if beside.is_dir() else recorded
 
 
 def _not_to_be_had(what: str, name: str, error: OSError) -> str:

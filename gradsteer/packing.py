@@ -4,18 +4,18 @@ Logits are computed only where a label counts, and the head and its cross-entrop
 never has all of its logits at once. Knows of encoded examples and a causal LM; knows nothing of piles or files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from gradsteer.chat import EncodedExample
-from gradsteer.losses import IGNORE_INDEX
+from gradsteer.losses import IGNORE_INDEX, Reference, cross_entropy, kl_divergence
 from gradsteer.segments import NAME, segment_attention, segments
 
 
@@ -109,27 +109,64 @@ def attending(model: Any, pack: Pack) -> Iterator[None]:
         yield
 
 
-def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None) -> Tensor:
+def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None, reference: Reference | None = None) -> Tensor:
     """Summed loss of every segment of a pack, inside `attending` (held by an assert).
 
     Args:
         model: a causal LM whose forward takes ``position_ids`` and ``logits_to_keep``.
         pack: on the model's device.
-        head_chunk: with it, the head and its cross-entropy run on so many positions at a time, and again in the
-            backward pass: less memory for a large vocabulary.
+        head_chunk: with it, the head and its loss run on so many positions at a time, and again in the backward
+            pass: less memory for a large vocabulary.
+        reference: take the divergence from it instead of the cross-entropy; inside `attending` as well.
 
     Returns:
         (segments,) nats, differentiable.
     """
-    assert model.config._attn_implementation == NAME, "outside of `attending` the segments would see each other"
+    models = [model] if reference is None else [model, reference.model]
+    for each in models:
+        assert each.config._attn_implementation == NAME, "outside of `attending` the segments would see each other"
     if head_chunk is None or len(pack.targets) <= head_chunk:
-        losses = _cross_entropy(_logits(model, pack), pack.targets)
+        compared = None
+        if reference is not None:
+            with torch.no_grad():
+                compared = _logits(reference.model, pack)
+        losses = _losses(_logits(model, pack), pack.targets, compared, reference)
     else:
-        hidden = _hidden(model, pack)
-        parts = zip(hidden.split(head_chunk), pack.targets.split(head_chunk), strict=True)
-        losses = torch.cat([checkpoint(_head_losses, model, *part, use_reentrant=False) for part in parts])
+        losses = _chunked(model, pack, head_chunk, reference)
     sums = torch.zeros(len(pack.lengths), dtype=losses.dtype, device=losses.device)
     return sums.index_add(0, pack.owners, losses)
+
+
+def _chunked(model: Any, pack: Pack, head_chunk: int, reference: Reference | None) -> Tensor:
+    """(labelled,): the head and the loss on so many positions at a time."""
+
+    def forward(**inputs: Any) -> Tensor:
+        hidden = _hidden(model, pack, **inputs)
+        compared: Sequence[Tensor | None] = [None] * -(-len(hidden) // head_chunk)
+        if reference is not None:
+            # its root's weights, the head among them, stay whole after a forward pass without gradients
+            with torch.no_grad(), _forward_as(reference.model, partial(_hidden, reference.model, pack)):
+                compared = reference.model(**inputs).split(head_chunk)
+        parts = zip(hidden.split(head_chunk), pack.targets.split(head_chunk), compared, strict=True)
+        return torch.cat([checkpoint(_head_losses, model, *each, reference, use_reentrant=False) for each in parts])
+
+    # where the weights are split over processes they are whole within the model's own forward only
+    with _forward_as(model, forward):
+        losses: Tensor = model(input_ids=pack.input_ids, position_ids=pack.position_ids)
+    return losses
+
+
+@contextmanager
+def _forward_as(model: Any, function: Callable[..., Tensor]) -> Iterator[None]:
+    """Within the block a call of the model, with its hooks, runs another function."""
+    before = vars(model).get("forward")
+    model.forward = function
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 def _logits(model: Any, pack: Pack) -> Tensor:
@@ -141,21 +178,30 @@ def _logits(model: Any, pack: Pack) -> Tensor:
     return logits
 
 
-def _hidden(model: Any, pack: Pack) -> Tensor:
+def _hidden(model: Any, pack: Pack, **inputs: Any) -> Tensor:
     """(labelled, hidden size): what the head is applied to."""
-    output = model.base_model(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False)
+    output = model.base_model(**inputs, use_cache=False)
     hidden: Tensor = output.last_hidden_state[0]
     return hidden[pack.predictors]
 
 
-def _head_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = model.get_output_embeddings()(hidden)
+def _head_losses(
+    model: Any, hidden: Tensor, targets: Tensor, reference_hidden: Tensor | None, reference: Reference | None
+) -> Tensor:
+    compared = None
+    if reference is not None and reference_hidden is not None:
+        with torch.no_grad():
+            compared = _head(reference.model, reference_hidden)
+    return _losses(_head(model, hidden), targets, compared, reference)
+
+
+def _head(model: Any, hidden: Tensor) -> Tensor:
+    logits: Tensor = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return _cross_entropy(logits, targets)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(logits, targets, reduction="none")
+def _losses(logits: Tensor, targets: Tensor, compared: Tensor | None, reference: Reference | None) -> Tensor:
+    if reference is None or compared is None:
+        return cross_entropy(logits, targets)
+    return kl_divergence(logits, compared, reference.direction)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gradsteer.gradients import PileTotals
 from gradsteer.records import replacing
+from gradsteer.reductions import PileTotals
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 @dataclass
@@ -50,8 +50,8 @@ class PartialSum:
             save_file(tensors, str(temporary), metadata=header)
 
     @classmethod
-    def load(cls, path: Path, *, work_digest: str) -> "PartialSum":
-        """Reads what `save` wrote.
+    def check(cls, path: Path, *, work_digest: str) -> dict[str, str]:
+        """Reads the header of what `save` wrote.
 
         Raises:
             ValueError: the file is of another version, configuration, data set or model; it says so.
@@ -61,14 +61,25 @@ class PartialSum:
         try:
             with safe_open(str(path), framework="pt") as opened:
                 header = dict(opened.metadata() or {})
-                if header.get("kind") != "partial" or header.get("format_version") != FORMAT_VERSION:
-                    raise ValueError(f"{str(path)!r} holds no partial sums of format version {FORMAT_VERSION!r}")
-                if header["work_digest"] != work_digest:
-                    raise ValueError(
-                        f"{str(path)!r} holds partial sums of another configuration, data set or model "
-                        f"({header['work_digest']}, this run is {work_digest}); to start afresh: --overwrite true"
-                    )
-                buffers = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} is not readable ({error}); to start afresh: --overwrite true") from error
-        return cls(buffers, PileTotals(**json.loads(header["totals"])), int(header["next_batch"]))
+        if header.get("kind") != "partial" or header.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"{str(path)!r} holds no partial sums of format version {FORMAT_VERSION!r}")
+        if header["work_digest"] != work_digest:
+            raise ValueError(
+                f"{str(path)!r} holds partial sums of another configuration, data set or model "
+                f"({header['work_digest']}, this run is {work_digest}); to start afresh: --overwrite true"
+            )
+        return header
+
+    @classmethod
+    def load(cls, path: Path, *, work_digest: str) -> "PartialSum":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file is of another version, configuration, data set or model; it says so.
+        """
+        from safetensors.torch import load_file
+
+        header = cls.check(path, work_digest=work_digest)
+        return cls(load_file(str(path)), PileTotals(**json.loads(header["totals"])), int(header["next_batch"]))

@@ -51,7 +51,8 @@ class Pile:
         name: the pile's name.
         examples: token ids and labels.
         sources: ``file:line`` of each example.
-        prompt_digests: digests of the distinct prompts, sorted.
+        prompts: digest of each example's prompt.
+        prompt_digests: digests of the distinct prompts, sorted, those of dropped examples included.
         num_dropped: examples that kept no target token within the length limit.
         num_considered: examples that the filter chose from (all, without a filter).
     """
@@ -59,7 +60,8 @@ class Pile:
     name: str
     examples: list[EncodedExample]
     sources: list[str]
-    prompt_digests: list[str]
+    prompts: list[str] = field(default_factory=list)
+    prompt_digests: list[str] = field(default_factory=list)
     num_dropped: int = 0
     num_considered: int = 0
 
@@ -100,7 +102,7 @@ def read_pile(
     else:
         return _chat_pile(name, source, tokenizer, loss_mask, max_length, columns)
     digest = tokenizer_digest(tokenizer)
-    pile = Pile(name, [], [], [])
+    pile = Pile(name, [], [])
     for where, row in rows:
         if row["tokenizer"] != digest:
             raise ValueError(
@@ -111,7 +113,7 @@ def read_pile(
         example = encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask=loss_mask)
         if max_length is not None and len(example.input_ids) > max_length:
             example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
-        _keep(pile, example, where)
+        _keep(pile, example, where, prompt_digest(row["prompt"]))
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
     pile.num_considered = len(rows) if considered is None else considered
     return _not_empty(pile, str(source))
@@ -130,26 +132,25 @@ def _chat_pile(
     max_length: int | None,
     columns: dict[str, str] | None,
 ) -> Pile:
-    pile = Pile(name, [], [], [])
+    pile = Pile(name, [], [])
     digests = set()
     for chat in read_chat_examples(source, columns=columns):
-        digests.add(prompt_digest(prompt_text(chat.messages[: chat.num_prompt_messages])))
-        _keep(
-            pile,
-            encode_chat(tokenizer, chat.messages, loss_mask=loss_mask, max_length=max_length, source=chat.source),
-            chat.source,
-        )
+        digest = prompt_digest(prompt_text(chat.messages[: chat.num_prompt_messages]))
+        digests.add(digest)
+        example = encode_chat(tokenizer, chat.messages, loss_mask=loss_mask, max_length=max_length, source=chat.source)
+        _keep(pile, example, chat.source, digest)
     pile.prompt_digests = sorted(digests)
     pile.num_considered = len(pile.examples) + pile.num_dropped
     return _not_empty(pile, source)
 
 
-def _keep(pile: Pile, example: EncodedExample | None, source: str) -> None:
+def _keep(pile: Pile, example: EncodedExample | None, source: str, prompt: str) -> None:
     if example is None or example.num_target_tokens == 0:
         pile.num_dropped += 1
         return
     pile.examples.append(example)
     pile.sources.append(source)
+    pile.prompts.append(prompt)
 
 
 def _not_empty(pile: Pile, source: str) -> Pile:

@@ -1,14 +1,16 @@
 """Whether a model takes packs: a check on a few short examples that packing changes nothing."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradsteer.chat import EncodedExample, collate
-from gradsteer.losses import example_losses
+from gradsteer.losses import Reference, example_losses
 from gradsteer.packing import Pack, attending, pack_losses
+from gradsteer.parallel import is_split_model, settle
 
 # relative; wrong attention or a wrong head is off by far more than rounding
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -16,38 +18,49 @@ _HALF_TOLERANCE = 5e-2
 _PROBE_TOKENS = 48
 
 
-def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk: int | None = None) -> str | None:
-    """Compares packs with plain padded batches on the first tokens of a few examples: losses and gradients.
+def why_not_packs(
+    model: Any,
+    examples: Sequence[EncodedExample],
+    *,
+    head_chunk: int | None = None,
+    reference: Reference | None = None,
+) -> str | None:
+    """Compares packs with plain padded batches on the last tokens of a few examples: losses and gradients.
 
     The gradients are taken for the vectors among the parameters (norms and biases): every layer has some, and they are
-    small, so the check costs no copy of the model.
+    small, so the check costs no copy of the model. Where the weights are split over processes the losses alone are
+    compared, by all processes alike.
 
     Args:
         model: a causal LM in eval mode.
         examples: of the piles; up to three are used, and one twice where there is but one: leaks need two.
         head_chunk: check the chunked head of `pack_losses` too.
+        reference: compare the divergence from it.
 
     Returns:
         None where packs give the same; otherwise the reason, for a message.
     """
     short = [_shortened(example) for example in (examples if len(examples) > 1 else [*examples, *examples])[:3]]
     device = next(model.parameters()).device
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1] or list(model.parameters())
+    split = is_split_model(model)
+    vectors = [] if split else [p for p in model.parameters() if p.ndim == 1] or list(model.parameters())
     required = [parameter.requires_grad for parameter in vectors]
     try:
         for parameter in vectors:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.set_grad_enabled(not split), ExitStack() as stack:
             batch = {key: value.to(device) for key, value in collate(short, 0).items()}
-            plain = _observe(example_losses(model, batch)[0], vectors)
+            plain = _observe(example_losses(model, batch, reference=reference)[0], vectors)
             pack = Pack.of(short, device)
-            with attending(model, pack):
-                packed = _observe(pack_losses(model, pack, head_chunk=head_chunk), vectors)
+            for each in [model] if reference is None else [model, reference.model]:
+                stack.enter_context(attending(each, pack))
+            packed = _observe(pack_losses(model, pack, head_chunk=head_chunk, reference=reference), vectors)
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         for parameter, flag in zip(vectors, required, strict=True):
             parameter.requires_grad_(flag)
+        settle(model)
     if not bool(torch.isfinite(plain).all()):
         return None  # the run itself will say which example is bad
     difference = float((packed - plain).norm() / plain.norm().clamp(min=1e-30))
@@ -63,6 +76,6 @@ def _shortened(example: EncodedExample) -> EncodedExample:
 
 def _observe(sums: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
     """The losses and the gradients of their sum, as one float64 vector."""
-    gradients = torch.autograd.grad(sums.sum(), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(sums.sum(), parameters, allow_unused=True) if parameters else []
     parts = [sums.detach(), *(gradient.flatten() for gradient in gradients if gradient is not None)]
     return torch.cat([part.double().cpu() for part in parts])

@@ -30,8 +30,8 @@ _NOT_PART = (
 
 # the options that name files or directories
 _PATH_KEY = re.compile(
-    r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|responses)$"
-    r"|^(steering\.vectors|data\.piles)\.[^.]+$"
+    r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|reference|responses)$"
+    r"|(^|\.)(precondition|second_moment)$|^(steering\.vectors|data\.piles)\.[^.]+$"
 )
 
 State = Literal["new", "unfinished", "done", "changed", "other"]

@@ -2,11 +2,12 @@
 
 `steered` and `reweighted` are context managers. ``theta + aV - aV`` is not ``theta`` in floating point, so the
 original bytes are kept and copied back; every value is computed from the originals, never from what an earlier
-edit left. Sign convention: positive alpha raises the PLUS pile's loss and reduces its behavior.
+edit left. Of a model that is split over processes each process edits the part that it holds. Sign convention: positive
+alpha raises the PLUS pile's loss and reduces its behavior.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsteer.fingerprints import model_fingerprint, restored, weight_versions
+from gradsteer.parallel import is_split_model, part, part_like, settle, sum_over_parts
 from gradsteer.vectors import ParameterVector
 
 
@@ -33,18 +35,17 @@ class AppliedStep:
     relative_norm: float
 
 
+Change = Callable[[str, Tensor], Tensor]
+
+
 @dataclass(eq=False)
 class _Step:
-    """One active edit: adds ``alpha * tensors`` or, without an alpha, replaces the weights by the tensors."""
+    """One active edit: the parameters that it covers, and each one's new value from its old one."""
 
-    tensors: Mapping[str, Tensor]
-    alpha: float | None
-
-    def __call__(self, name: str, value: Tensor) -> Tensor:
-        if name not in self.tensors:
-            return value
-        tensor = self.tensors[name].to(value.device, value.dtype)
-        return tensor if self.alpha is None else torch.add(value, tensor, alpha=self.alpha)
+    names: Collection[str]
+    change: Change
+    adds: Mapping[str, Tensor] | None = None  # with alpha: the change is a fused multiply and add
+    alpha: float = 0.0
 
 
 @dataclass
@@ -94,8 +95,14 @@ def steered(
                 f"this vector was made on a model with fingerprint {expected}, the model at hand has {found}; "
                 "to apply it to another model all the same, ask for that (allow_other_model)"
             )
-    with _edited(model, _Step(vector, float(alpha))):
-        yield _measure(model, vector, float(alpha))
+    parameters = dict(model.named_parameters())
+    parts = {name: part_like(tensor, parameters[name]) for name, tensor in vector.items()}
+
+    def add(name: str, value: Tensor) -> Tensor:
+        return torch.add(value, parts[name].to(value), alpha=alpha)
+
+    with _edited(model, _Step(parts, add, adds=parts, alpha=float(alpha))):
+        yield _measure(model)
 
 
 @contextmanager
@@ -110,22 +117,39 @@ def reweighted(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
         ValueError: names or shapes do not fit the model.
     """
     ParameterVector(weights).check_fits(model)
-    with _edited(model, _Step(weights, None)):
+    parameters = dict(model.named_parameters())
+    with rewritten(model, weights, lambda name, value: part_like(weights[name], parameters[name]).to(value)):
+        yield
+
+
+@contextmanager
+def rewritten(model: nn.Module, names: Collection[str], change: Change) -> Iterator[None]:
+    """Within the block some weights are a function of what they were; afterwards they are that again, byte for byte.
+
+    Args:
+        model: any module.
+        names: of the parameters to change.
+        change: (name, value) -> new value, of the value's shape; float32, or float64 for a float64 model. Called
+            again where edits are nested, so it must give the same each time. Of a model that is split over processes
+            both are this process's part.
+    """
+    with _edited(model, _Step(names, change)):
         yield
 
 
 @contextmanager
 def _edited(model: nn.Module, step: _Step) -> Iterator[None]:
     edited = _ACTIVE.get(model)
+    settle(model)
     if edited is None:
         edited = _ACTIVE[model] = _Edited(model_fingerprint(model), weight_versions(model))
-    parameters = dict(model.named_parameters())
+    parameters = _parts(model)
     try:
-        for name in step.tensors:
+        for name in step.names:
             if name not in edited.originals:
                 edited.originals[name] = parameters[name].detach().clone()
         edited.steps.append(step)
-        _recompute(model, edited, step.tensors)
+        _recompute(model, edited, step.names)
         yield
     finally:
         if step in edited.steps:
@@ -133,11 +157,17 @@ def _edited(model: nn.Module, step: _Step) -> Iterator[None]:
         _leave(model, edited, step)
 
 
+def _parts(model: nn.Module) -> dict[str, Tensor]:
+    """What this process holds of every parameter, sharing its memory."""
+    return {name: part(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
 def _leave(model: nn.Module, edited: _Edited, step: _Step) -> None:
+    settle(model)
     if edited.steps:
-        _recompute(model, edited, step.tensors)
+        _recompute(model, edited, step.names)
         return
-    parameters = dict(model.named_parameters())
+    parameters = _parts(model)
     with torch.no_grad():
         for name, original in edited.originals.items():
             parameters[name].copy_(original)
@@ -146,42 +176,45 @@ def _leave(model: nn.Module, edited: _Edited, step: _Step) -> None:
 
 
 @torch.no_grad()
-def _recompute(model: nn.Module, edited: _Edited, names: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
+def _recompute(model: nn.Module, edited: _Edited, names: Collection[str]) -> None:
+    parameters = _parts(model)
     for name in names:
         original, parameter = edited.originals[name], parameters[name]
         step = edited.steps[0]
-        if len(edited.steps) == 1 and step.alpha is not None and original.dtype == torch.float32:
-            torch.add(original, step.tensors[name].to(original), alpha=step.alpha, out=parameter)
+        if len(edited.steps) == 1 and step.adds is not None and original.dtype == torch.float32:
+            torch.add(original, step.adds[name].to(original), alpha=step.alpha, out=parameter)
             continue
-        # half precisions are summed in float32 and rounded once
-        value = original.double() if original.dtype == torch.float64 else original.float()
-        for step in edited.steps:
-            value = step(name, value)
-        parameter.copy_(value)
+        parameter.copy_(_stepped(name, original, edited.steps))
+
+
+def _stepped(name: str, original: Tensor, steps: Sequence[_Step]) -> Tensor:
+    """A weight after some steps; half precisions are summed in float32 and rounded once."""
+    value = original.double() if original.dtype == torch.float64 else original.float()
+    for step in steps:
+        if name in step.names:
+            value = step.change(name, value)
+    return value
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, vector: ParameterVector, alpha: float) -> AppliedStep:
+def _measure(model: nn.Module) -> AppliedStep:
+    """What the weights took of the innermost step."""
     edited = _ACTIVE[model]
-    parameters = dict(model.named_parameters())
-    along = error = intended_squares = 0.0
-    for name, direction in vector.items():
-        before = edited.originals[name].double()
-        for step in edited.steps[:-1]:
-            before = step(name, before)
+    parameters, step = _parts(model), edited.steps[-1]
+    assert step.adds is not None
+    sums = torch.zeros(4, dtype=torch.float64)  # <applied, intended>, ||error||^2, ||intended||^2, ||theta||^2
+    for name, direction in step.adds.items():
+        before = _stepped(name, edited.originals[name].double(), edited.steps[:-1])
         applied = parameters[name].double() - before
-        intended = direction.to(applied) * alpha
-        along += float((applied * intended).sum())
-        error += float((applied - intended).square().sum())
-        intended_squares += float(intended.square().sum())
-    theta = math.sqrt(
-        sum(
-            float(torch.linalg.vector_norm(edited.originals.get(name, parameter), dtype=torch.float64)) ** 2
-            for name, parameter in parameters.items()
-        )
-    )
-    relative = math.copysign(math.sqrt(intended_squares), alpha) / theta if theta else 0.0
+        intended = direction.to(applied) * step.alpha
+        terms = ((applied * intended).sum(), (applied - intended).square().sum(), intended.square().sum())
+        sums[:3] += torch.stack(terms).cpu()
+    for name, parameter in parameters.items():
+        sums[3] += torch.linalg.vector_norm(edited.originals.get(name, parameter), dtype=torch.float64).square().cpu()
+    if is_split_model(model):
+        sums = sum_over_parts(sums, next(model.parameters()))
+    along, error, intended_squares, theta_squares = sums.tolist()
+    relative = math.copysign(math.sqrt(intended_squares / theta_squares), step.alpha) if theta_squares else 0.0
     if intended_squares == 0:
         return AppliedStep(None, None, 0.0)
     return AppliedStep(along / intended_squares, math.sqrt(error / intended_squares), relative)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from gradsteer.layers import sum_squares_by_layer
+from gradsteer.layers import layer_of, sum_squares_by_layer
 from gradsteer.records import replacing
 
 FORMAT_VERSION = "1"
@@ -159,6 +159,23 @@ class ParameterVector(Mapping[str, Tensor]):
         norms = self.norm() * other.norm()
         return self.dot(other) / norms if norms > 0 else 0.0
 
+    def layer_cosines(self, other: "ParameterVector") -> dict[str, float]:
+        """Cosine by layer, from the embedding to the head; 0.0 where either is zero there.
+
+        Raises:
+            ValueError: the names or shapes differ.
+        """
+        self.check_same_shapes(other)
+        dots: dict[str, float] = {}
+        for name, tensor in self.items():
+            product = float(torch.dot(tensor.flatten().double(), other[name].flatten().double()))
+            dots[layer_of(name)] = dots.get(layer_of(name), 0.0) + product
+        mine, theirs = self.layer_sum_squares(), other.layer_sum_squares()
+        return {
+            layer: dots[layer] / math.sqrt(square * theirs[layer]) if square * theirs[layer] > 0 else 0.0
+            for layer, square in mine.items()
+        }
+
     def save(self, path: str | Path) -> Path:
         """Writes a safetensors file, float32, under a temporary name that is renamed when complete.
 
@@ -181,6 +198,19 @@ class ParameterVector(Mapping[str, Tensor]):
             FileNotFoundError: there is no such file.
             ValueError: not a safetensors file of ours, another format version, or another kind of vector.
         """
+        from safetensors.torch import load_file
+
+        metadata = cls.read_header(path)
+        return cls(load_file(str(path)), metadata)
+
+    @classmethod
+    def read_header(cls, path: str | Path) -> dict[str, str]:
+        """The metadata of a file that `save` wrote, without its tensors.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: not a safetensors file of ours, another format version, or another kind of vector.
+        """
         from safetensors import SafetensorError, safe_open
 
         source = Path(path)
@@ -189,12 +219,11 @@ class ParameterVector(Mapping[str, Tensor]):
         try:
             with safe_open(str(source), framework="pt") as opened:
                 metadata = dict(opened.metadata() or {})
-                _check_header(source, metadata, cls.kind)
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise ValueError(f"{str(source)!r} is not a readable safetensors file: {error}") from error
+        _check_header(source, metadata, cls.kind)
         del metadata["format_version"], metadata["kind"]
-        return cls(tensors, metadata)
+        return metadata
 
 
 def _check_header(source: Path, metadata: Mapping[str, str], kind: str) -> None:
@@ -212,6 +241,14 @@ class PileAverage(ParameterVector):
     kind = "gradient"
 
 
+# what must be the same of two gradients for their difference to mean anything
+_MADE_ALIKE = (
+    *("model_fingerprint", "tokenizer_digest", "loss_mask", "reduction", "loss", "parameters"),
+    *("points", "path_points", "base_fingerprint"),
+    *("mask_draws", "mask_keep_rate", "mask_components", "mask_origin", "mask_seed"),
+)
+
+
 class SteeringVector(ParameterVector):
     """A steering vector in weight space: ``V = gradient(PLUS pile) - gradient(MINUS pile)``.
 
@@ -222,7 +259,10 @@ class SteeringVector(ParameterVector):
 
     @classmethod
     def contrast(cls, plus: PileAverage, minus: PileAverage, *, names: tuple[str, str] = ("plus", "minus")) -> Self:
-        """The contrast of two pile-average gradients of the same model, reduction and loss mask.
+        """The contrast of two pile-average gradients of the same model, loss, reduction and loss mask.
+
+        Of a divergence from a reference model (``loss`` is ``kl``) the sign is turned round: what shows the behavior
+        departs from the reference, so that a positive alpha, which must reduce it, has to lower the PLUS pile's loss.
 
         Args:
             plus: gradient of the pile that shows the behavior.
@@ -233,7 +273,7 @@ class SteeringVector(ParameterVector):
             ValueError: names or shapes differ, or the two were made on other models or in other ways.
         """
         plus.check_same_shapes(minus)
-        for key in ("model_fingerprint", "reduction", "loss_mask", "tokenizer_digest"):
+        for key in _MADE_ALIKE:
             if plus.metadata.get(key) != minus.metadata.get(key):
                 raise ValueError(
                     f"piles {names[0]!r} and {names[1]!r} cannot be contrasted: their {key} differ "
@@ -250,7 +290,9 @@ class SteeringVector(ParameterVector):
             "prompt_digests": json.dumps(digests),
         }
         metadata.pop("pile", None)
-        return cls({name: tensor - minus[name] for name, tensor in plus.items()}, metadata)
+        sign = -1.0 if plus.metadata.get("loss", "").startswith("kl") else 1.0
+        metadata["sign"] = f"{sign:+g}"
+        return cls({name: sign * (tensor - minus[name]) for name, tensor in plus.items()}, metadata)
 
 
 def _prompt_digests(vector: ParameterVector) -> list[str]:

@@ -7,15 +7,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
-    "batching", "chat", "conditions", "controls", "diff", "figures", "fingerprints", "formats", "generation",
-    "gradients", "judges", "layers", "losses", "metrics", "models", "packing", "partial", "percentiles",
-    "piles", "probing", "provenance", "records", "reports", "segments", "selection", "statistics", "steering",
-    "transforms", "turns", "vectors", "version",
+    "accumulation", "assembly", "batching", "chat", "conditions", "controls", "diff", "figures", "fingerprints",
+    "formats", "generation", "gradients", "judges", "layers", "losses", "memory", "metrics", "models", "packing",
+    "parallel", "partial", "parts", "percentiles", "piles", "points", "preconditioning", "probing", "provenance",
+    "records", "reductions", "reports", "segments", "selection", "statistics", "steering", "transforms", "turns",
+    "vectors", "version",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},
     "data": {"core", "data"},
-    "modules": {"core"},
+    "modules": {"core", "modules"},
     "callbacks": {"core", "callbacks"},
     "corpus": {"core", "corpus", "top"},
     "top": {"core", "data", "modules", "callbacks", "corpus", "top"},

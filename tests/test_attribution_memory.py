@@ -1,9 +1,9 @@
 """Gradient checkpointing and running out of memory: other ways to the same gradients."""
 
-import lightning as L
 import pytest
 import torch
 from road import QUIET
+from test_attribution_module import Averages
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from gradsteer.__main__ import main
@@ -14,22 +14,16 @@ from gradsteer.vectors import PileAverage
 
 
 def attribute(anchor, chats, *, prepare=lambda module: None, budget=1000, **options):
-    kept = {}
-
-    class Keep(L.Callback):
-        def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-            if outputs["average"] is not None:
-                kept[dataloader_idx] = outputs["average"]
-
+    averages = Averages()
     module = AttributionModule(str(anchor), **options)
     module.configure_model()
     prepare(module)
     trainer = GradsteerTrainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
-        enable_progress_bar=False, callbacks=[Keep()],
+        enable_progress_bar=False, callbacks=[averages],
     )  # fmt: skip
     trainer.attribute(module, PileDataModule({"x": str(chats)}, token_budget=budget))
-    return kept[0]
+    return averages.found["x"]
 
 
 def assert_same(ours, theirs):

@@ -1,6 +1,8 @@
 """Attribution on the Trainer: what is a pile, what counts in it, and that the gradient is the oracle's."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -33,10 +35,13 @@ class Averages(L.Callback):
 
     def __init__(self):
         self.found = {}
+        self.directory = Path(tempfile.mkdtemp())
 
-    def on_test_batch_end(self, trainer, pl_module, outputs, *_):
-        if outputs["average"] is not None:
-            self.found[outputs["average"].metadata["pile"]] = outputs["average"]
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if outputs["sums"] is not None:
+            assembly = pl_module.assembly(self.directory)
+            for wanted, average in assembly.take(dataloader_idx, outputs["sums"], pl_module.describe):
+                self.found[wanted.name] = average
 
 
 def trainer_of(*callbacks, **options):
@@ -153,11 +158,13 @@ def test_too_long_examples_are_cut_or_dropped_and_counted_aloud(anchor, expected
 
 
 def test_an_example_may_be_in_two_piles(anchor, tmp_path):
-    """One pile's sums leave nothing in the next."""
+    """It is computed once, and one pile's sums leave nothing in the next."""
     piles = {"first": CHATS[:4], "second": CHATS[3:], "again": CHATS[:4]}
     paths = {name: write_lines(tmp_path / f"{name}.jsonl", chats) for name, chats in piles.items()}
-    found, _ = attribute(anchor, paths, token_budget=90)
-    assert list(found) == list(piles)
+    found, module = attribute(anchor, paths, token_budget=90)
+    assert [(part.name, len(part.examples)) for part in module.parts] == [
+        ("first+again", 3), ("first+second+again", 1), ("second", 2)
+    ]  # fmt: skip
     for name, chats in piles.items():
         assert relative_error(found[name], oracle(anchor, chats)) < 1e-6
     assert relative_error(found["first"], found["second"]) > 0.1

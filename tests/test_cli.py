@@ -104,7 +104,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     evaluation = group("model", loading + sampling) + group("data", prompts) + group("evaluation", judging)
     expected = {
         "fit": [
-            *(*common, "--name", "--saving.checkpoint_minutes"),
+            *(*common, "--name", "--saving.checkpoint_minutes", "--saving.second_moment"),
             *(*group("model", loading + tuning), *group("data", chat)),
         ],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],

@@ -5,7 +5,8 @@ from torch.nn import functional
 
 from gradsteer.chat import EncodedExample, collate
 from gradsteer.fingerprints import weights_digest
-from gradsteer.gradients import GradientSum, PileGradient, example_weights
+from gradsteer.gradients import GradientSum, PileGradient
+from gradsteer.reductions import example_weights
 
 ROUNDING = 2e-7  # transformers' RMSNorm computes in float32 even in a float64 model
 

@@ -7,17 +7,21 @@ import torch
 from road import kill_when, write_lines
 
 from gradsteer.__main__ import main
-from gradsteer.gradients import PileTotals
 from gradsteer.partial import PartialSum
+from gradsteer.reductions import PileTotals
 from gradsteer.vectors import PileAverage
 
 
 @pytest.fixture
 def words(experiment, inputs, tmp_path):
-    """A command line with two piles of several batches each, saving after every batch."""
+    """A command line with two piles that share some examples, several batches in every part, saved after each."""
     chats = [json.loads(line) for line in (inputs / "chat.jsonl").read_text().splitlines()]
+    turned = [
+        {"messages": [chat["messages"][0], other["messages"][1]]}
+        for chat, other in zip(chats, chats[::-1], strict=True)
+    ]
     write_lines(tmp_path / "x.jsonl", chats * 5)
-    write_lines(tmp_path / "y.jsonl", chats[::-1] * 5)
+    write_lines(tmp_path / "y.jsonl", [*turned * 5, *chats * 2])
     return [
         "attribute", "--model.model_name_or_path", str(experiment / "anchor"), "--data.piles.x",
         str(tmp_path / "x.jsonl"), "--data.piles.y", str(tmp_path / "y.jsonl"), "--vectors.v", "[x, y]",
@@ -40,11 +44,11 @@ def next_batch(path):
         return 0
 
 
-@pytest.mark.parametrize("pile", ["x", "y"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, capsys, pile):
+@pytest.mark.parametrize("part", ["x+y.0", "x.1", "y.2"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, capsys, part):
     assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"
-    partial = out / "gradients" / f".{pile}.rank0.partial"
+    partial = out / "gradients" / f".{part}.rank0.partial"
     kill_when([*words, "--output_dir", str(out)], lambda: next_batch(partial) > 0)
     assert not (out / "vectors").exists()
     resumed_at = next_batch(partial)
@@ -79,12 +83,14 @@ def test_a_finished_pile_is_not_computed_again(words, tmp_path, capfd, monkeypat
 def test_partial_sums_of_other_work_are_refused(words, tmp_path, capsys):
     out = tmp_path / "out"
     (out / "gradients").mkdir(parents=True)
-    PartialSum({"a": torch.zeros(1)}, PileTotals(), 3).save(out / "gradients" / ".x.rank0.partial", work_digest="other")
+    PartialSum({"a": torch.zeros(1)}, PileTotals(), 3).save(
+        out / "gradients" / ".x+y.0.rank0.partial", work_digest="other"
+    )
     assert main([*words, "--output_dir", str(out)]) == 2
     assert (
         "holds partial sums of another configuration, data set or model (other, this run is" in capsys.readouterr().err
     )
     assert main([*words, "--output_dir", str(out), "--overwrite", "true"]) == 0
-    (out / "gradients" / ".x.rank0.partial").write_text("cut")
+    (out / "gradients" / ".x+y.0.rank0.partial").write_text("cut")
     with pytest.raises(ValueError, match="is not readable"):
-        PartialSum.load(out / "gradients" / ".x.rank0.partial", work_digest="other")
+        PartialSum.load(out / "gradients" / ".x+y.0.rank0.partial", work_digest="other")

@@ -124,19 +124,18 @@ class WeightSteering(L.Callback):
                 raise ValueError(f"steering.vectors.{name} ({self.files[name]}): {error}{hint}") from error
         if trainer.is_global_zero:
             self._remove_stale_responses()
-        if self.base is None:
-            return
-        # the revision is the anchor's, not the base's
-        base = load_causal_lm(self.base, trust_remote_code=pl_module.loading["trust_remote_code"])
-        self._base_weights = named_weights(base)
-        self._diff = WeightDiff.between(named_weights(pl_module.model), self._base_weights)
+        if self.base is not None:
+            # the revision is the anchor's, not the base's
+            base = load_causal_lm(self.base, trust_remote_code=pl_module.loading["trust_remote_code"])
+            self._base_weights = named_weights(base)
+            self._diff = WeightDiff.between(named_weights(pl_module.model), self._base_weights)
         for name, vector in self.vectors.items():
             for pipeline in self.pipelines:
                 try:
                     apply_transforms(vector, self._diff, pipeline)  # refuses before anything is sampled
                 except ValueError as error:
                     raise ValueError(f"steering.vectors.{name}: {error}") from error
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._diff is not None:
             path = self._diff.save(self.output_dir / "vectors" / f"{DELTA}.safetensors")
             rank_zero_info(f"weight diff Delta = anchor - base: norm {self._diff.norm():.4g} -> {path}")
 

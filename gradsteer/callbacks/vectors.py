@@ -1,15 +1,22 @@
 """Writing pile-average gradients and the steering vectors that contrast them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from gradsteer.assembly import Assembly
 from gradsteer.callbacks.tensorboard import log_metrics
 from gradsteer.conditions import check_name
 from gradsteer.diff import DELTA
-from gradsteer.vectors import PileAverage, SteeringVector
+from gradsteer.parts import FISHER, Wanted
+from gradsteer.preconditioning import SecondMoment, precondition
+from gradsteer.vectors import ParameterVector, PileAverage, SteeringVector
+
+# below it more than half of a vector's squared length is noise that another half of the pile would not repeat
+_LOW_COSINE = 0.33
 
 
 class VectorWriter(L.Callback):
@@ -18,10 +25,30 @@ class VectorWriter(L.Callback):
     Args:
         output_dir: the experiment's directory.
         vectors: name to its two piles [PLUS, MINUS]: V = gradient(PLUS) - gradient(MINUS).
+        precondition: divide the vectors by a power of a second moment: "fisher" (the one of --data.fisher PILE) or a
+            second_moments/NAME.safetensors file, such as Adam's that fit --saving.second_moment true wrote.
+        precondition_power: of the second moment: 0.5 as in Adam, 1 as in the natural gradient.
+        precondition_damping: added to the second moment before, as a share of its mean.
+        overwrite: start afresh.
     """
 
-    def __init__(self, output_dir: str, vectors: dict[str, list[str]] | None = None) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(
+        self,
+        output_dir: str,
+        vectors: dict[str, list[str]] | None = None,
+        precondition: str | None = None,
+        precondition_power: float = 0.5,
+        precondition_damping: float = 1e-3,
+        overwrite: bool = False,
+    ) -> None:
+        self.output_dir, self.overwrite = Path(output_dir), overwrite
+        self.precondition, self.power, self.damping = precondition, precondition_power, precondition_damping
+        if precondition not in (None, FISHER):
+            SecondMoment.read_header(str(precondition))
+        if not 0 < precondition_power <= 1:
+            raise ValueError(f"writing.precondition_power is {precondition_power}; accepted: more than 0, at most 1")
+        if precondition_damping < 0:
+            raise ValueError(f"writing.precondition_damping is {precondition_damping}; accepted: 0 or more")
         self.contrasts: dict[str, tuple[str, str]] = {}
         for name, piles in (vectors or {}).items():
             check_name("a vector", name)
@@ -36,11 +63,23 @@ class VectorWriter(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses a vector of an unknown pile before the model is loaded."""
         del pl_module, stage
-        known = list(trainer.datamodule.sources)  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for name, piles in self.contrasts.items():
             for pile in piles:
-                if pile not in known:
-                    raise ValueError(f"vector {name!r} names pile {pile!r}; the piles are: {', '.join(known)}")
+                if pile not in data.sources:
+                    raise ValueError(f"vector {name!r} names pile {pile!r}; the piles are: {', '.join(data.sources)}")
+        if self.precondition == FISHER and data.fisher is None:
+            raise ValueError("writing.precondition fisher needs a pile for it: --data.fisher PILE")
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before the first batch: removes parts of an earlier run where told to start afresh."""
+        del batch
+        if self.overwrite and trainer.is_global_zero and batch_idx == dataloader_idx == 0:
+            for path in (self.output_dir / "gradients").glob(".*.part"):
+                path.unlink()
+        del pl_module
 
     def on_test_batch_end(
         self,
@@ -51,32 +90,93 @@ class VectorWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Logs the pile's loss and gradient norm; writes the pile's gradient when it is complete."""
-        del pl_module, batch
-        average: PileAverage | None = outputs["average"]
-        pile = trainer.datamodule.piles[dataloader_idx].name  # type: ignore[attr-defined]
+        """Logs the part's loss and gradient norm; writes what is complete with the part."""
+        del batch
+        assembly: Assembly = pl_module.assembly(self.output_dir)
         measured = {"summed_batch_gradient_norm": outputs["norm"], "loss": outputs["loss"]}
-        metrics = {f"pile/{pile}/{name}": value for name, value in measured.items() if value is not None}
+        name = assembly.parts[dataloader_idx].name
+        metrics = {f"pile/{name}/{key}": value for key, value in measured.items() if value is not None}
         log_metrics(trainer, metrics, step=batch_idx)
-        if average is None or not trainer.is_global_zero:
+        if outputs["sums"] is not None and trainer.is_global_zero:
+            for wanted, vector in assembly.take(dataloader_idx, outputs["sums"], pl_module.describe):
+                self._tell(trainer, wanted, vector, assembly.path(wanted))
+
+    def _tell(self, trainer: L.Trainer, wanted: Wanted, vector: ParameterVector, path: Path) -> None:
+        """Logs and prints what was written."""
+        if wanted.half is not None:
             return
-        path = average.save(self.output_dir / "gradients" / f"{pile}.safetensors")
-        final = {"gradient_norm": average.norm(), "mean_loss": float(average.metadata["mean_token_loss"])}
-        log_metrics(trainer, {f"pile/{pile}/{name}": value for name, value in final.items()}, step=0)
-        counts = f"{average.metadata['num_examples']} examples, {average.metadata['num_tokens']} tokens"
-        rank_zero_info(f"\npile {pile}: {counts}, gradient norm {average.norm():.4g} -> {path}")
+        said, norm = vector.metadata, vector.norm()
+        loss = {} if said["mean_token_loss"] == "None" else {"mean_loss": float(said["mean_token_loss"])}
+        log_metrics(trainer, {f"pile/{wanted.name}/gradient_norm": norm}, step=0)
+        log_metrics(trainer, {f"pile/{wanted.name}/{key}": value for key, value in loss.items()}, step=0)
+        what = "diagonal Fisher of pile" if wanted.squares else "pile"
+        counts = f"{said['num_examples']} examples, {said['num_tokens']} tokens"
+        rank_zero_info(f"\n{what} {wanted.pile}: {counts}, norm {norm:.4g} -> {path}")
+        if "along_path" in said:
+            along = float(said["along_path"])
+            difference = float(said["loss_at_anchor"]) - float(said["loss_at_base"])
+            log_metrics(trainer, {f"pile/{wanted.name}/completeness_error": along - difference}, step=0)
+            rank_zero_info(
+                f"pile {wanted.pile}: along the path from base to anchor the gradient sums to {along:+.5g}, the loss "
+                f"changes by {difference:+.5g} (off by {along - difference:+.1e}; more --model.path_points come closer)"
+            )
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the contrasts, once all piles are done."""
-        del pl_module
         if not trainer.is_global_zero:
             return
-        for name, (plus, minus) in self.contrasts.items():
-            sides = [PileAverage.load(self.output_dir / "gradients" / f"{pile}.safetensors") for pile in (plus, minus)]
-            vector = SteeringVector.contrast(sides[0], sides[1], names=(plus, minus))
-            path = vector.save(self.output_dir / "vectors" / f"{name}.safetensors")
-            cosine = sides[0].cosine(sides[1])
+        assembly: Assembly = pl_module.assembly(self.output_dir)
+        for wanted, vector in assembly.write_complete(pl_module.describe, list(assembly.sums)):
+            self._tell(trainer, wanted, vector, assembly.path(wanted))  # their parts were there before a kill
+        assembly.clean()
+        moment = self._second_moment(assembly)
+        for name, piles in self.contrasts.items():
+            plus, minus = (_load(assembly, pile) for pile in piles)
+            assert plus is not None
+            assert minus is not None
+            vector = self._conditioned(SteeringVector.contrast(plus, minus, names=piles), moment)
+            cosine = plus.cosine(minus)
+            text = f"norm {vector.norm():.4g}, pile cosine {cosine:+.2f}"
             log_metrics(trainer, {f"vector/{name}/norm": vector.norm(), f"vector/{name}/pile_cosine": cosine}, step=0)
-            rank_zero_info(
-                f"vector {name} = {plus} - {minus}: norm {vector.norm():.4g}, pile cosine {cosine:+.2f} -> {path}"
-            )
+            halves = [self._half(assembly, piles, half, moment) for half in (1, 2)]
+            if halves[0] is not None and halves[1] is not None:
+                repeated = halves[0].cosine(halves[1])
+                vector.metadata["split_half_cosine"] = repr(repeated)
+                vector.metadata["split_half_cosine_by_layer"] = json.dumps(halves[0].layer_cosines(halves[1]))
+                log_metrics(trainer, {f"vector/{name}/split_half_cosine": repeated}, step=0)
+                text += f", split-half cosine {repeated:+.2f}"
+                if repeated < _LOW_COSINE:
+                    rank_zero_warn(
+                        f"vector {name}: its two halves have a cosine of {repeated:+.2f} only; mostly noise, it wants "
+                        "larger piles"
+                    )
+            path = vector.save(self.output_dir / "vectors" / f"{name}.safetensors")
+            rank_zero_info(f"vector {name} = {piles[0]} - {piles[1]}: {text} -> {path}")
+
+    def _second_moment(self, assembly: Assembly) -> SecondMoment | None:
+        if self.precondition is None:
+            return None
+        fisher = next((wanted for wanted in assembly.sums if wanted.squares), None)
+        of_pile = self.precondition == FISHER and fisher is not None
+        return SecondMoment.load(assembly.path(fisher) if of_pile and fisher is not None else self.precondition)
+
+    def _conditioned(self, vector: SteeringVector, moment: SecondMoment | None) -> SteeringVector:
+        if moment is None:
+            return vector
+        return precondition(vector, moment, power=self.power, damping=self.damping)
+
+    def _half(
+        self, assembly: Assembly, piles: tuple[str, str], half: int, moment: SecondMoment | None
+    ) -> SteeringVector | None:
+        """The vector of one half of the prompts; None where it was not asked for or one of the piles has none there."""
+        plus, minus = (_load(assembly, pile, half) for pile in piles)
+        if plus is None or minus is None:
+            return None
+        return self._conditioned(SteeringVector.contrast(plus, minus, names=piles), moment)
+
+
+def _load(assembly: Assembly, pile: str, half: int | None = None) -> PileAverage | None:
+    for wanted in assembly.sums:
+        if wanted.pile == pile and wanted.half == half and not wanted.squares:
+            return PileAverage.load(assembly.path(wanted))
+    return None

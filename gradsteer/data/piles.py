@@ -1,4 +1,4 @@
-"""Piles for attribution."""
+"""Piles for attribution, cut into the parts that are computed once."""
 
 from typing import Any, Literal
 
@@ -6,11 +6,12 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from gradsteer.batching import share_of_rank
+from gradsteer.batching import plan_batches, share_of_rank
 from gradsteer.chat import EncodedExample
 from gradsteer.conditions import check_name
 from gradsteer.data.batching import BatchList
 from gradsteer.packing import plan_packs
+from gradsteer.parts import Part, plan_parts
 from gradsteer.piles import Pile, PileFilter, read_pile
 
 # what ran fastest: a CPU's caches want small packs, a GPU wants work
@@ -31,6 +32,10 @@ class PileDataModule(L.LightningDataModule):
             are cut on the right, and dropped (and counted aloud) where no target token would be left.
         token_budget: tokens at once, on each device; changes the speed and the memory, not the gradients. By default
             1024 on a CPU, 8192 on other devices.
+        halves: also average each pile's two halves, split by prompt (the same prompts in every pile), into
+            gradients/halves/PILE-1.safetensors and -2: how well a vector repeats itself (split-half cosine).
+        fisher: also sum the squared gradients of this pile's responses, one by one: the diagonal of the empirical
+            Fisher information, in second_moments/fisher.safetensors, for --writing.precondition fisher.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class PileDataModule(L.LightningDataModule):
         columns: dict[str, str] | None = None,
         max_length: int = 2048,
         token_budget: int | None = None,
+        halves: bool = False,
+        fisher: str | None = None,
     ) -> None:
         super().__init__()
         if not piles:
@@ -52,7 +59,11 @@ class PileDataModule(L.LightningDataModule):
             raise ValueError(f"data.max_length is {max_length}; accepted: at least 2 tokens")
         self.sources, self.loss_mask, self.columns = piles, loss_mask, columns
         self.max_length, self.token_budget = max_length, token_budget
+        if fisher is not None and fisher not in piles:
+            raise ValueError(f"data.fisher is {fisher!r}; accepted: one of the piles, {', '.join(piles)}")
+        self.halves, self.fisher = halves, fisher
         self.piles: list[Pile] = []
+        self.parts: list[Part] = []
 
     def setup(self, stage: str) -> None:
         """Reads and encodes all piles, before the model is loaded."""
@@ -73,16 +84,38 @@ class PileDataModule(L.LightningDataModule):
                     f"max_length={max_length}"
                 )
 
+        self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher)
+        shared = sum(len(pile.examples) for pile in self.piles)
+        shared -= sum(len(part.examples) for part in self.parts if not part.squares)
+        if shared:
+            rank_zero_info(f"{shared} examples are in several piles: computed once")
+        if self.halves:
+            self._warn_of_empty_halves()
+
+    def _warn_of_empty_halves(self) -> None:
+        there = {wanted for part in self.parts for wanted in part.sums}
+        for pile in self.piles:
+            if len([wanted for wanted in there if wanted.pile == pile.name and wanted.half is not None]) < 2:
+                rank_zero_warn(f"pile {pile.name}: all of its prompts are in one half; the other half is empty")
+
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader a pile; every rank has equally many batches, the missing ones hold no labelled token."""
+        """One loader a part of the piles, which it visits once a point (see `gradsteer.points`).
+
+        Every rank has equally many batches; the missing ones hold no labelled token.
+        """
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        module: Any = self.trainer.lightning_module
         loaders = []
-        for pile in self.piles:
-            batches = plan_packs([len(example.input_ids) for example in pile.examples], self.budget())
+        for part in self.parts:
+            lengths = [len(example.input_ids) for example in part.examples]
+            # squared gradients are of one example each, and of the anchor's own weights
+            batches = plan_batches(lengths, 1) if part.squares else plan_packs(lengths, self.budget())
             batches += [[]] * (-len(batches) % world_size)
-            share = [self._batch(pile, indices) for indices in share_of_rank(batches, rank, world_size)]
-            loaders.append(DataLoader(BatchList(share), batch_size=None, collate_fn=_as_is))
+            share = [self._batch(part, indices) for indices in share_of_rank(batches, rank, world_size)]
+            points = [None] if part.squares else range(module.num_points)
+            visits = [{**batch, "point": point} for point in points for batch in share]
+            loaders.append(DataLoader(BatchList(visits), batch_size=None, collate_fn=_as_is))
         return loaders
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -96,13 +129,13 @@ class PileDataModule(L.LightningDataModule):
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)
 
-    def _batch(self, pile: Pile, indices: list[int]) -> dict[str, Any]:
+    def _batch(self, part: Part, indices: list[int]) -> dict[str, Any]:
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         pad = module.tokenizer.pad_token_id
         # a rank that has run out takes part in the collectives with a sequence that counts for nothing
-        examples = [pile.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
-        return {"examples": examples, "sources": [pile.sources[index] for index in indices] or ["padding"]}
+        examples = [part.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
+        return {"examples": examples, "sources": [part.sources[index] for index in indices] or ["padding"]}
 
 
 def _as_is(batch: Any) -> Any:
