@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from gradsteer.callbacks.progress import StageProgressBar
 from gradsteer.conditions import Condition
@@ -31,16 +32,37 @@ class GradsteerTrainer(L.Trainer):
 
     def attribute(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Takes the pile-average gradient of every pile and contrasts piles into steering vectors."""
+        accepted = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+        if not isinstance(self.strategy, accepted):
+            raise ValueError(
+                f"attribute cannot use {type(self.strategy).__name__}; accepted: one device, ddp, and FSDP2 by "
+                "ModelParallelStrategy (--config configs/strategy/fsdp.yaml)"
+            )
         # gradients are taken inside the loop, which inference mode would forbid for good
         self.test_loop.inference_mode = False
         self.test(model, datamodule=datamodule, verbose=False)
 
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Finetunes a model."""
+        self._refuse_split_weights("fit")
+        super().fit(*args, **kwargs)
+
     def evaluate(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Samples responses from a model, judges them and reports the behavior rates."""
+        self._refuse_split_weights("evaluate")
         self.test(model, datamodule=datamodule, verbose=False)
 
     def steer(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Measures the behavior rates under steering vectors, beside base, anchor and random controls."""
+        self._refuse_split_weights("steer")
         # weights are rewritten between batches; tensors made in inference mode could not be
         self.test_loop.inference_mode = False
         self.test(model, datamodule=datamodule, verbose=False)
+
+    def _refuse_split_weights(self, command: str) -> None:
+        """Only attribute splits the weights; elsewhere the strategy would leave each process a model of its own."""
+        if isinstance(self.strategy, ModelParallelStrategy):
+            raise ValueError(
+                f"{command} does not split weights over processes (ModelParallelStrategy); accepted: ddp "
+                "(--config configs/strategy/ddp.yaml), or one device"
+            )

@@ -261,8 +261,8 @@ class SteeringVector(ParameterVector):
     def contrast(cls, plus: PileAverage, minus: PileAverage, *, names: tuple[str, str] = ("plus", "minus")) -> Self:
         """The contrast of two pile-average gradients of the same model, loss, reduction and loss mask.
 
-        Of a divergence from a reference model (``loss`` is ``kl``) the sign is turned round: what shows the behavior
-        departs from the reference, so that a positive alpha, which must reduce it, has to lower the PLUS pile's loss.
+        Of a divergence from a reference model (``loss`` is ``kl``) theory does not say whether raising it on the PLUS
+        pile reduces the behavior; see docs/attribution.md.
 
         Args:
             plus: gradient of the pile that shows the behavior.
@@ -290,9 +290,7 @@ class SteeringVector(ParameterVector):
             "prompt_digests": json.dumps(digests),
         }
         metadata.pop("pile", None)
-        sign = -1.0 if plus.metadata.get("loss", "").startswith("kl") else 1.0
-        metadata["sign"] = f"{sign:+g}"
-        return cls({name: sign * (tensor - minus[name]) for name, tensor in plus.items()}, metadata)
+        return cls({name: tensor - minus[name] for name, tensor in plus.items()}, metadata)
 
 
 def _prompt_digests(vector: ParameterVector) -> list[str]:

@@ -14,6 +14,7 @@ is compared with a float64 oracle.
 Other packages need an environment of their own, once:
 
     python -m venv .venv-bench
+    .venv-bench/bin/python -m pip install torch==2.13.0
     .venv-bench/bin/python -m pip install --no-deps -r scripts/bench_requirements.txt
     python scripts/bench_attribution.py --peer-python .venv-bench/bin/python
 
@@ -25,6 +26,7 @@ import contextlib
 import json
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -93,6 +95,8 @@ def parse() -> argparse.Namespace:
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--threads", type=int, default=1, help="of torch, in every process (default: %(default)s)")
+    clock_help = "wall; or cpu: processor seconds, for a machine shared with others (CPU, one thread; default: wall)"
+    add("--clock", choices=["wall", "cpu"], default="wall", help=clock_help)
     add("--repeats", type=int, default=5, help="rounds, each on fresh responses (default: %(default)s)")
     add("--responses", type=int, default=None, help="in a round (default: 32; 256 for 1b)")
     add("--minutes", type=float, default=10.0, help="no round is begun that would end later, but two are run")
@@ -121,6 +125,8 @@ def parse() -> argparse.Namespace:
 
         if not torch.cuda.is_available():
             parser.error(f"--device is {found.device!r}, and torch sees no CUDA device here")
+    if found.clock == "cpu" and (found.device != "cpu" or found.threads != 1):
+        parser.error("--clock cpu needs --device cpu and --threads 1: it counts the processor's seconds of all threads")
     if found.peer_python is not None:
         path = shutil.which(found.peer_python)
         if path is None:
@@ -155,7 +161,8 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, directory: str) -> None:
         self.arguments, self.directory = arguments, Path(directory)
         self.setting = Setting(
-            arguments.shape, arguments.dtype, arguments.device, arguments.threads, directory, arguments.seed
+            *(arguments.shape, arguments.dtype, arguments.device, arguments.threads, arguments.clock),
+            *(directory, arguments.seed),
         )
         self.started = time.monotonic()
         self.rows = {name: Row(name, CONTENDERS[name]) for name in arguments.contenders}
@@ -283,12 +290,17 @@ class Bench:
         goals: list[Goal] = [*speed_goals(self.rows, arguments.dtype), *study_goals(self.studies)]
         rounds = max((len(row.rounds) for row in self.rows.values()), default=0)
         minutes = (time.monotonic() - self.started) / 60
+        got = [round_["cpu"] / round_["wall"] for row in self.rows.values() for round_ in row.rounds]
+        clock = {"wall": "Seconds are the wall clock's", "cpu": "Seconds are the processor's"}[arguments.clock]
+        if arguments.device == "cpu" and got:
+            clock += f"; the processes got {statistics.median(got) / arguments.threads:.0%} of the processor"
         about = {
             "shape": arguments.shape,
             "config": shape.config,
             "dtype": arguments.dtype,
             "device": arguments.device,
             "threads": arguments.threads,
+            "clock": arguments.clock,
             "rounds": rounds,
             "responses": arguments.responses,
             "minutes": minutes,
@@ -303,7 +315,8 @@ class Bench:
             f"{minutes:.1f} minutes. "
             "Median [smallest .. largest] over rounds; ratios are taken round by round. Tokens are the responses' and "
             "prompts' own, without padding. Peak memory is above the weights, in the first round of a fresh process. "
-            "The error is that of the whole gradient, or of the parameters that a contender covers, against float64.",
+            "The error is that of the whole gradient, or of the parameters that a contender covers, against float64. "
+            f"{clock}.",
             "",
             contender_table(self.rows, arguments.dtype),
             "",

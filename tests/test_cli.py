@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from road import PATTERNS, write_lines
+from test_attribution_module import Averages, trainer_of
 
 from gradsteer.__main__ import main
 from gradsteer.commands import COMMANDS
@@ -93,8 +94,11 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     chat += ["train_split", "validation", "validation_split"]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
-    piles = ["columns", "loss_mask", "max_length", "piles", "token_budget"]
+    piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "piles", "token_budget"]
     attributing = ["gradient_checkpointing", "packing", "parameters", "reduction"]
+    attributing += ["loss", "kl_direction", "reference", "base", "path_points"]
+    attributing += [f"mask_{option}" for option in ("draws", "keep_rate", "components", "origin", "seed")]
+    writing = ["precondition", "precondition_power", "precondition_damping"]
     steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls"]
     steering += ["transforms", "vectors"]
 
@@ -116,6 +120,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
             "--partial_sums.every_minutes",
             *group("model", loading + attributing),
             *group("data", piles),
+            *group("writing", writing),
         ],
         "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.note"],
     }
@@ -303,18 +308,26 @@ def test_fit_asks_for_a_base_or_a_config(experiment, tmp_path, capsys):
     assert "fit needs training data: --data.train" in refusal(capsys, *line(experiment, "fit", tmp_path))
 
 
-def test_scaled_losses_are_refused_for_attribute(experiment):
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+def test_scaled_losses_are_refused_for_attribute(experiment, precision):
     from gradsteer.modules.attribution import AttributionModule
 
     module = AttributionModule(str(experiment / "anchor"), packing="off")
-    for precision, accepted in (("16-mixed", False), ("16-true", False), ("bf16-mixed", True), ("32-true", True)):
-        module._trainer = SimpleNamespace(precision=precision, state=None, strategy=None)
-        module.model = module.model or torch.nn.Linear(1, 1)
-        if accepted:
-            module.on_test_start()
-        else:
-            with pytest.raises(ValueError, match=f"--trainer.precision {precision} scales the loss"):
-                module.on_test_start()
+    module._trainer = SimpleNamespace(precision=precision)  # a Trainer on a CPU takes neither
+    with pytest.raises(ValueError, match=f"--trainer.precision {precision} scales the loss"):
+        module.on_test_start()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_other_precisions_are_accepted_for_attribute(experiment, inputs, precision):
+    from gradsteer.data.piles import PileDataModule
+    from gradsteer.modules.attribution import AttributionModule
+
+    averages = Averages()
+    module = AttributionModule(str(experiment / "anchor"), packing="off")
+    trainer_of(averages, precision=precision).attribute(module, PileDataModule({"x": str(inputs / "chat.jsonl")}))
+    assert averages.found["x"].norm() > 0
+    assert averages.found["x"].metadata["precision"] == precision
 
 
 def test_every_command_in_the_table_has_a_help_line():

@@ -6,14 +6,26 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gradsteer.cli import CommandParser, GradsteerCLI
 from gradsteer.commands import COMMANDS
 from gradsteer.corpus import JUDGE_PATTERNS
 from gradsteer.records import resolve_resource
 from gradsteer.runner import read_run
+from gradsteer.trainer import GradsteerTrainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = sorted(CONFIGS.glob("*/run.yaml"))
 STAGES = [(run, stage) for run in RUNS for stage in yaml.safe_load(run.read_text())["stages"]]
+
+
+@pytest.fixture(scope="module")
+def attribute_parser():
+    """As in conftest, and it takes --config as the command line does."""
+    cli = object.__new__(GradsteerCLI)
+    cli.trainer_class, cli.parser_class = GradsteerTrainer, CommandParser
+    parser = cli.init_parser(command="attribute")
+    cli.add_core_arguments_to_parser(parser)
+    return parser
 
 
 def leaves(value):
@@ -40,10 +52,54 @@ def test_every_stage_is_read_by_its_commands_parser(run, stage, parsers):
 def test_every_config_opens_with_what_it_is_and_its_launch_line(path):
     head = re.match(r"(#.*\n)+", path.read_text())
     assert head, "no header"
-    launch = re.search(r"Launch: python -m gradsteer (\w+) --config (\S+)", head[0])
+    launch = re.search(r"Launch: python -m gradsteer (\w+)(.*)", head[0])
     assert launch, head[0]
     assert launch[1] in COMMANDS
-    assert (CONFIGS.parent / launch[2]).resolve() == path.resolve()
+    named = [(CONFIGS.parent / config).resolve() for config in re.findall(r"--config (\S+)", launch[2])]
+    assert path.resolve() in named
+    assert all(each.is_file() for each in named)
+
+
+STRATEGIES = {
+    "ddp": ("ddp", "auto"),
+    "fsdp": (
+        {
+            "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+            "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1},
+        },
+        2,
+    ),
+}
+
+
+def test_every_strategy_is_listed():
+    assert set(STRATEGIES) == {path.stem for path in (CONFIGS / "strategy").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_is_read_together_with_a_command(name, attribute_parser):
+    topics, strategy = CONFIGS / "topics" / "attribute.yaml", CONFIGS / "strategy" / f"{name}.yaml"
+    words = [word for path in (topics, strategy) for word in ("--config", str(path))]
+    plain, config = (attribute_parser.parse_args(some).as_dict() for some in (words[:2], words))
+    # 2D strategies have more arguments, at their defaults
+    found, expected = config["trainer"]["strategy"], STRATEGIES[name][0]
+    if isinstance(expected, dict):
+        found = {
+            "class_path": found["class_path"],
+            "init_args": {key: found["init_args"][key] for key in expected["init_args"]},
+        }
+    assert (found, config["trainer"]["devices"]) == STRATEGIES[name]
+    for changed in (plain, config):
+        del changed["trainer"]["strategy"], changed["trainer"]["devices"], changed["config"]
+    assert config == plain, "nothing else changes"
+
+
+def test_the_launch_line_of_fsdp_gives_every_process_its_place(attribute_parser):
+    text = (CONFIGS / "strategy" / "fsdp.yaml").read_text()
+    words = re.search(r"Launch: python -m gradsteer attribute (.*)", text)[1].split()
+    words = [str(CONFIGS.parent / word) if word.endswith(".yaml") else word for word in words]
+    trainer = attribute_parser.parse_args(words).as_dict()["trainer"]
+    assert trainer["strategy"]["init_args"]["data_parallel_size"] == int(trainer["devices"]) == 8
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.parent.name)

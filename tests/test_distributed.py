@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from road import PATTERNS, run, write_lines
+from road import PATTERNS, QUIET, run, write_lines
+from test_configs import CONFIGS
 from test_gradients import relative_error
 
 from gradsteer.vectors import ParameterVector
@@ -15,6 +16,55 @@ from gradsteer.vectors import ParameterVector
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
 
 PILES = {"odd": 7, "single": 1, "even": 4}
+STRATEGIES = {
+    "ddp": ["--trainer.devices", 2, "--trainer.strategy", "ddp"],
+    "fsdp": ["--config", CONFIGS / "strategy" / "fsdp.yaml"],
+}
+NUMBERS = ("mean_token_loss", "loss_at_base", "loss_at_anchor", "along_path")
+# the work's digest tells the strategies apart; whether a seed was set is the test's own doing
+OF_THE_RUN = {"work_digest", "seed", "split_half_cosine", "split_half_cosine_by_layer", *NUMBERS}
+
+
+def start_on_two(words, out, strategy):
+    """Starts a command line on two processes; its artifacts go to out/two."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [*words, *STRATEGIES[strategy], *QUIET, "--output_dir", out / "two"]
+    with (out / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gradsteer", *map(str, line)],
+            stdout=log, stderr=log, env=environment, start_new_session=True,
+        )  # fmt: skip
+
+
+def finish_on_two(process, out):
+    """Waits for what `start_on_two` started; gives what it said."""
+    status = process.wait(timeout=110)
+    log = (out / "log").read_text()
+    assert status == 0, log
+    assert "Starting with 2 processes" in log
+    return log
+
+
+def kill_both(process):
+    """Kills a command line and the second process that it started, without a warning."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def check_same_files(two, one, files):
+    """Two processes wrote these files, no others, and what one process wrote."""
+    assert sorted(str(path.relative_to(two)) for path in two.rglob("*.safetensors")) == sorted(files)
+    assert not [path for path in two.rglob("*") if path.name.startswith(".")]
+    for file in files:
+        ours, theirs = (ParameterVector.load(directory / file) for directory in (two, one))
+        assert relative_error(ours, theirs) < 1e-6, file
+        said, expected = ours.metadata, theirs.metadata
+        assert {k: v for k, v in said.items() if k not in OF_THE_RUN} == {
+            k: v for k, v in expected.items() if k not in OF_THE_RUN
+        }
+        for key in expected.keys() & set(NUMBERS):
+            assert float(said[key]) == pytest.approx(float(expected[key]), rel=1e-5), key
 
 
 @pytest.fixture(scope="module")
@@ -30,69 +80,78 @@ def commands(experiment, inputs, tmp_path_factory):
         "KeywordJudge", "--evaluation.judge.patterns", PATTERNS, "--evaluation.heldout", inputs / "chat.jsonl",
         "--model.max_new_tokens", 8,
     ]  # fmt: skip
+    attribute = [
+        "attribute", *anchor, "--data.piles", json.dumps(piles), "--vectors.v", "[odd, single]", "--vectors.w",
+        "[odd, even]", "--data.halves", "true",
+    ]  # fmt: skip
     return {
         # every example is a pack of its own, so that an odd pile has an odd number of them
-        "attribute": ["attribute", *anchor, "--data.piles", json.dumps(piles), "--vectors.v", "[odd, single]",
-                      "--data.token_budget", 1],
+        "attribute": [*attribute, "--data.token_budget", 1],
+        "packs": [*attribute, "--data.token_budget", 40],
         "evaluate": [*evaluate, "--data.batch_size", 2],
         "idle": [*evaluate, "--data.max_prompts", 1],  # one batch: the second process has nothing to sample
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
 def on_two(commands, tmp_path_factory):
-    """Gives the output directory of a command on two processes; two are started at once, as imports take longest."""
-    started = {}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    """Gives output directory and log of a command on two processes; two are started at once: imports take longest."""
+    started, early = {}, [("attribute", "ddp"), ("packs", "fsdp"), ("evaluate", "ddp")]
 
-    def start(name):
-        out = tmp_path_factory.mktemp(name)
-        line = [*commands[name], *quiet, "--trainer.devices", 2, "--trainer.strategy", "ddp"]
-        with (out / "log").open("w") as log:
-            started[name] = out, subprocess.Popen(
-                [sys.executable, "-m", "gradsteer", *map(str, line), "--output_dir", str(out / "two")],
-                stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
+    def start(name, strategy):
+        if (name, strategy) not in started:
+            out = tmp_path_factory.mktemp(f"{name}_{strategy}")
+            started[name, strategy] = out, start_on_two(commands[name], out, strategy)
 
-    def finish(name):
-        if name not in started:
-            start(name)
-        out, process = started[name]
-        status = process.wait(timeout=110)
-        log = (out / "log").read_text()
-        assert status == 0, log
-        assert "Starting with 2 processes" in log
-        return out / "two"
+    def finish(name, strategy):
+        start(name, strategy)
+        out, process = started[name, strategy]
+        log = finish_on_two(process, out)
+        for each in [each for each in early if each not in started][:1]:
+            start(*each)
+        return out / "two", log
 
-    start("attribute")
-    start("evaluate")
+    for each in early[:2]:
+        start(*each)
     yield finish
     for _, process in started.values():
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # the second process too
-            process.wait()
+        kill_both(process)
 
 
-def test_attribute_on_two_processes_equals_one(commands, on_two, tmp_path):
+@pytest.fixture(scope="module")
+def one(commands, tmp_path_factory):
+    """The output directory of attribute on one process."""
+    directory = tmp_path_factory.mktemp("one")
+    run(*commands["attribute"], "--output_dir", directory)
+    return directory
+
+
+# the halves of a pile of one example, and of a few, are what the warnings say they are
+@pytest.mark.filterwarnings("ignore:pile .* all of its prompts are in one half", "ignore:vector .* mostly noise")
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [("attribute", "ddp"), ("packs", "fsdp"), pytest.param("attribute", "fsdp", marks=pytest.mark.slow),
+     pytest.param("packs", "ddp", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_attribute_on_two_processes_equals_one(one, on_two, name, strategy):
     """Lightning would even the processes out by repeating examples: 80% wrong on odd piles."""
-    run(*commands["attribute"], "--output_dir", tmp_path)
-    two = on_two("attribute")
-    files = [f"gradients/{pile}.safetensors" for pile in (*PILES, "sampled")] + ["vectors/v.safetensors"]
-    assert sorted(str(path.relative_to(two)) for path in two.glob("*/*.safetensors")) == sorted(files)
-    for file in files:
-        ours, theirs = (ParameterVector.load(directory / file) for directory in (two, tmp_path))
-        assert relative_error(ours, theirs) < 1e-6, file
-        for key in ("num_examples", "num_tokens", "model_fingerprint", "prompt_digests", "reduction", "loss_mask"):
-            assert ours.metadata.get(key) == theirs.metadata.get(key)
+    two, log = on_two(name, strategy)
+    halves = [f"{pile}-{half}" for pile in ("odd", "even", "sampled") for half in (1, 2)]
+    halves.append(next(path.stem for path in (one / "gradients" / "halves").glob("single-*")))
+    files = [f"gradients/{pile}.safetensors" for pile in (*PILES, "sampled")]
+    files += [f"gradients/halves/{half}.safetensors" for half in halves]
+    files += ["vectors/v.safetensors", "vectors/w.safetensors"]
+    check_same_files(two, one, files)
     for pile, size in PILES.items():
         assert ParameterVector.load(two / "gradients" / f"{pile}.safetensors").metadata["num_examples"] == str(size)
+        assert log.count(f"-> {two / 'gradients' / pile}.safetensors") == 1, "written by one of the processes"
+    assert "padded batches" not in log, "packs are refused"
 
 
 @pytest.mark.parametrize("name", ["evaluate", pytest.param("idle", marks=pytest.mark.slow)])
 def test_evaluate_on_two_processes_writes_the_same_bytes(commands, on_two, tmp_path, name):
     run(*commands[name], "--output_dir", tmp_path)
-    two = on_two(name)
+    two, _ = on_two(name, "ddp")
     for file in ("responses/anchor.jsonl", "evaluations/anchor.json"):
         assert (two / file).read_bytes() == (tmp_path / file).read_bytes()
     assert [path.name for path in (two / "responses").iterdir()] == ["anchor.jsonl"]

@@ -47,8 +47,8 @@ class AttributionModule(SummingModule):
             divided by their number; "sum": mean over examples of each example's summed gradient (the score
             function). The three give different vectors.
         loss: "cross_entropy" of the responses' tokens, or "kl": at the same positions the divergence between the
-            next-token distributions of a reference model and of this one. Positive alpha reduces the behavior either
-            way.
+            next-token distributions of a reference model and of this one. Positive alpha then raises the PLUS pile's
+            divergence; whether that reduces its behavior, theory does not say: measure or forecast it.
         kl_direction: "forward" is KL(reference || model), "reverse" KL(model || reference).
         reference: of the divergence, a hub id or a directory; the base by default.
         base: the model that the anchor was finetuned from; by default the one that fit recorded in the anchor's

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Row
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -42,15 +43,27 @@ def batches_of(rows: Row[Sequence], size: int, *, by_length: bool = False) -> li
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall time of the work, with the device's queue empty before and after."""
+@dataclass(frozen=True)
+class Took:
+    """Seconds of a piece of work, by the clock on the wall and of the processor."""
+
+    wall: float
+    cpu: float
+
+    def by(self, clock: str) -> float:
+        """One of the two."""
+        return {"wall": self.wall, "cpu": self.cpu}[clock]
+
+
+def measured(work: Callable[[], object], device: str) -> Took:
+    """Times the work, with the device's queue empty before and after."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     work()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return Took(time.perf_counter() - started[0], time.process_time() - started[1])
 
 
 class Contender:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
-from bench.common import Contender, Gradient, batches_of, load_model, padded, seconds, taken_gradients
+from bench.common import Contender, Gradient, batches_of, load_model, measured, padded, taken_gradients
 from bench.setting import HEAD_ENTRIES, SHAPES, Sequence, Setting
 
 
@@ -196,7 +196,10 @@ def fastest(kind: type[Contender], setting: Setting, choices: list[Any], rows: l
         try:
             contender = kind(setting, choice)
             staged = contender.stage(rows)
-            took = min(seconds(lambda: contender.run(staged), setting.device) for _ in range(times))  # noqa: B023
+            took = min(
+                measured(lambda: contender.run(staged), setting.device).by(setting.clock)  # noqa: B023
+                for _ in range(times)
+            )
         except torch.OutOfMemoryError as error:
             failure = error
             continue

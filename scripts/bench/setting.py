@@ -87,6 +87,7 @@ class Setting:
         dtype: float32 or bfloat16, of the weights.
         device: cpu or cuda.
         threads: of torch.
+        clock: wall or cpu; what is compared.
         directory: holds the model and the responses, and is gone after the run.
         seed: of weights and responses.
     """
@@ -95,6 +96,7 @@ class Setting:
     dtype: str
     device: str
     threads: int
+    clock: str
     directory: str
     seed: int = 0
 

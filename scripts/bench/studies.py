@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from bench.common import measured
 from bench.contenders import Ours
 from bench.memory import peak_above
 from bench.setting import HEAD_ENTRIES, SHAPES, Sequence, Setting
@@ -31,16 +32,18 @@ class Logging(L.Callback):
     The command's own callback also writes a file a pile; that is left out on both sides of a ratio.
     """
 
-    seconds = 0.0
+    def __init__(self, clock: str) -> None:
+        self.clock = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+        self.seconds = 0.0
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.started = time.perf_counter()
+        self.started = self.clock()
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *where: int) -> None:
         log_metrics(trainer, {"pile/loss": outputs["loss"], "pile/norm": outputs["norm"]}, step=where[0])
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.seconds = time.perf_counter() - self.started
+        self.seconds = self.clock() - self.started
 
 
 class DrawnProgressBar(StageProgressBar):
@@ -70,9 +73,7 @@ def trainer(setting: Setting, repeats: int, piles: int) -> dict[str, Any]:
         arms = ["bare", "one", "several"]
         for arm in arms[repeat % 3 :] + arms[: repeat % 3]:
             if arm == "bare":
-                started = time.perf_counter()
-                bare.run(staged)
-                found[arm].append(time.perf_counter() - started)
+                found[arm].append(measured(lambda: bare.run(staged), setting.device).by(setting.clock))
                 continue
             loop, all_ = _attribute(setting, bare.model, {"whole": whole} if arm == "one" else parts)
             found[arm].append(loop)
@@ -85,7 +86,7 @@ def _attribute(setting: Setting, model: Any, piles: dict[str, str]) -> tuple[flo
     """Seconds of the loop, and of all of `GradsteerTrainer.attribute`."""
     module = AttributionModule(str(setting.model), reduction="sum", dtype=setting.dtype)
     module.model = model
-    logging = Logging()
+    logging = Logging(setting.clock)
     runner = GradsteerTrainer(
         accelerator="cpu" if setting.device == "cpu" else "gpu",
         devices=1,
@@ -94,9 +95,8 @@ def _attribute(setting: Setting, model: Any, piles: dict[str, str]) -> tuple[flo
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    started = time.perf_counter()
-    runner.attribute(module, PileDataModule(dict(piles)))
-    return logging.seconds, time.perf_counter() - started
+    took = measured(lambda: runner.attribute(module, PileDataModule(dict(piles))), setting.device)
+    return logging.seconds, took.by(setting.clock)
 
 
 def _save_tokenizer(setting: Setting) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench.common import Contender, seconds
+from bench.common import Contender, Took, measured
 from bench.memory import peak_above
 from bench.setting import SHAPES, Setting, Shape
 
@@ -114,7 +114,7 @@ class Server:
         kept: dict[str, Any] = {}
 
         def work() -> None:
-            kept["seconds"] = seconds(lambda: kept.update(gradient=self.contender.run(staged)), self.setting.device)
+            kept["took"] = measured(lambda: kept.update(gradient=self.contender.run(staged)), self.setting.device)
 
         peak = peak_above(work, self.setting.device)
         gradient = kept.pop("gradient")
@@ -126,7 +126,9 @@ class Server:
         if on_cuda:
             self.contender.model.to("cpu")
             torch.cuda.empty_cache()
-        return {"tokens": self.contender.tokens(rows), "seconds": kept["seconds"], "peak": peak}
+        took: Took = kept["took"]
+        times = {"seconds": took.by(self.setting.clock), "wall": took.wall, "cpu": took.cpu}
+        return {"tokens": self.contender.tokens(rows), "peak": peak, **times}
 
     def reference_gradient(self) -> dict[str, Any]:
         """Computes the float64 gradient of the first round, once."""

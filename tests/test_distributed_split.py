@@ -1,0 +1,323 @@
+"""Weights that are split over two processes (FSDP2): attribution and steering give what a whole model gives.
+
+One pair of processes, started with the first test, runs through all of `CHECKS` in turn, as imports take longest.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import VOCABULARY, ragged_examples
+from road import write_lines
+from test_attribution_module import trainer_of
+from test_distributed import check_same_files
+from test_points import copies, same_bits
+from test_steering import direction
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from gradsteer.callbacks.partial import PartialSums
+from gradsteer.callbacks.vectors import VectorWriter
+from gradsteer.chat import collate
+from gradsteer.data.piles import PileDataModule
+from gradsteer.fingerprints import model_fingerprint, weights_digest
+from gradsteer.models import load_tokenizer, record_base
+from gradsteer.modules.attribution import AttributionModule
+from gradsteer.parallel import (
+    is_split,
+    is_split_model,
+    part,
+    part_like,
+    split_model,
+    sum_over_parts,
+    whole,
+    whole_of_parts,
+)
+from gradsteer.piles import PileFilter
+from gradsteer.steering import reweighted, steered
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(150)]
+
+# of the module
+OPTIONS = {
+    "plain": {},
+    "no packs": {"packing": "off", "reduction": "token"},
+    "chunked head": {"reduction": "sum"},
+    "divergence": {"loss": "kl", "gradient_checkpointing": True},
+    "divergence, chunked head": {"loss": "kl", "kl_direction": "reverse", "gradient_checkpointing": True},
+    "path": {"path_points": 3},
+    "masks": {"mask_draws": 2},
+    "rows, to zero": {"mask_draws": 2, "mask_components": "rows", "mask_origin": "zero"},
+    "a layer": {"parameters": ["layer:1"]},
+    "no embedding": {"parameters": ["!kind:embedding"], "reduction": "token"},
+}
+CHUNK = 5
+
+
+class ChunkedHead(AttributionModule):
+    """Takes the head in chunks, which larger vocabularies ask for."""
+
+    def make_accumulator(self, *, squares):
+        self._head_chunk = CHUNK
+        return super().make_accumulator(squares=squares)
+
+
+def odd_llama(*, tied, seed=0, dtype=torch.float32, vocabulary=VOCABULARY, intermediate=23):
+    """No dimension of its weights is even but those of the heads, so that two processes hold unequal parts."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=15, intermediate_size=intermediate, num_hidden_layers=2,
+        num_attention_heads=3, num_key_value_heads=1, head_dim=4, max_position_embeddings=256, tie_word_embeddings=tied,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+# --- attribution -----------------------------------------------------------------------------------------------------
+
+
+def gradients_of(name, spec, out, *, split=False, mesh=(2, 1), **data):
+    """Writes the gradients of a model's piles by one of `OPTIONS`, through the Python API; gives the module."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    model, options = name.split(": ")
+    module = (ChunkedHead if split and "chunked" in options else AttributionModule)(
+        spec["models"][model], **OPTIONS[options]
+    )
+    strategy = {"devices": 2, "strategy": ModelParallelStrategy(*mesh)} if split else {}
+    piles = {key: PileFilter(**source) if isinstance(source, dict) else source for key, source in spec["piles"].items()}
+    callbacks = [VectorWriter(str(out), {"v": ["odd", "single"]}), PartialSums(str(out), every_minutes=0)]
+    trainer_of(*callbacks, **strategy).attribute(module, PileDataModule(piles, token_budget=40, **data))
+    assert is_split_model(module.model) == split
+    assert module._packs == (OPTIONS[options].get("packing") != "off"), "packs are refused"
+    return module
+
+
+def attribution(name):
+    def check(directory, spec):
+        module = gradients_of(name, spec, directory / name, split=True)
+        # the weights are the anchor's, in parts again, and have no gradients
+        fresh = AutoModelForCausalLM.from_pretrained(module.model_name_or_path, dtype=torch.float32)
+        for key, weight in fresh.named_parameters():
+            parameter = module.model.get_parameter(key)
+            assert is_split(parameter)
+            assert parameter.grad is None
+            assert torch.equal(part(parameter.detach()), part_like(weight.detach(), parameter))
+
+    return check
+
+
+def refused(words, **options):
+    def check(directory, spec):
+        with pytest.raises(ValueError, match=words):
+            gradients_of("tied: plain", spec, directory / "refused", split=True, **options)
+        assert not (directory / "refused").exists()
+
+    return check
+
+
+# --- steering --------------------------------------------------------------------------------------------------------
+
+
+def logits_of(model):
+    """Without gradients: afterwards the weights outside of the blocks are whole on every process."""
+    batch = collate(ragged_examples(3), 0)
+    with torch.no_grad():
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def assert_same_weights(model, split):
+    ours = {name: whole(parameter.detach()).clone() for name, parameter in split.named_parameters()}
+    assert same_bits(ours, copies(model))
+    torch.testing.assert_close(logits_of(split), logits_of(model))
+    assert not is_split_model(split.lm_head), "the forward pass should leave it whole: what the code has to cope with"
+
+
+def bytes_held(split):
+    return [part(parameter.detach()).clone().view(torch.uint8) for parameter in split.parameters()]
+
+
+def pair_of(rank, **options):
+    """A whole model and the same in parts, which are unequal."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    model, split = odd_llama(**options), odd_llama(**options)
+    split_model(split, init_device_mesh("cpu", (2,)))
+    assert len(part(split.model.embed_tokens.weight)) == 31 - rank
+    return model, split
+
+
+def steering(**options):
+    def check(directory, spec):
+        model, split = pair_of(spec["rank"], **options)
+        held, fingerprint = bytes_held(split), model_fingerprint(model)
+        first = direction(model, 1, model_fingerprint=fingerprint)
+        second = direction(model, 2, scale=0.3)
+        few = type(second)({name: second[name] for name in list(second)[1::3]})
+        assert model_fingerprint(split) == fingerprint
+
+        def assert_as_before():
+            assert all(is_split(parameter) for parameter in split.parameters())
+            assert all(torch.equal(now, then) for now, then in zip(bytes_held(split), held, strict=True))
+            assert weights_digest(dict(split.named_parameters())) == model_fingerprint(split) == fingerprint
+
+        logits_of(split)
+        for outer, inner, alpha in ((first, second, 0.1), (few, first, -1e-3)):
+            with steered(model, outer, alpha) as expected, steered(split, outer, alpha) as found:
+                assert astuple(found) == pytest.approx(astuple(expected), rel=1e-9)
+                assert_same_weights(model, split)
+                with steered(model, inner, -0.2) as expected, steered(split, inner, -0.2) as found:
+                    assert astuple(found) == pytest.approx(astuple(expected), rel=1e-9)
+                    assert_same_weights(model, split)
+                assert_same_weights(model, split)
+                with steered(split, inner, 0.0) as found:
+                    assert astuple(found) == (None, None, 0.0)
+            assert_as_before()
+
+        def interrupted(run):
+            with steered(split, first, 0.1), steered(split, second, 0.1):
+                run(split)
+                raise KeyboardInterrupt
+
+        for run in (logits_of, bool):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted(run)
+            assert_as_before()
+
+        others = copies(odd_llama(**options, seed=3))
+        with reweighted(model, others), reweighted(split, others):
+            assert_same_weights(model, split)
+            with steered(model, first, 0.1), steered(split, first, 0.1):
+                assert_same_weights(model, split)
+            assert_same_weights(model, split)
+        assert_as_before()
+
+        foreign = type(first)(dict(first), {"model_fingerprint": "0" * 32})
+        with pytest.raises(ValueError, match=f"fingerprint {'0' * 32}, the model at hand has {fingerprint}"):
+            steered(split, foreign, 0.1).__enter__()
+        assert_as_before()
+
+    return check
+
+
+def parts_and_wholes(directory, spec):
+    """The functions of `gradsteer.parallel` on tensors of unequal and of empty parts."""
+    model, split = pair_of(spec["rank"], tied=False, intermediate=1)
+    pairs = list(zip(model.parameters(), split.parameters(), strict=True))
+    empty = [part(ours) for _, ours in pairs if len(ours) == 1 and spec["rank"] == 1]
+    assert all(held.numel() == 0 for held in empty)
+    assert len(empty) == (4 if spec["rank"] == 1 else 0)  # up and gate of two layers
+    for theirs, ours in pairs:
+        assert is_split(ours)
+        assert torch.equal(whole(ours), theirs)
+        assert torch.equal(part_like(theirs, ours), part(ours))
+        assert torch.equal(part_like(ours, ours), part(ours))
+        doubled = whole_of_parts(2 * part(ours.detach()).double(), ours)
+        assert torch.equal(doubled, 2 * theirs.detach().double())
+        assert doubled.stride() == theirs.stride()
+        value = part(ours.detach()).double().square().sum()
+        kept = value.clone()
+        assert float(sum_over_parts(value, ours)) == pytest.approx(
+            float(theirs.detach().double().square().sum()), rel=1e-12
+        )
+        assert torch.equal(value, kept), "the caller's number stays"
+
+
+CHECKS = {
+    **{
+        f"{model}: {options}": attribution(f"{model}: {options}") for model in ("tied", "untied") for options in OPTIONS
+    },
+    "fisher": refused("data.fisher squares each example's own gradient", fisher="odd"),
+    "mesh": refused("data_parallel_size=1, tensor_parallel_size=2; .*data_parallel_size 2 ", mesh=("auto", "auto")),
+    "parts": parts_and_wholes,
+    **{
+        f"steering {'tied' if tied else 'untied'} {dtype} {intermediate}": steering(
+            tied=tied, dtype=getattr(torch, dtype), intermediate=intermediate
+        )
+        for tied in (True, False)
+        for dtype in ("float32", "bfloat16")
+        for intermediate in ((23, 1) if tied else (23,))
+    },
+}
+
+
+def work(rank, directory):
+    """On one of two processes: all checks in turn, each of which both processes say that it passed."""
+    torch.set_num_threads(1)
+    spec = json.loads((Path(directory) / "spec.json").read_text())
+    for name, check in CHECKS.items():
+        check(Path(directory), {**spec, "rank": int(rank)})
+        print(f"passed: {name}.", flush=True)
+
+
+@pytest.fixture(scope="module")
+def spec(experiment, inputs, tmp_path_factory):
+    """Two models by name, and piles."""
+    directory = tmp_path_factory.mktemp("split_inputs")
+    tokenizer = load_tokenizer(str(inputs / "tokenizer"))
+    for seed, name in enumerate(("base", "untied")):
+        odd_llama(tied=False, seed=seed, vocabulary=len(tokenizer)).save_pretrained(directory / name)
+        tokenizer.save_pretrained(directory / name)
+    record_base(str(directory / "base"), directory / "untied")
+    chats = [json.loads(line) for line in (inputs / "chat.jsonl").read_text().splitlines()]
+    piles = {"odd": chats[:7], "single": chats[7:8]}
+    return {
+        "models": {"tied": str(experiment / "anchor"), "untied": str(directory / "untied")},
+        "piles": {
+            **{name: str(write_lines(directory / f"{name}.jsonl", rows)) for name, rows in piles.items()},
+            "sampled": {"responses": str(experiment / "responses" / "first.jsonl"), "where": {"a": True}},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def on_two(spec, tmp_path_factory):
+    """Waits for a check on two processes to pass; gives the directory of what they write."""
+    directory = tmp_path_factory.mktemp("split")
+    (directory / "spec.json").write_text(json.dumps(spec))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # the arguments are read first: conftest clears them
+    code = "import sys; arguments = sys.argv[1:]; import test_distributed_split as t; t.work(*arguments)"
+    logs, started = [directory / f"log-{rank}" for rank in range(2)], []
+    for rank, log in enumerate(logs):
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, str(rank), str(directory)], cwd=Path(__file__).parent, stdout=file,
+                stderr=file, env={**os.environ, **places, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        started.append(process)
+
+    def wait(name):
+        done = f"passed: {name}.\n"
+        while not all(done in log.read_text() for log in logs):
+            if any(process.poll() is not None for process in started):
+                time.sleep(1)  # the other one's last words
+                assert all(done in log.read_text() for log in logs), "\n".join(log.read_text() for log in logs)
+            time.sleep(0.02)
+        return directory
+
+    yield wait
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if ":" in name])
+def test_attribution_on_two_processes_equals_one(spec, on_two, tmp_path, name):
+    gradients_of(name, spec, tmp_path)
+    files = [*(f"gradients/{pile}.safetensors" for pile in spec["piles"]), "vectors/v.safetensors"]
+    check_same_files(on_two(name) / name, tmp_path, files)
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if ":" not in name])
+def test_on_two_processes(on_two, name):
+    on_two(name)
