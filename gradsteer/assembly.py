@@ -141,6 +141,8 @@ class Assembly:
         if all(self._is_written(wanted) for wanted in self.sums):
             for index in range(len(self.parts)):
                 self.part_path(index).unlink(missing_ok=True)
+            for path in (self.output_dir / "gradients").glob(".*.tmp.part*"):  # a run was killed while it wrote
+                path.unlink()
 
 
 def _vector_class(wanted: Wanted) -> Any:

@@ -45,6 +45,7 @@ class GradientSum:
             for name, parameter in self._parameters.items()
         }
         self._norm_squares: list[Tensor] = []
+        self._scratch = torch.empty(0)
 
     @contextmanager
     def collecting(
@@ -104,6 +105,7 @@ class GradientSum:
             gradient, buffer = part(parameter.grad), self.buffers[name]
             if factor is not None:
                 gradient = gradient * factor
+            gradient = self._precise(gradient, buffer)
             self._norm_squares.append(torch.linalg.vector_norm(gradient, dtype=buffer.dtype).square())
             if self.squares:
                 buffer.addcmul_(gradient, gradient)
@@ -112,6 +114,14 @@ class GradientSum:
             parameter.grad = None
 
         return add
+
+    def _precise(self, gradient: Tensor, buffer: Tensor) -> Tensor:
+        """The gradient in the precision of the buffer; a CPU converts slowly, so it does it once."""
+        if gradient.device.type != "cpu" or gradient.dtype == buffer.dtype:
+            return gradient
+        if self._scratch.numel() < gradient.numel() or self._scratch.dtype != buffer.dtype:
+            self._scratch = torch.empty(gradient.numel(), dtype=buffer.dtype)
+        return self._scratch[: gradient.numel()].view_as(gradient).copy_(gradient)
 
     @property
     def is_split(self) -> bool:

@@ -126,11 +126,12 @@ def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None, refere
     for each in models:
         assert each.config._attn_implementation == NAME, "outside of `attending` the segments would see each other"
     if head_chunk is None or len(pack.targets) <= head_chunk:
-        compared = None
+        # the model first, as in chunks: where weights are split, processes meet in the order of their forward passes
+        logits, compared = _logits(model, pack), None
         if reference is not None:
             with torch.no_grad():
                 compared = _logits(reference.model, pack)
-        losses = _losses(_logits(model, pack), pack.targets, compared, reference)
+        losses = _losses(logits, pack.targets, compared, reference)
     else:
         losses = _chunked(model, pack, head_chunk, reference)
     sums = torch.zeros(len(pack.lengths), dtype=losses.dtype, device=losses.device)

@@ -5,7 +5,7 @@ a model that is not split, so that its callers need not ask. Functions marked *c
 processes alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
@@ -123,6 +123,15 @@ def split_model(model: Any, mesh: "DeviceMesh") -> None:
             module.set_gradient_divide_factor(1.0)
             # gloo cannot multiply before it adds
             module.set_force_sum_reduction_for_comms(True)
+
+
+def in_common(numbers: Iterable[int]) -> set[int]:
+    """The numbers that every process has (collective)."""
+    import torch.distributed
+
+    held: list[list[int]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(held, sorted(numbers))
+    return set.intersection(*map(set, held))
 
 
 def in_turns(load: Callable[[], T], *, local_rank: int, local_size: int) -> T:

@@ -1,14 +1,13 @@
 """Whether a model takes packs: a check on a few short examples that packing changes nothing."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradsteer.chat import EncodedExample, collate
-from gradsteer.losses import Reference, example_losses
+from gradsteer.losses import example_losses
 from gradsteer.packing import Pack, attending, pack_losses
 from gradsteer.parallel import is_split_model, settle
 
@@ -18,13 +17,7 @@ _HALF_TOLERANCE = 5e-2
 _PROBE_TOKENS = 48
 
 
-def why_not_packs(
-    model: Any,
-    examples: Sequence[EncodedExample],
-    *,
-    head_chunk: int | None = None,
-    reference: Reference | None = None,
-) -> str | None:
+def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk: int | None = None) -> str | None:
     """Compares packs with plain padded batches on the last tokens of a few examples: losses and gradients.
 
     The gradients are taken for the vectors among the parameters (norms and biases): every layer has some, and they are
@@ -35,7 +28,6 @@ def why_not_packs(
         model: a causal LM in eval mode.
         examples: of the piles; up to three are used, and one twice where there is but one: leaks need two.
         head_chunk: check the chunked head of `pack_losses` too.
-        reference: compare the divergence from it.
 
     Returns:
         None where packs give the same; otherwise the reason, for a message.
@@ -48,13 +40,12 @@ def why_not_packs(
     try:
         for parameter in vectors:
             parameter.requires_grad_(True)
-        with torch.set_grad_enabled(not split), ExitStack() as stack:
+        with torch.set_grad_enabled(not split):
             batch = {key: value.to(device) for key, value in collate(short, 0).items()}
-            plain = _observe(example_losses(model, batch, reference=reference)[0], vectors)
+            plain = _observe(example_losses(model, batch)[0], vectors)
             pack = Pack.of(short, device)
-            for each in [model] if reference is None else [model, reference.model]:
-                stack.enter_context(attending(each, pack))
-            packed = _observe(pack_losses(model, pack, head_chunk=head_chunk, reference=reference), vectors)
+            with attending(model, pack):
+                packed = _observe(pack_losses(model, pack, head_chunk=head_chunk), vectors)
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     finally:

@@ -78,12 +78,12 @@ def _attend(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     lengths = list(_LENGTHS.get())
     outputs = [
-        _segment(q, k, v, dropout, scaling, window, softcap)
+        _segment(q, k, v, dropout, scaling, window, softcap).transpose(1, 2)
         for q, k, v in zip(
             query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True
         )
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=1), None
 
 
 def _segment(

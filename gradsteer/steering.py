@@ -95,6 +95,7 @@ def steered(
                 f"this vector was made on a model with fingerprint {expected}, the model at hand has {found}; "
                 "to apply it to another model all the same, ask for that (allow_other_model)"
             )
+    settle(model)
     parameters = dict(model.named_parameters())
     parts = {name: part_like(tensor, parameters[name]) for name, tensor in vector.items()}
 
@@ -117,6 +118,7 @@ def reweighted(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
         ValueError: names or shapes do not fit the model.
     """
     ParameterVector(weights).check_fits(model)
+    settle(model)
     parameters = dict(model.named_parameters())
     with rewritten(model, weights, lambda name, value: part_like(weights[name], parameters[name]).to(value)):
         yield
@@ -180,9 +182,9 @@ def _recompute(model: nn.Module, edited: _Edited, names: Collection[str]) -> Non
     parameters = _parts(model)
     for name in names:
         original, parameter = edited.originals[name], parameters[name]
-        step = edited.steps[0]
-        if len(edited.steps) == 1 and step.adds is not None and original.dtype == torch.float32:
-            torch.add(original, step.adds[name].to(original), alpha=step.alpha, out=parameter)
+        adds = edited.steps[0].adds if len(edited.steps) == 1 else None
+        if adds is not None and name in adds and original.dtype == torch.float32:
+            torch.add(original, adds[name].to(original), alpha=edited.steps[0].alpha, out=parameter)
             continue
         parameter.copy_(_stepped(name, original, edited.steps))
 

@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 
 from gradsteer.callbacks.progress import StageProgressBar
 from gradsteer.conditions import Condition
+from gradsteer.modules.summing import SummingModule
 
 
 class GradsteerTrainer(L.Trainer):
@@ -40,7 +41,11 @@ class GradsteerTrainer(L.Trainer):
             )
         # gradients are taken inside the loop, which inference mode would forbid for good
         self.test_loop.inference_mode = False
-        self.test(model, datamodule=datamodule, verbose=False)
+        try:
+            self.test(model, datamodule=datamodule, verbose=False)
+        finally:  # a callback may raise while the weights are those of a point on the way
+            if isinstance(model, SummingModule):
+                model.leave_point()
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Finetunes a model."""

@@ -25,10 +25,10 @@ NUMBERS = ("mean_token_loss", "loss_at_base", "loss_at_anchor", "along_path")
 OF_THE_RUN = {"work_digest", "seed", "split_half_cosine", "split_half_cosine_by_layer", *NUMBERS}
 
 
-def start_on_two(words, out, strategy):
+def start_on_two(words, out, strategy, more=()):
     """Starts a command line on two processes; its artifacts go to out/two."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [*words, *STRATEGIES[strategy], *QUIET, "--output_dir", out / "two"]
+    line = [*words, *STRATEGIES[strategy], *more, *QUIET, "--output_dir", out / "two"]
     with (out / "log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "gradsteer", *map(str, line)],

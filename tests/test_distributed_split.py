@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, ragged_examples
-from road import write_lines
+from road import run, write_lines
 from test_attribution_module import trainer_of
-from test_distributed import check_same_files
+from test_distributed import check_same_files, finish_on_two, kill_both, start_on_two
 from test_points import copies, same_bits
 from test_steering import direction
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -180,14 +180,14 @@ def steering(**options):
                     assert astuple(found) == (None, None, 0.0)
             assert_as_before()
 
-        def interrupted(run):
+        def interrupted(body):
             with steered(split, first, 0.1), steered(split, second, 0.1):
-                run(split)
+                body(split)
                 raise KeyboardInterrupt
 
-        for run in (logits_of, bool):
+        for body in (logits_of, bool):
             with pytest.raises(KeyboardInterrupt):
-                interrupted(run)
+                interrupted(body)
             assert_as_before()
 
         others = copies(odd_llama(**options, seed=3))
@@ -247,12 +247,19 @@ CHECKS = {
 }
 
 
+SLOW = {
+    *(f"tied: {options}" for options in ("no packs", "chunked head", "divergence", "rows, to zero", "no embedding")),
+    *(f"untied: {options}" for options in OPTIONS.keys() - {"plain", "no packs", "chunked head"}),
+    "steering tied float32 1", "steering tied bfloat16 23", "steering untied bfloat16 23",
+}  # fmt: skip
+
+
 def work(rank, directory):
     """On one of two processes: all checks in turn, each of which both processes say that it passed."""
     torch.set_num_threads(1)
     spec = json.loads((Path(directory) / "spec.json").read_text())
-    for name, check in CHECKS.items():
-        check(Path(directory), {**spec, "rank": int(rank)})
+    for name in spec["checks"]:
+        CHECKS[name](Path(directory), {**spec, "rank": int(rank)})
         print(f"passed: {name}.", flush=True)
 
 
@@ -277,10 +284,12 @@ def spec(experiment, inputs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_two(spec, tmp_path_factory):
+def on_two(spec, request, tmp_path_factory):
     """Waits for a check on two processes to pass; gives the directory of what they write."""
     directory = tmp_path_factory.mktemp("split")
-    (directory / "spec.json").write_text(json.dumps(spec))
+    selected = [item for item in request.session.items if "on_two" in item.fixturenames and item.path == request.path]
+    checks = [item.callspec.params["name"] for item in selected]
+    (directory / "spec.json").write_text(json.dumps({**spec, "checks": checks}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -311,13 +320,115 @@ def on_two(spec, tmp_path_factory):
         process.wait()
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKS if ":" in name])
+def named(attributes):
+    """The names of the checks, those that tell little beyond the others marked as slow."""
+    names = [name for name in CHECKS if (":" in name) == attributes]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
+@pytest.mark.parametrize("name", named(attributes=True))
 def test_attribution_on_two_processes_equals_one(spec, on_two, tmp_path, name):
     gradients_of(name, spec, tmp_path)
     files = [*(f"gradients/{pile}.safetensors" for pile in spec["piles"]), "vectors/v.safetensors"]
     check_same_files(on_two(name) / name, tmp_path, files)
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKS if ":" not in name])
+@pytest.mark.parametrize("name", named(attributes=False))
 def test_on_two_processes(on_two, name):
     on_two(name)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(experiment, inputs, tmp_path):
+    """A command line on piles so many times over, whose sums are saved after each batch."""
+
+    def make(times):
+        chats = [json.loads(line) for line in (inputs / "chat.jsonl").read_text().splitlines()]
+        turned = [
+            {"prompt": f"{chat['messages'][1]['content']}?", "completion": chat["messages"][0]["content"]}
+            for chat in chats
+        ]
+        x, y = (write_lines(tmp_path / f"{name}.jsonl", times * rows) for name, rows in (("x", chats), ("y", turned)))
+        return [
+            "attribute", "--model.model_name_or_path", experiment / "anchor", "--data.piles.x", x, "--data.piles.y", y,
+            "--vectors.v", "[x, y]", "--data.token_budget", 80, "--partial_sums.every_minutes", 0, "--trainer.logger",
+            "false",
+        ]  # fmt: skip
+
+    return make
+
+
+FILES = ["gradients/x.safetensors", "gradients/y.safetensors", "vectors/v.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.loss", "kl", "--model.gradient_checkpointing", "true"],
+        ["--model.path_points", 3],
+        ["--model.mask_draws", 2],
+        ["--model.parameters", '["layer:1"]'],
+    ],
+    ids=lambda options: options[0],
+)
+def test_options_of_the_command_line(words, tmp_path, options):
+    line = [*words(2), *options]
+    process = start_on_two(line, tmp_path, "fsdp")
+    run(*line, "--output_dir", tmp_path / "one")
+    finish_on_two(process, tmp_path)
+    check_same_files(tmp_path / "two", tmp_path / "one", FILES)
+
+
+def saved(directory):
+    """The partial sums of pile y: of each process the files by the number of batches in them."""
+    found = [(directory / "gradients").glob(f".y.1.rank{rank}.*.partial") for rank in range(2)]
+    return [{int(path.name.split(".")[-2]): path for path in paths} for paths in found]
+
+
+def kill_after(line, tmp_path, strategy, least):
+    """Kills both processes once each has saved sums of so many batches of pile y; gives the files."""
+    process = start_on_two(line, tmp_path, strategy)
+    try:
+        while min(max(files, default=0) for files in saved(tmp_path / "two")) < least:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.002)
+    finally:
+        kill_both(process)
+    return saved(tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uneven", [False, True], ids=["together", "one after the other"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, strategy, uneven):
+    line = words(20)
+    run(*line, "--output_dir", tmp_path / "one")
+    first = kill_after(line, tmp_path, strategy, 3)
+    if uneven:  # as if the second process alone had saved once more when the run was cut off
+        before = {path: path.read_bytes() for files in first for path in files.values()}
+        ours, theirs = kill_after(line, tmp_path, strategy, max(*first[0], *first[1]) + 2)
+        for path in ours.values():
+            path.unlink()
+        for path, content in before.items():
+            path.write_bytes(content)
+        assert theirs
+    for cut in (tmp_path / "two" / "gradients").glob("*.tmp.*"):
+        cut.unlink()  # what they were writing at that moment
+    (tmp_path / "log").unlink()
+    log = finish_on_two(start_on_two(line, tmp_path, strategy), tmp_path)
+    assert "x: finished already, not computed again" in log
+    assert "y: goes on after" in log
+    check_same_files(tmp_path / "two", tmp_path / "one", FILES)
+
+
+@pytest.mark.slow
+def test_a_mesh_that_splits_within_layers_is_refused(words, tmp_path):
+    mesh = ["--trainer.strategy.data_parallel_size", 1, "--trainer.strategy.tensor_parallel_size", 2]
+    process = start_on_two(words(1), tmp_path, "fsdp", mesh)
+    assert process.wait(timeout=110) == 2
+    log = (tmp_path / "log").read_text()
+    assert "accepted: weights split by FSDP2 alone, --trainer.strategy.data_parallel_size 2 (the number of" in log

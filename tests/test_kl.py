@@ -24,6 +24,12 @@ from gradsteer.vectors import PileAverage, SteeringVector
 DIRECTIONS = ("forward", "reverse")
 
 
+def two(*shape, dtype=torch.float64):
+    """Two sets of logits."""
+    generator = torch.Generator().manual_seed(0)
+    return [2 * torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for _ in range(2)]
+
+
 def numpy_kl(p_logits, q_logits):
     """KL(p || q) straight from the probabilities."""
     p, q = (np.exp(x - x.max(-1, keepdims=True)) for x in (p_logits, q_logits))
@@ -58,8 +64,8 @@ def softcapped(*, seed=0):
     torch.manual_seed(seed)
     config = t.Gemma2Config(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, sliding_window=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, final_logit_softcapping=0.05,
+        num_key_value_heads=1, head_dim=8, sliding_window=32, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, final_logit_softcapping=0.05,
     )  # fmt: skip
     return t.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
 
@@ -72,8 +78,7 @@ MODELS = {"llama": tiny_llama, "softcapped gemma 2": softcapped}
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_divergence_equals_numpys_and_torchs(direction):
-    generator = torch.Generator().manual_seed(0)
-    ours, theirs = (3 * torch.randn(9, 31, dtype=torch.float64, generator=generator) for _ in range(2))
+    ours, theirs = two(9, 31)
     found = kl_divergence(ours, theirs, direction)
     assert found.shape == (9,)
     p, q = (theirs, ours) if direction == "forward" else (ours, theirs)
@@ -84,7 +89,7 @@ def test_the_divergence_equals_numpys_and_torchs(direction):
 
 
 def test_the_directions_are_two_and_swap_with_the_models():
-    ours, theirs = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    ours, theirs = two(5, 7)
     forward, reverse = (kl_divergence(ours, theirs, direction) for direction in DIRECTIONS)
     assert (forward - reverse).abs().min() > 1e-3
     torch.testing.assert_close(forward, kl_divergence(theirs, ours, "reverse"))
@@ -92,7 +97,7 @@ def test_the_directions_are_two_and_swap_with_the_models():
 
 
 def test_half_precision_logits_are_compared_in_float32():
-    ours, theirs = torch.randn(4, 9).bfloat16(), torch.randn(4, 9).bfloat16()
+    ours, theirs = two(4, 9, dtype=torch.bfloat16)
     found = kl_divergence(ours, theirs, "forward")
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), numpy_kl(theirs.double().numpy(), ours.double().numpy()), rtol=1e-5)
@@ -129,7 +134,7 @@ def test_the_forward_gradient_is_that_of_cross_entropy_with_soft_labels():
 
 
 def test_masked_positions_have_no_divergence():
-    logits, theirs = (torch.randn(2, 5, 7, dtype=torch.float64) for _ in range(2))
+    logits, theirs = two(2, 5, 7)
     labels = torch.tensor([[-100, -100, 3, 4, -100], [-100, 1, -100, 2, 6]])
     found = token_losses(logits, labels, (theirs, "reverse"))
     expected = torch.zeros(2, 4, dtype=torch.float64)
@@ -206,7 +211,7 @@ def test_packs_outside_of_the_references_attention_are_refused(llama):
         pack_losses(llama, pack, reference=Reference(tiny_llama(seed=1)))
 
 
-# --- the contrast --------------------------------------------------------------------------------------------------------
+# --- the contrast ----------------------------------------------------------------------------------------------------
 
 
 def contrast_of_losses(model, piles, reference):
@@ -332,4 +337,4 @@ def test_a_reference_that_cannot_be_used_is_refused(experiment, chats, tmp_path,
     message = refused(capsys, *words(experiment, chats, tmp_path, "--model.reference", "./nowhere"))
     assert "no model directory at './nowhere'" in message
     line = words(experiment, chats, tmp_path, "--model.reference", experiment / "base", "--model.loss", "cross_entropy")
-    assert "is used by model.loss kl only" in refused(capsys, *line)
+    assert "which has no effect without model.loss kl" in refused(capsys, *line)

@@ -3,6 +3,7 @@ import torch
 from conftest import ragged_examples, tiny_llama
 
 from gradsteer.chat import collate
+from gradsteer.diff import named_weights
 from gradsteer.fingerprints import model_fingerprint, weights_digest
 from gradsteer.gradients import PileGradient
 from gradsteer.losses import example_losses
@@ -165,3 +166,16 @@ def test_the_fingerprint_follows_the_weights(llama):
 def test_an_alpha_that_is_not_finite_is_refused(llama, alpha):
     with pytest.raises(ValueError, match="accepted: a finite number"):
         steered(llama, direction(llama), alpha).__enter__()
+
+
+def test_a_step_of_fewer_parameters_outlives_one_of_more():
+    model = tiny_llama(dtype=torch.float32)
+    before = {name: weight.clone() for name, weight in named_weights(model).items()}
+    vector = SteeringVector({name: torch.ones_like(weight) for name, weight in before.items()})
+    few = SteeringVector({name: vector[name] for name in list(vector)[:2]})
+    with steered(model, few, 0.5):
+        with steered(model, vector, 0.25):
+            pass
+        for name, weight in named_weights(model).items():
+            assert torch.equal(weight, before[name] + 0.5 if name in few else before[name])
+    assert all(torch.equal(weight, before[name]) for name, weight in named_weights(model).items())

@@ -1,5 +1,6 @@
 """Saving and resuming an attribution's partial sums."""
 
+import glob
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.assembly import Assembly
+from gradsteer.parallel import in_common, is_split_model
 from gradsteer.partial import PartialSum
 
 
@@ -38,17 +40,21 @@ class PartialSums(L.Callback):
             return
         self._saved = time.monotonic()
         assembly: Assembly = pl_module.assembly(self.output_dir)
-        partial = self._path(trainer, assembly, dataloader_idx)
+        saved = self._files(trainer, assembly, dataloader_idx)
         if self.overwrite:
-            partial.unlink(missing_ok=True)
+            for path in saved.values():
+                path.unlink()
             return
         name = assembly.parts[dataloader_idx].name
         # all ranks or none: those that compute meet in a reduction
         if trainer.strategy.reduce_boolean_decision(assembly.has(dataloader_idx)):
             rank_zero_info(f"\n{name}: finished already, not computed again")
             pl_module.skip()
-        elif partial.is_file():
-            left = PartialSum.load(partial, work_digest=assembly.digests[dataloader_idx])
+            return
+        # each batch is a meeting of all ranks where the weights are split: they have to go on from the same one
+        numbers = in_common(saved) if is_split_model(pl_module.model) else set(saved)
+        if numbers:
+            left = PartialSum.load(saved[max(numbers)], work_digest=assembly.digests[dataloader_idx])
             rank_zero_info(f"\n{name}: goes on after {left.totals.num_examples} examples")
             pl_module.resume(left)
 
@@ -63,15 +69,33 @@ class PartialSums(L.Callback):
     ) -> None:
         """Saves where it is time; a finished part needs no partial sums any more."""
         del batch
+        if outputs["skipped"] and not outputs["is_last"]:
+            return
         assembly: Assembly = pl_module.assembly(self.output_dir)
-        path = self._path(trainer, assembly, dataloader_idx)
+        due, split = time.monotonic() - self._saved >= self.every_seconds, is_split_model(pl_module.model)
         if outputs["is_last"]:
             trainer.strategy.barrier()  # rank 0 has written the sum by now
-            path.unlink(missing_ok=True)
-        elif not outputs["skipped"] and time.monotonic() - self._saved >= self.every_seconds:
-            digest = assembly.digests[dataloader_idx]
-            pl_module.partial_sum(batch_idx + 1).save(path, work_digest=digest)
+        elif trainer.strategy.reduce_boolean_decision(due, all=False) if split else due:
+            left = pl_module.partial_sum(batch_idx + 1)
+            path = self._folder / f"{self._stem(trainer, assembly, dataloader_idx)}.{batch_idx + 1}.partial"
+            left.save(path, work_digest=assembly.digests[dataloader_idx])
             self._saved = time.monotonic()
+            if split:
+                trainer.strategy.barrier()  # older ones are needed until every rank has this one
+        else:
+            return
+        for number, path in self._files(trainer, assembly, dataloader_idx).items():
+            if outputs["is_last"] or number != batch_idx + 1:
+                path.unlink()
 
-    def _path(self, trainer: L.Trainer, assembly: Assembly, index: int) -> Path:
-        return self.output_dir / "gradients" / f".{assembly.stem(index)}.rank{trainer.global_rank}.partial"
+    @property
+    def _folder(self) -> Path:
+        return self.output_dir / "gradients"
+
+    def _stem(self, trainer: L.Trainer, assembly: Assembly, index: int) -> str:
+        return f".{assembly.stem(index)}.rank{trainer.global_rank}"
+
+    def _files(self, trainer: L.Trainer, assembly: Assembly, index: int) -> dict[int, Path]:
+        """This rank's partial sums of a part, by the number of batches in them."""
+        stem = self._stem(trainer, assembly, index)
+        return {int(path.name.split(".")[-2]): path for path in self._folder.glob(f"{glob.escape(stem)}.*.partial")}

@@ -45,6 +45,12 @@ class VectorWriter(L.Callback):
         self.precondition, self.power, self.damping = precondition, precondition_power, precondition_damping
         if precondition not in (None, FISHER):
             SecondMoment.read_header(str(precondition))
+        if precondition is None and (precondition_power, precondition_damping) != (0.5, 1e-3):
+            raise ValueError("writing.precondition_power and _damping have no effect without writing.precondition")
+        if precondition is not None and not vectors:
+            raise ValueError(
+                "writing.precondition has no effect without vectors: --vectors.NAME [PLUS_PILE, MINUS_PILE]"
+            )
         if not 0 < precondition_power <= 1:
             raise ValueError(f"writing.precondition_power is {precondition_power}; accepted: more than 0, at most 1")
         if precondition_damping < 0:
@@ -74,12 +80,22 @@ class VectorWriter(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before the first batch: removes parts of an earlier run where told to start afresh."""
-        del batch
-        if self.overwrite and trainer.is_global_zero and batch_idx == dataloader_idx == 0:
-            for path in (self.output_dir / "gradients").glob(".*.part"):
+        """Before the first batch: removes what an earlier run left, where told to start afresh."""
+        del batch, pl_module
+        if not self.overwrite or batch_idx + dataloader_idx > 0:
+            return
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            patterns = ("gradients/*.safetensors", "gradients/halves/*.safetensors", "gradients/.*.part*")
+            for path in [path for pattern in patterns for path in self.output_dir.glob(pattern)]:
                 path.unlink()
-        del pl_module
+            (self.output_dir / "second_moments" / f"{FISHER}.safetensors").unlink(missing_ok=True)
+        trainer.strategy.barrier()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuses a second moment of another architecture before anything is computed."""
+        del trainer
+        if self.precondition not in (None, FISHER):
+            SecondMoment.load(str(self.precondition)).check_fits(pl_module.model)
 
     def on_test_batch_end(
         self,
@@ -97,7 +113,8 @@ class VectorWriter(L.Callback):
         name = assembly.parts[dataloader_idx].name
         metrics = {f"pile/{name}/{key}": value for key, value in measured.items() if value is not None}
         log_metrics(trainer, metrics, step=batch_idx)
-        if outputs["sums"] is not None and trainer.is_global_zero:
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if outputs["sums"] is not None and trainer.is_global_zero and not dry:
             for wanted, vector in assembly.take(dataloader_idx, outputs["sums"], pl_module.describe):
                 self._tell(trainer, wanted, vector, assembly.path(wanted))
 
@@ -123,7 +140,7 @@ class VectorWriter(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the contrasts, once all piles are done."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
         for wanted, vector in assembly.write_complete(pl_module.describe, list(assembly.sums)):

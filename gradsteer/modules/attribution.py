@@ -21,14 +21,13 @@ from gradsteer.models import (
     load_causal_lm,
     load_tokenizer,
     parse_dtype,
-    recorded_base,
     train_without_dropout,
 )
+from gradsteer.modules.options import PointOptions, choose_base, refuse_unused
 from gradsteer.modules.summing import SummingModule
 from gradsteer.packing import Pack
 from gradsteer.parallel import is_split_model, load_split
 from gradsteer.parts import Wanted
-from gradsteer.points import AnchorPoint, Points, RandomMasks, StraightPath
 from gradsteer.probing import why_not_packs
 from gradsteer.provenance import provenance
 from gradsteer.records import text_digest
@@ -99,34 +98,23 @@ class AttributionModule(SummingModule):
         super().__init__()
         check_model_path(model_name_or_path)
         parse_dtype(dtype)
-        if path_points is not None and mask_draws is not None:
-            raise ValueError("give either model.path_points or model.mask_draws, not both")
-        if path_points is not None and path_points < 2:
-            raise ValueError(f"model.path_points is {path_points}; accepted: 2 or more")
-        if mask_draws is not None and mask_draws < 1:
-            raise ValueError(f"model.mask_draws is {mask_draws}; accepted: at least 1")
-        if not 0 < mask_keep_rate <= 1:
-            raise ValueError(f"model.mask_keep_rate is {mask_keep_rate}; accepted: more than 0, at most 1")
-        if reference is not None and loss != "kl":
-            raise ValueError(f"model.reference {reference!r} is used by model.loss kl only")
+        if loss != "kl":
+            unused = {"model.reference": (reference, None), "model.kl_direction": (kl_direction, "forward")}
+            refuse_unused(unused, "model.loss kl")
+        self.options = PointOptions(path_points, mask_draws, mask_keep_rate, mask_components, mask_origin, mask_seed)
+        self.num_points = self.options.num_points
         self.model_name_or_path, self.reduction, self.dtype_name = model_name_or_path, reduction, dtype
         self.loss, self.kl_direction = loss, kl_direction
-        self.path_points, self.mask_draws, self.mask_keep_rate = path_points, mask_draws, mask_keep_rate
-        self.mask_components, self.mask_origin, self.mask_seed = mask_components, mask_origin, mask_seed
-        self.base, self.reference = base, reference
-        if path_points is not None or (mask_draws is not None and mask_origin == "base"):
-            self.base = _required_base(base, model_name_or_path)
-        if loss == "kl" and reference is None:
-            self.reference = _required_base(base, model_name_or_path)
-        for other in (self.base, self.reference):
-            if other is not None:
-                check_model_path(other)
+        compared = loss == "kl" and reference is None
+        self.base = choose_base(base, model_name_or_path, needed=self.options.need_base or compared)
+        self.reference = self.base if compared else reference
+        if self.reference is not None:
+            check_model_path(self.reference)
         self.gradient_checkpointing = gradient_checkpointing
         self.packing, self.parameter_rules = packing, parameters or []
         self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.attn_implementation = attn_implementation
         self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
-        self.num_points = path_points or mask_draws or 1
         self.model: Any = None
         self.reference_model: Any = None
         self.fingerprint = ""
@@ -170,41 +158,36 @@ class AttributionModule(SummingModule):
             )
         if self._datamodule().fisher is not None and is_split_model(self.model):
             raise ValueError("data.fisher squares each example's own gradient, which FSDP2 has summed over processes")
+        limited = [len(loader) for loader in self.trainer.test_dataloaders or []] != self.trainer.num_test_batches
+        if limited and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError("trainer.limit_test_batches would leave out a part of every pile; accepted: 1.0")
         self._chosen = select_parameters(dict(self.model.named_parameters()), self.parameter_rules)
         self.fingerprint = model_fingerprint(self.model)
         if self.reference_model is not None:  # once: on one process alone it would wait for the others
             self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
-        if self.base is not None and self.num_points > 1:
-            self._base_weights = named_weights(self._load(self.base))
-        self.points = self._make_points()
+        if self.options.need_base:
+            rank_zero_info(f"base model: {self.base}")
+            self._base_weights = named_weights(self._load(str(self.base)))
+        self.points = self.options.make(self._base_weights, self._chosen)
         if self.packing == "auto":
             self._choose_packs()
         self._plan_memory()
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
-
-    def _make_points(self) -> Points:
-        if self.path_points is not None:
-            return StraightPath(self._base_weights, self.path_points)
-        if self.mask_draws is not None:
-            origin = self._base_weights if self.mask_origin == "base" else None
-            return RandomMasks(
-                self.mask_draws, self.mask_keep_rate, self.mask_seed, self._chosen, origin, self.mask_components
-            )
-        return AnchorPoint()
 
     def _choose_packs(self) -> None:
         """Packs where a check on examples of all piles says that they change nothing; says so where not."""
         examples = [example for part in self.parts for example in part.examples[:2]]
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         chunk = max(64, _HEAD_ENTRIES // vocabulary)
+        # a divergence magnifies rounding where the two are close: the models are checked one by one
+        models = [self.model] if self.reference_model is None else [self.model, self.reference_model]
         for head_chunk in (chunk, None):
             # a chunk of 1 runs the same code on the few positions of the check
-            reason = why_not_packs(
-                self.model, examples, head_chunk=1 if head_chunk else None, reference=self._reference()
-            )
-            if reason is None:
+            reasons = [why_not_packs(model, examples, head_chunk=1 if head_chunk else None) for model in models]
+            if not any(reasons):
                 self._packs, self._head_chunk = True, head_chunk
                 return
+        reason = next(filter(None, reasons))
         rank_zero_warn(f"{type(self.model).__name__} runs padded batches of like lengths instead of packs: {reason}")
 
     def _plan_memory(self) -> None:
@@ -233,7 +216,7 @@ class AttributionModule(SummingModule):
 
     def _other_bytes(self, shards: int) -> int:
         """A reference, the originals of weights that move, autocast's copies."""
-        size, copies = 0, (self.reference_model is not None) + (self.num_points > 1)
+        size, copies = 0, (self.reference_model is not None) + self.options.move_weights
         for weight in self.model.parameters():
             size += weight.numel() * (copies * weight.element_size() + 2 * ("mixed" in str(self.trainer.precision)))
         return size // shards
@@ -301,10 +284,3 @@ class AttributionModule(SummingModule):
 
     def _datamodule(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
-
-
-def _required_base(base: str | None, anchor: str) -> str:
-    found = base or recorded_base(anchor)
-    if found is None:
-        raise ValueError(f"{anchor!r} does not say what it was finetuned from: give the base model (--model.base)")
-    return found

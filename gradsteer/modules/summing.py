@@ -84,10 +84,10 @@ class SummingModule(L.LightningModule):
                 outputs["loss"] = accumulator.pile.totals.mean_token_loss
                 outputs["progress"] = self._progress(batch, accumulator)
             if is_last:
-                self._leave_point()
+                self.leave_point()
                 outputs["sums"] = self._finish_part() if self._resume_at < sys.maxsize else None
         except BaseException:
-            self._leave_point()
+            self.leave_point()
             raise
         return outputs
 
@@ -102,7 +102,7 @@ class SummingModule(L.LightningModule):
         """Gives the model the weights of a point; None is the anchor's own."""
         if self._at is not None and self._at[0] == point:
             return
-        self._leave_point()
+        self.leave_point()
         stack = ExitStack()
         if point is None:
             accumulator.at(0, coefficient=1.0, factors=None, count=True)
@@ -113,7 +113,8 @@ class SummingModule(L.LightningModule):
             accumulator.at(point, coefficient=coefficient, factors=factors, count=points.counts(point))
         self._at = (point, stack)
 
-    def _leave_point(self) -> None:
+    def leave_point(self) -> None:
+        """Gives the model its own weights back, wherever it was."""
         if self._at is not None:
             stack, self._at = self._at[1], None
             stack.close()

@@ -28,10 +28,14 @@ class Ours(Contender):
         from gradsteer import PileGradient
         from gradsteer.packing import Pack, plan_packs
 
-        pile = PileGradient(self.model, reduction="sum", head_chunk=self.head_chunk)
+        pile = PileGradient(self.model, reduction="sum", head_chunk=self.head_chunk, parameters=self.covered())
         for indices in plan_packs([len(example.input_ids) for example in staged], self.budget):
             pile.add(Pack.of([staged[index] for index in indices], self.setting.device))
         return pile.average()
+
+    def covered(self) -> list[str] | None:
+        """The names of the parameters to cover; all."""
+        return None
 
     @property
     def note(self) -> str:
@@ -42,6 +46,17 @@ class OursBest(Ours):
     """The same with the fastest pack size."""
 
     title: ClassVar[str] = "gradsteer (best packs)"
+
+
+class OursLinear(Ours):
+    """The same for the parameters that bergson covers: the weights of the body's linear layers."""
+
+    title: ClassVar[str] = "gradsteer (bergson's parameters)"
+
+    def covered(self) -> list[str]:
+        modules = self.model.base_model.named_modules()
+        linear = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
+        return [f"{self.model.base_model_prefix}.{name}.weight" for name in linear]
 
 
 class Floor(Contender):

@@ -84,7 +84,6 @@ class BergsonDefault(Contender):
     """bergson's collect_gradients with aggregation "mean": linear layers of the body only, its own batches."""
 
     title: ClassVar[str] = "bergson (default)"
-    token_batch_size: ClassVar[int | None] = None
 
     def prepare(self) -> None:
         super().prepare()

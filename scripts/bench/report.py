@@ -146,6 +146,14 @@ def _at_most(text: str, values: list[float], limit: float, failed: str | None) -
     return Goal(text, middle, middle <= limit, spread(values, 3))
 
 
+def fair_lines(rows: Mapping[str, Row]) -> list[str]:
+    """Ratios where gradsteer covers no more than the other does."""
+    if "ours-linear" not in rows:
+        return []
+    pairs = [(name, ratios(rows["ours-linear"], rows[name])) for name in ("bergson", "bergson-default") if name in rows]
+    return [f"* gradsteer on bergson's parameters / {name}: {spread(found, 2)}" for name, found in pairs if found]
+
+
 def study_lines(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The studies' raw numbers, a line each."""
     lines = []

@@ -24,6 +24,7 @@ def contender_class(name: str) -> type[Contender]:
     return {
         "ours": contenders.Ours,
         "ours-best": contenders.OursBest,
+        "ours-linear": contenders.OursLinear,
         "floor": contenders.Floor,
         "loop": contenders.Loop,
         "padded8": contenders.Padded8,
@@ -36,13 +37,6 @@ def contender_class(name: str) -> type[Contender]:
         "func": contenders.TorchFunc,
         "oracle": contenders.Oracle,
     }[name]
-
-
-def is_ours(kind: type[Contender]) -> bool:
-    """Whether it is gradsteer."""
-    from bench.contenders import Ours
-
-    return issubclass(kind, Ours)
 
 
 class Server:
@@ -80,8 +74,8 @@ class Server:
             shapes = [(*dense, True) for dense in shape.dense]
             batch, length, _ = fastest(kind, self.setting, shapes, few, 2)
             return {"choice": fastest(kind, self.setting, [(batch, length, kept) for kept in (True, False)], few, 2)}
-        half = rows[: max(8, len(rows) // 2)]
-        return {"choice": fastest(kind, self.setting, self._choices(kind, shape), half if is_ours(kind) else few, 1)}
+        sample = rows[: max(8, len(rows) // 2)] if contender == "ours-best" else few
+        return {"choice": fastest(kind, self.setting, self._choices(kind, shape), sample, 1)}
 
     @staticmethod
     def _choices(kind: type[Contender], shape: Shape) -> list[Any]:
@@ -89,7 +83,7 @@ class Server:
 
         if kind is contenders.Floor:
             return [(*shape.dense[0], True)]
-        return list(shape.budgets) if is_ours(kind) else kind.choices()
+        return list(shape.budgets) if kind is contenders.OursBest else kind.choices()
 
     def prepare(self, contender: str, choice: Any) -> dict[str, Any]:
         """Loads the contender, and runs it on the two shortest responses for what is set up on first use."""
