@@ -7,18 +7,13 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gradsteer.chat import EncodedExample
 from gradsteer.gradients import Batch, PileGradient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Accumulator:
@@ -65,25 +60,17 @@ class Accumulator:
         """
         num_tokens = sum(len(example.input_ids) for example in examples)
         if len(examples) == 1 or num_tokens <= self.most_tokens:
-            batch, totals = self.make_batch(examples), self.pile.totals
-            before = replace(totals, objectives=list(totals.objectives))
-            added: set[str] = set()
-            try:
-                with self._collecting(batch, skip) as added, torch.enable_grad():
-                    objective = self.pile.objective(
-                        batch, sources=sources, coefficient=self._coefficient, count=self._count,
-                        point=self._point if totals.objectives else None,
-                    )  # fmt: skip
-                    self.backward(objective)
-                return self.pile.check_norm(batch, sources=sources)
-            except torch.OutOfMemoryError as error:
-                if len(examples) == 1 or self.pile.sums.is_split:
-                    what = f"one example alone ({sources[0]}, {num_tokens} tokens)" if len(examples) == 1 else (
-                        f"{num_tokens} tokens at once; lower --data.token_budget"
-                    )  # fmt: skip
-                    raise ValueError(f"out of memory on {what}") from error
-            self.most_tokens, self.pile.totals, skip = num_tokens // 2, before, skip | added
-            self.pile.sums.pop_norm()
+            added = self._attempt(examples, sources, skip)
+            if added is None:
+                norm = self.pile.sums.pop_norm()
+                if not math.isfinite(norm):
+                    self.pile.refuse(self.make_batch(examples), sources)
+                return norm
+            if len(examples) == 1:
+                raise ValueError(f"out of memory on one example alone ({sources[0]}, {num_tokens} tokens)")
+            if self.pile.sums.is_split:
+                raise ValueError(f"out of memory on {num_tokens} tokens at once; lower --data.token_budget")
+            self.most_tokens, skip = num_tokens // 2, skip | added
             torch.cuda.empty_cache()
             warnings.warn(
                 f"out of memory with {num_tokens} tokens at once: going on with {self.most_tokens}", stacklevel=2
@@ -92,8 +79,27 @@ class Accumulator:
         parts = [(examples[:half], sources[:half]), (examples[half:], sources[half:])]
         return math.hypot(*(self.add(*each, skip) for each in parts))
 
-    @contextmanager
-    def _collecting(self, batch: Batch, skip: Set[str]) -> "Iterator[set[str]]":
-        with ExitStack() as stack:
-            stack.enter_context(self.pile.running(batch))
-            yield stack.enter_context(self.pile.sums.collecting(skip, self._factors))
+    def _attempt(self, examples: Sequence[EncodedExample], sources: list[str], skip: Set[str]) -> set[str] | None:
+        """Runs some examples at once.
+
+        Returns:
+            None where it went well. Where memory ran out: the parameters whose gradient was added before; nothing of
+            the pass is counted, and nothing of it is held any more.
+        """
+        totals = self.pile.totals
+        before = replace(totals, objectives=list(totals.objectives))
+        added: set[str] = set()
+        try:
+            batch = self.make_batch(examples)
+            with self.pile.running(batch), self.pile.sums.collecting(skip, self._factors) as added, torch.enable_grad():
+                self.backward(
+                    self.pile.objective(
+                        batch, sources=sources, coefficient=self._coefficient, count=self._count,
+                        point=self._point if totals.objectives else None,
+                    )
+                )  # fmt: skip
+        except torch.OutOfMemoryError:
+            self.pile.totals = before
+            self.pile.sums.pop_norm()
+            return added
+        return None

@@ -101,8 +101,7 @@ class Assembly:
             indices = [index for index, part in enumerate(self.parts) if wanted in part.sums]
             if self._is_written(wanted) or not all(self.part_path(index).is_file() for index in indices):
                 continue
-            added, totals = self._add_up(indices)
-            yield wanted, self._write(wanted, added, totals, describe)
+            yield wanted, self._write(wanted, *self._add_up(indices), describe)
 
     def _add_up(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], PileTotals]:
         added: dict[str, Tensor] = {}
@@ -137,12 +136,10 @@ class Assembly:
         return vector
 
     def clean(self) -> None:
-        """Removes the parts, once everything is written."""
+        """Removes parts and partial sums, once everything is written; those of earlier plans, too."""
         if all(self._is_written(wanted) for wanted in self.sums):
-            for index in range(len(self.parts)):
-                self.part_path(index).unlink(missing_ok=True)
-            for path in (self.output_dir / "gradients").glob(".*.tmp.part*"):  # a run was killed while it wrote
-                path.unlink()
+            for path in (self.output_dir / "gradients").glob(".*.part*"):
+                path.unlink(missing_ok=True)
 
 
 def _vector_class(wanted: Wanted) -> Any:

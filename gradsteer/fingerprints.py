@@ -7,24 +7,41 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gradsteer.parallel import part, settle, whole
+from gradsteer.parallel import settle, shard, whole
 
 _State = tuple[tuple[int, int], ...]
+_ROUNDED: "WeakKeyDictionary[nn.Module, tuple[str, str]]" = WeakKeyDictionary()
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[_State, str]]" = WeakKeyDictionary()
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
-    """Hex digest of names, shapes and values; the values upcast to float32 (exact for bf16 and fp16).
+    """Hex digest of names, shapes and values, whatever precision holds them.
 
     Weights that are split over processes give the digest of the whole ones (collective).
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = whole(weights[name].detach())
+        tensor = _exact_float32(whole(weights[name].detach()))
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        upcast = tensor.to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-        digest.update(upcast.contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
+
+
+def _exact_float32(tensor: Tensor) -> Tensor:
+    """On the CPU in float32, or in float64 where float32 does not hold the values."""
+    if tensor.dtype != torch.float64:
+        return tensor.to("cpu", torch.float32)
+    tensor = tensor.cpu()
+    single = tensor.float()
+    return single if torch.equal(single.double(), tensor) else tensor
+
+
+def rounded_from(model: nn.Module, original: str) -> None:
+    """Notes that a model's present weights are rounded from those of another fingerprint, which it then goes by.
+
+    So a vector made in half precision belongs to the same model as one made in float32.
+    """
+    _ROUNDED[model] = (weights_digest(dict(model.named_parameters())), original)
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -37,7 +54,9 @@ def model_fingerprint(model: nn.Module) -> str:
     state = _state(model)
     known = _KNOWN.get(model)
     if known is None or known[0] != state:
-        _KNOWN[model] = (state, weights_digest(dict(model.named_parameters())))
+        digest = weights_digest(dict(model.named_parameters()))
+        rounded, original = _ROUNDED.get(model, ("", ""))
+        _KNOWN[model] = (state, original if digest == rounded else digest)
     return _KNOWN[model][1]
 
 
@@ -58,7 +77,7 @@ def restored(model: nn.Module, fingerprint: str, versions: Mapping[str, tuple[in
 def weight_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Where each parameter lies and how often it was written to."""
     # inference tensors keep no version counter; they are then digested once per storage
-    held = {name: part(parameter.detach()) for name, parameter in model.named_parameters()}
+    held = {name: shard(parameter.detach()) for name, parameter in model.named_parameters()}
     return {n: (p.data_ptr(), -1 if p.is_inference() else p._version) for n, p in held.items()}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradsteer.chat import ensure_chat_template
+from gradsteer.fingerprints import model_fingerprint, rounded_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,17 +94,22 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     check_model_path(name_or_path)
+    wanted = parse_dtype(dtype)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             name_or_path,
-            dtype=parse_dtype(dtype),
+            dtype="auto" if wanted.itemsize < 4 else wanted,
             revision=revision,
             trust_remote_code=trust_remote_code,
             **options,
         )
     except OSError as error:
         raise ValueError(_not_to_be_had("model", name_or_path, error)) from error
+    if any(parameter.dtype != wanted for parameter in model.parameters()):
+        original = model_fingerprint(model)  # of the checkpoint's own values
+        model.to(wanted)  # type: ignore[arg-type]
+        rounded_from(model, original)
     model.train(False)
     return model
 
@@ -161,9 +167,15 @@ def recorded_base(anchor: str) -> str | None:
     path = Path(anchor) / BASE_RECORD
     if not path.is_file():
         return None
-    recorded = str(json.loads(path.read_text(encoding="utf-8"))["base"])
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))["base"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f'{str(path)!r} is not of the form {{"base": DIR_OR_HUB_ID}}') from error
+    if not isinstance(recorded, str):
+        raise ValueError(f'{str(path)!r} is not of the form {{"base": DIR_OR_HUB_ID}}')
     beside = Path(os.path.normpath(Path(anchor) / recorded))
-    return str(beside) if beside.is_dir() else recorded
+    # a path is meant from the anchor's directory, never from wherever the command runs
+    return str(beside) if beside.is_dir() or recorded.startswith(".") else recorded
 
 
 def _not_to_be_had(what: str, name: str, error: OSError) -> str:

@@ -87,16 +87,21 @@ def plan_packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}; accepted: at least 1")
     packs: list[list[int]] = []
-    room: list[int] = []
+    size = 1 << max(0, len(lengths) - 1).bit_length()
+    room = [token_budget] * (2 * size)  # a tree: leaf `size + p` is pack p's, an inner node the most below it
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        fitting = next((number for number, free in enumerate(room) if free >= lengths[index]), None)
-        if fitting is None:
-            packs.append([index])
-            room.append(token_budget - lengths[index])
-        else:
-            packs[fitting].append(index)
-            room[fitting] -= lengths[index]
-    return [packs[number] for number in sorted(range(len(packs)), key=lambda number: (room[number], number))]
+        # a sequence that is too long goes to the first pack that is still empty
+        node, length = 1, min(lengths[index], token_budget)
+        while node < size:
+            node = 2 * node if room[2 * node] >= length else 2 * node + 1
+        if node - size == len(packs):
+            packs.append([])
+        packs[node - size].append(index)
+        room[node] -= lengths[index]
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
+    return [packs[number] for number in sorted(range(len(packs)), key=lambda number: (room[size + number], number))]
 
 
 @contextmanager

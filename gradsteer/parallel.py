@@ -1,6 +1,6 @@
 """Models whose weights are split over processes (FSDP2): the only file that knows of meshes and DTensors.
 
-A tensor is *whole* on one process, or a process holds a *part* of it. Every function here does nothing to a tensor or
+A tensor is *whole* on one process, or a process holds a *shard* of it. Every function here does nothing to a tensor or
 a model that is not split, so that its callers need not ask. Functions marked *collective* must be called by all
 processes alike.
 """
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def is_split(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of a tensor."""
+    """Whether this process holds only a shard of a tensor."""
     # a plain tensor is answered without importing torch.distributed
     if type(tensor) is Tensor or type(tensor) is nn.Parameter:
         return False
@@ -31,8 +31,8 @@ def is_split_model(model: nn.Module) -> bool:
     return any(is_split(parameter) for parameter in model.parameters())
 
 
-def part(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds, sharing its memory; the tensor itself where it is not split."""
+def shard(tensor: Tensor) -> Tensor:
+    """The shard of a tensor that this process holds, sharing its memory; the tensor itself where it is not split."""
     if not is_split(tensor):
         return tensor
     held: Tensor = tensor.to_local()  # type: ignore[attr-defined]
@@ -47,15 +47,15 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def part_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The part of a whole tensor (or of one that is split already) that belongs beside this process's part of `like`.
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The shard of a whole tensor (or of one that is split already) that belongs beside this process's shard of `like`.
 
     Args:
         tensor: of the shape of `like`.
         like: a parameter, split or not.
     """
     if not is_split(like) or is_split(tensor):
-        return part(tensor)
+        return shard(tensor)
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
@@ -64,11 +64,11 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return split.to_local()
 
 
-def whole_of_parts(held: Tensor, like: Tensor) -> Tensor:
+def whole_of_shards(held: Tensor, like: Tensor) -> Tensor:
     """Puts together what every process holds of a tensor that is split as `like` is (collective).
 
     Args:
-        held: this process's part.
+        held: this process's shard.
         like: a parameter, split or not.
     """
     if not is_split(like):
@@ -80,8 +80,8 @@ def whole_of_parts(held: Tensor, like: Tensor) -> Tensor:
     return split.full_tensor()
 
 
-def sum_over_parts(value: Tensor, like: Tensor) -> Tensor:
-    """Adds up a number that every process took over its part of a tensor split as `like` is (collective)."""
+def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:
+    """Adds up a number that every process took over its shard of a tensor split as `like` is (collective)."""
     if not is_split(like):
         return value
     import torch.distributed

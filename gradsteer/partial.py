@@ -23,18 +23,20 @@ class PartialSum:
         buffers: parameter name -> sum of gradients so far, not divided.
         totals: what was counted so far.
         next_batch: index of the first batch that is not in the sums.
+        layout: of how the work was cut into batches, to which `next_batch` belongs.
     """
 
     buffers: dict[str, Tensor]
     totals: PileTotals
     next_batch: int
+    layout: str = ""
 
     def save(self, path: Path, *, work_digest: str) -> None:
         """Writes the sums under a temporary name that is renamed when complete.
 
         Args:
             path: replaced where it exists.
-            work_digest: of everything that decides the sums: model, data, order, reduction, ranks.
+            work_digest: of everything that decides the sums: model, data, reduction, loss.
         """
         from safetensors.torch import save_file
 
@@ -43,6 +45,7 @@ class PartialSum:
             "kind": "partial",
             "work_digest": work_digest,
             "next_batch": str(self.next_batch),
+            "layout": self.layout,
             "totals": json.dumps(asdict(self.totals)),
         }
         tensors = {name: buffer.detach().cpu().contiguous() for name, buffer in self.buffers.items()}
@@ -68,7 +71,8 @@ class PartialSum:
         if header["work_digest"] != work_digest:
             raise ValueError(
                 f"{str(path)!r} holds partial sums of another configuration, data set or model "
-                f"({header['work_digest']}, this run is {work_digest}); to start afresh: --overwrite true"
+                f"({header['work_digest']}, this run is {work_digest}); delete that file to sum its part again, or "
+                "start afresh: --overwrite true"
             )
         return header
 
@@ -82,4 +86,5 @@ class PartialSum:
         from safetensors.torch import load_file
 
         header = cls.check(path, work_digest=work_digest)
-        return cls(load_file(str(path)), PileTotals(**json.loads(header["totals"])), int(header["next_batch"]))
+        totals = PileTotals(**json.loads(header["totals"]))
+        return cls(load_file(str(path)), totals, int(header["next_batch"]), header["layout"])

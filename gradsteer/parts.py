@@ -12,7 +12,7 @@ from gradsteer.chat import EncodedExample
 from gradsteer.piles import Pile
 
 FISHER = "fisher"
-Content = tuple[tuple[int, ...], tuple[int, ...]]
+Content = tuple[tuple[int, ...], tuple[int, ...], str]
 Key = tuple[Content, int]  # an example, and whether it is the first such of its pile, the second, ...
 
 
@@ -95,7 +95,7 @@ def plan_parts(piles: Sequence[Pile], *, halves: bool = False, fisher: str | Non
     for pile in piles:
         seen: Counter[Content] = Counter()
         for index, example in enumerate(pile.examples):
-            content = (tuple(example.input_ids), tuple(example.labels))
+            content = (tuple(example.input_ids), tuple(example.labels), pile.prompts[index])
             key = (content, seen[content])
             seen[content] += 1
             found.setdefault(key, (pile, index))

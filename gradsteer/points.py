@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradsteer.fingerprints import weights_digest
 from gradsteer.gradients import Batch, PileGradient
-from gradsteer.parallel import part, part_like, settle, sum_over_parts
+from gradsteer.parallel import settle, shard, shard_like, sum_over_shards
 from gradsteer.steering import rewritten
 from gradsteer.vectors import ParameterVector
 
@@ -40,7 +40,7 @@ class Points(Protocol):
 
         Yields:
             What the gradients at the point are multiplied by, element by element: parameter name -> tensor that
-            broadcasts to the parameter, or to this process's part of it. A parameter without one, or None: by 1.
+            broadcasts to the parameter, or to this process's shard of it. A parameter without one, or None: by 1.
 
         Raises:
             ValueError: names or shapes do not fit the model.
@@ -161,7 +161,7 @@ class StraightPath:
         parameters, t = dict(model.named_parameters()), self.nodes[index]
 
         def move(name: str, anchor: Tensor) -> Tensor:
-            base = part_like(self.base[name].detach(), parameters[name]).to(anchor)
+            base = shard_like(self.base[name].detach(), parameters[name]).to(anchor)
             return torch.lerp(base, anchor, t) if t > 0 else base
 
         with rewritten(model, self.base, move):
@@ -172,16 +172,16 @@ class StraightPath:
 
         Args:
             model: with the anchor's weights.
-            sums: parameter name -> sum, this process's part.
+            sums: parameter name -> sum, this process's shard.
         """
         settle(model)
         parameters = dict(model.named_parameters())
         total = torch.zeros((), dtype=torch.float64)
         for name in (name for name in sums if name in self.base):  # in an order that is the same in every run
-            anchor = part(parameters[name].detach()).double()
-            moved = anchor - part_like(self.base[name].detach(), parameters[name]).to(anchor)
-            total += (moved * sums[name].double()).sum().cpu()
-        return float(sum_over_parts(total, next(iter(parameters.values()))))
+            anchor = shard(parameters[name].detach()).to(sums[name].dtype)
+            moved = anchor - shard_like(self.base[name].detach(), parameters[name]).to(anchor)
+            total += moved.mul_(sums[name]).sum(dtype=torch.float64).cpu()
+        return float(sum_over_shards(total, next(iter(parameters.values()))))
 
     def counts(self, index: int) -> bool:
         """At the anchor, the last point."""
@@ -273,7 +273,7 @@ class RandomMasks:
         masks = {name: self._mask_like(parameters[name], index, name) for name in self.names}
 
         def mask(name: str, value: Tensor) -> Tensor:
-            origin = 0.0 if self.origin is None else part_like(self.origin[name].detach(), parameters[name]).to(value)
+            origin = 0.0 if self.origin is None else shard_like(self.origin[name].detach(), parameters[name]).to(value)
             return torch.where(masks[name], value, origin)
 
         # without dimensions it takes the gradient's dtype, and may stay on the CPU
@@ -291,7 +291,7 @@ class RandomMasks:
         return kept[(..., *[None] * (len(shape) - drawn))].expand(tuple(shape))
 
     def _mask_like(self, parameter: Tensor, index: int, name: str) -> Tensor:
-        return part_like(self.mask(index, name, parameter.shape).to(parameter.device), parameter)
+        return shard_like(self.mask(index, name, parameter.shape).to(parameter.device), parameter)
 
     def counts(self, index: int) -> bool:
         """At the first draw: the mean loss that is reported is that of its masked weights, not of the anchor's."""

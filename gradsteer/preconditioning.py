@@ -5,6 +5,7 @@ nothing of training, and of files no more than `gradsteer.vectors` does.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,29 @@ class SecondMoment(ParameterVector):
     """
 
     kind = "second_moment"
+
+    @classmethod
+    def check_covers(cls, path: str, model: nn.Module, names: Sequence[str], fingerprint: str) -> None:
+        """Checks a file against the model and parameters that it is for, without reading its tensors.
+
+        Raises:
+            ValueError: it lacks one of the parameters, has another shape, or was made on another model.
+        """
+        from safetensors import safe_open
+
+        header = cls.read_header(path)
+        made_on = header.get("model_fingerprint", fingerprint)
+        if made_on != fingerprint:
+            raise ValueError(f"{path!r} was made on a model with fingerprint {made_on}, this one has {fingerprint}")
+        parameters = dict(model.named_parameters())
+        with safe_open(path, framework="pt") as opened:
+            found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        for name in names:
+            if found.get(name) != tuple(parameters[name].shape):
+                raise ValueError(
+                    f"{path!r} has {found.get(name, 'nothing')} for {name!r}, the model has "
+                    f"{tuple(parameters[name].shape)}; accepted: a second moment of all parameters that are attributed"
+                )
 
 
 def precondition(

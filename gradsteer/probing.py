@@ -59,6 +59,16 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
     return None if difference <= tolerance else f"packs differ from padded batches by {difference:.1e}"
 
 
+@torch.no_grad()
+def is_random(model: Any, examples: Sequence[EncodedExample]) -> bool:
+    """Whether a model's losses on the last tokens of a few examples change from one run to the next (dropout)."""
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) for key, value in collate([_shortened(e) for e in examples[:3]], 0).items()}
+    first, *others = (example_losses(model, batch)[0] for _ in range(4))
+    tolerance = _TOLERANCE.get(next(model.parameters()).dtype, _HALF_TOLERANCE)
+    return any(not torch.allclose(other, first, rtol=tolerance, atol=tolerance) for other in others)
+
+
 def _shortened(example: EncodedExample) -> EncodedExample:
     """The end of an example, where its labels are; as short as a probe needs."""
     labels = [-100, *example.labels[-_PROBE_TOKENS:][1:]]

@@ -2,7 +2,7 @@
 
 `steered` and `reweighted` are context managers. ``theta + aV - aV`` is not ``theta`` in floating point, so the
 original bytes are kept and copied back; every value is computed from the originals, never from what an earlier
-edit left. Of a model that is split over processes each process edits the part that it holds. Sign convention: positive
+edit left. Of a model that is split over processes each process edits the shard that it holds. Sign convention: positive
 alpha raises the PLUS pile's loss and reduces its behavior.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsteer.fingerprints import model_fingerprint, restored, weight_versions
-from gradsteer.parallel import is_split_model, part, part_like, settle, sum_over_parts
+from gradsteer.parallel import is_split_model, settle, shard, shard_like, sum_over_shards
 from gradsteer.vectors import ParameterVector
 
 
@@ -97,7 +97,7 @@ def steered(
             )
     settle(model)
     parameters = dict(model.named_parameters())
-    parts = {name: part_like(tensor, parameters[name]) for name, tensor in vector.items()}
+    parts = {name: shard_like(tensor, parameters[name]) for name, tensor in vector.items()}
 
     def add(name: str, value: Tensor) -> Tensor:
         return torch.add(value, parts[name].to(value), alpha=alpha)
@@ -120,7 +120,7 @@ def reweighted(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
     ParameterVector(weights).check_fits(model)
     settle(model)
     parameters = dict(model.named_parameters())
-    with rewritten(model, weights, lambda name, value: part_like(weights[name], parameters[name]).to(value)):
+    with rewritten(model, weights, lambda name, value: shard_like(weights[name], parameters[name]).to(value)):
         yield
 
 
@@ -133,7 +133,7 @@ def rewritten(model: nn.Module, names: Collection[str], change: Change) -> Itera
         names: of the parameters to change.
         change: (name, value) -> new value, of the value's shape; float32, or float64 for a float64 model. Called
             again where edits are nested, so it must give the same each time. Of a model that is split over processes
-            both are this process's part.
+            both are this process's shard.
     """
     with _edited(model, _Step(names, change)):
         yield
@@ -161,7 +161,7 @@ def _edited(model: nn.Module, step: _Step) -> Iterator[None]:
 
 def _parts(model: nn.Module) -> dict[str, Tensor]:
     """What this process holds of every parameter, sharing its memory."""
-    return {name: part(parameter.detach()) for name, parameter in model.named_parameters()}
+    return {name: shard(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
 def _leave(model: nn.Module, edited: _Edited, step: _Step) -> None:
@@ -214,7 +214,7 @@ def _measure(model: nn.Module) -> AppliedStep:
     for name, parameter in parameters.items():
         sums[3] += torch.linalg.vector_norm(edited.originals.get(name, parameter), dtype=torch.float64).square().cpu()
     if is_split_model(model):
-        sums = sum_over_parts(sums, next(model.parameters()))
+        sums = sum_over_shards(sums, next(model.parameters()))
     along, error, intended_squares, theta_squares = sums.tolist()
     relative = math.copysign(math.sqrt(intended_squares / theta_squares), step.alpha) if theta_squares else 0.0
     if intended_squares == 0:

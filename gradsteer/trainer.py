@@ -34,7 +34,7 @@ class GradsteerTrainer(L.Trainer):
     def attribute(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Takes the pile-average gradient of every pile and contrasts piles into steering vectors."""
         accepted = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
-        if not isinstance(self.strategy, accepted):
+        if type(self.strategy) not in accepted:  # subclasses may split weights in their own way
             raise ValueError(
                 f"attribute cannot use {type(self.strategy).__name__}; accepted: one device, ddp, and FSDP2 by "
                 "ModelParallelStrategy (--config configs/strategy/fsdp.yaml)"

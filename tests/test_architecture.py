@@ -10,8 +10,8 @@ CORE = {
     "accumulation", "assembly", "batching", "chat", "conditions", "controls", "diff", "figures", "fingerprints",
     "formats", "generation", "gradients", "judges", "layers", "losses", "memory", "metrics", "models", "packing",
     "parallel", "partial", "parts", "percentiles", "piles", "points", "preconditioning", "probing", "provenance",
-    "records", "reductions", "reports", "segments", "selection", "statistics", "steering", "transforms", "turns",
-    "vectors", "version",
+    "records", "reductions", "reports", "segments", "selection", "statistics", "sums", "steering", "transforms",
+    "turns", "vectors", "version",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

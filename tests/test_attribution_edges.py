@@ -1,5 +1,7 @@
 """Attribution where something is unusual: settings without effect, replaced results, runs that break off or are cut."""
 
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
@@ -7,16 +9,23 @@ from road import run
 from safetensors.torch import load_file, save_file
 from test_attribution_module import trainer_of
 from test_attribution_options import encoded, gradient, line, masked, models, piles, refused  # noqa: F401 (fixtures)
-from test_gradients import relative_error
+from test_gradients import autograd_oracle, relative_error
 
 from gradsteer.callbacks.vectors import VectorWriter
 from gradsteer.data.piles import PileDataModule
 from gradsteer.diff import named_weights
 from gradsteer.fingerprints import weights_digest
-from gradsteer.models import load_causal_lm, load_tokenizer
+from gradsteer.models import load_causal_lm, load_tokenizer, recorded_base
 from gradsteer.modules.attribution import AttributionModule
 from gradsteer.modules.options import PointOptions
+from gradsteer.partial import PartialSum
+from gradsteer.steering import steered
 from gradsteer.vectors import PileAverage, SteeringVector
+
+
+@pytest.fixture
+def plain_gradient(models, encoded):  # noqa: F811
+    return autograd_oracle(models["anchor"], encoded["x"], "example")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,7 @@ def test_other_settings_without_effect(experiment):
 def test_one_draw_from_the_base(line, models, encoded, tmp_path):  # noqa: F811
     run(*line(tmp_path, "--model.mask_draws", 1))
     names = list(named_weights(models["anchor"]))
-    expected = masked(models["anchor"], models["base"], encoded["x"], 1, 0.5, 0, "entries", names)
+    expected = masked(models["anchor"], named_weights(models["base"]), encoded["x"], 1, 0.5, 0, "entries", names)
     assert relative_error(gradient(tmp_path), expected) < 1e-6
 
 
@@ -61,6 +70,69 @@ def test_overwriting_replaces_sums_of_several_parts_and_leaves_no_halves(line, t
     assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(path).items())
     run(*line(tmp_path, "--overwrite", "true"))
     assert list((tmp_path / "gradients" / "halves").iterdir()) == []
+
+
+def test_another_token_budget_keeps_what_is_finished_and_sums_the_rest_anew(line, tmp_path, capsys):  # noqa: F811
+    """It is the remedy for running out of memory: it must not cost what is there."""
+    run(*line(tmp_path, "--data.halves", "true"))
+    record = tmp_path / "stages" / "attribute.json"
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    kept = tmp_path / "gradients" / "x.safetensors"
+    stamp = kept.stat().st_mtime_ns
+    (tmp_path / "gradients" / "y.safetensors").unlink()
+    partial = tmp_path / "gradients" / ".y-1.2.rank0.1.partial"
+    header = PileAverage.read_header(kept)
+    run(*line(tmp_path, "--data.halves", "true", "--data.token_budget", 60))
+    assert kept.stat().st_mtime_ns == stamp
+    assert PileAverage.read_header(kept) == header
+    assert (tmp_path / "gradients" / "y.safetensors").is_file()
+    assert not partial.exists()
+
+
+def test_partial_sums_of_other_batches_are_summed_anew(line, tmp_path, monkeypatch, plain_gradient):  # noqa: F811
+    with pytest.MonkeyPatch.context() as patch:
+        save = PartialSum.save
+
+        def then_break(self, path, *, work_digest):
+            save(self, path, work_digest=work_digest)
+            raise KeyboardInterrupt
+
+        patch.setattr(PartialSum, "save", then_break)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(*line(tmp_path, "--partial_sums.every_minutes", 0))
+    assert len(list((tmp_path / "gradients").glob(".*.partial"))) == 1
+    run(*line(tmp_path, "--partial_sums.every_minutes", 0, "--data.token_budget", 50))
+    assert relative_error(gradient(tmp_path), plain_gradient) < 1e-6
+    assert list((tmp_path / "gradients").glob(".*")) == []
+
+
+def test_a_vector_made_in_half_precision_belongs_to_the_same_model(experiment, line, tmp_path):  # noqa: F811
+    run(*line(tmp_path, "--model.dtype", "bfloat16"))
+    vector = SteeringVector.load(tmp_path / "vectors" / "v.safetensors")
+    for dtype in ("float32", "bfloat16", "float64"):
+        with steered(load_causal_lm(str(experiment / "anchor"), dtype=dtype), vector, 0.1):
+            pass
+    changed = load_causal_lm(str(experiment / "anchor"), dtype="bfloat16")
+    with torch.no_grad():
+        next(changed.parameters()).mul_(2)
+    with pytest.raises(ValueError, match="was made on a model with fingerprint"), steered(changed, vector, 0.1):
+        pass
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"base": null}'])
+def test_a_record_of_the_base_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "gradsteer.json").write_text(text)
+    with pytest.raises(ValueError, match="is not of the form"):
+        recorded_base(str(tmp_path))
+
+
+def test_a_recorded_path_is_meant_from_the_anchor(tmp_path, monkeypatch):
+    (tmp_path / "here" / "anchor").mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # where ../base would be another directory
+    (tmp_path / "here" / "anchor" / "gradsteer.json").write_text('{"base": "../base"}')
+    assert recorded_base("anchor") == "base"
+    assert not Path("base").exists()
 
 
 class Break(L.Callback):

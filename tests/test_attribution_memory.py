@@ -1,14 +1,20 @@
 """Gradient checkpointing and running out of memory: other ways to the same gradients."""
 
+import weakref
+
 import pytest
 import torch
+from conftest import ragged_examples, tiny_llama
 from road import QUIET
 from test_attribution_module import Averages
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
 
 from gradsteer.__main__ import main
+from gradsteer.accumulation import Accumulator
 from gradsteer.data.piles import PileDataModule
+from gradsteer.gradients import PileGradient
 from gradsteer.modules.attribution import AttributionModule
+from gradsteer.packing import Pack
 from gradsteer.trainer import GradsteerTrainer
 from gradsteer.vectors import PileAverage
 
@@ -49,10 +55,10 @@ def test_gradient_checkpointing_is_active_and_gives_the_same_gradients(experimen
     options = {"packing": packing, "gradient_checkpointing": True}
     ours = attribute(experiment / "anchor", inputs / "chat.jsonl", prepare=watch, **options)
     assert_same(ours, whole)
-    recomputed, calls[:] = len(calls), []
+    recomputed, calls[:] = sum(calls), []
     attribute(experiment / "anchor", inputs / "chat.jsonl", prepare=watch, packing=packing)
-    assert len(calls) > 0
-    assert recomputed == 2 * len(calls)  # every layer runs once more, in the backward pass
+    assert sum(calls) > 0
+    assert recomputed == 2 * sum(calls)  # every layer runs once more, in the backward pass
 
 
 def test_gradient_checkpointing_is_refused_where_dropout_would_be_active(experiment, inputs, tmp_path):
@@ -111,3 +117,84 @@ def test_the_flag_reaches_the_command_line(experiment, inputs, tmp_path, whole):
     words += ["--model.gradient_checkpointing", "true", "--output_dir", tmp_path]
     assert main([*map(str, words), *QUIET]) == 0
     assert_same(PileAverage.load(tmp_path / "gradients" / "x.safetensors"), whole)
+
+
+def test_gradient_checkpointing_is_refused_where_a_hidden_dropout_would_be_active(experiment, inputs, tmp_path):
+    """OPT keeps its dropout as a number, where no search by name finds it."""
+    tokenizer = AutoTokenizer.from_pretrained(experiment / "anchor")
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, word_embed_proj_dim=16, dropout=0.2, attention_dropout=0.0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "opt")
+    tokenizer.save_pretrained(tmp_path / "opt")
+    with pytest.raises(ValueError, match="gives other losses each time: the gradient would be random"):
+        attribute(tmp_path / "opt", inputs / "chat.jsonl", gradient_checkpointing=True)
+
+
+@pytest.fixture
+def accumulator():
+    model = tiny_llama(dtype=torch.float32)
+    return Accumulator(PileGradient(model, reduction="sum"), Pack.of)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_where_memory_does_not_suffice_to_find_it(accumulator, monkeypatch):
+    pile, examples = accumulator.pile, ragged_examples(4)
+    weight = pile.model.model.layers[0].mlp.up_proj.weight
+    handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    def full(*_args, **_kwargs):
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(ValueError, match="the gradient of the batch that starts with example a is not finite"):
+        accumulator.add(examples, ["a", "b", "c", "d"])
+    handle.remove()
+    with pytest.raises(ValueError, match="hold a gradient that was refused"):
+        pile.average()
+
+
+def test_a_parameter_whose_hook_ran_out_of_memory_is_added_again(accumulator, monkeypatch):
+    pile, examples = accumulator.pile, ragged_examples(4)
+    name = "model.layers.0.mlp.up_proj.weight"
+    failing, norm = [True], torch.linalg.vector_norm
+
+    def vector_norm(tensor, **options):
+        if failing and tensor.shape == pile.sums.buffers[name].shape:
+            failing.clear()
+            raise torch.OutOfMemoryError("simulated")
+        return norm(tensor, **options)
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", vector_norm)
+    with pytest.warns(UserWarning, match="out of memory"):
+        accumulator.add(examples, list("abcd"))
+    plain = PileGradient(tiny_llama(dtype=torch.float32), reduction="sum")
+    plain.add(Pack.of(examples))
+    for key, expected in plain.average().items():
+        torch.testing.assert_close(pile.average()[key], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_that_broke_off_is_not_held_while_its_halves_run(accumulator):
+    pile, alive, objective = accumulator.pile, [], PileGradient.objective
+    made = []
+
+    def noting(*args, **options):
+        alive.append(sum(reference() is not None for reference in made))
+        result = objective(pile, *args, **options)
+        made.append(weakref.ref(result))
+        return result
+
+    pile.objective = noting
+    ran = []
+
+    def backward(tensor):
+        ran.append(1)
+        if len(ran) == 1:
+            raise torch.OutOfMemoryError("simulated")
+        tensor.backward()
+
+    accumulator.backward = backward
+    with pytest.warns(UserWarning, match="out of memory"):
+        accumulator.add(ragged_examples(4), list("abcd"))
+    assert len(alive) >= 3
+    assert not any(alive)

@@ -308,13 +308,13 @@ def test_fit_asks_for_a_base_or_a_config(experiment, tmp_path, capsys):
     assert "fit needs training data: --data.train" in refusal(capsys, *line(experiment, "fit", tmp_path))
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "bf16-true"])
 def test_scaled_losses_are_refused_for_attribute(experiment, precision):
     from gradsteer.modules.attribution import AttributionModule
 
     module = AttributionModule(str(experiment / "anchor"), packing="off")
     module._trainer = SimpleNamespace(precision=precision)  # a Trainer on a CPU takes neither
-    with pytest.raises(ValueError, match=f"--trainer.precision {precision} scales the loss"):
+    with pytest.raises(ValueError, match=f"--trainer.precision {precision}; accepted: 32-true and bf16-mixed"):
         module.on_test_start()
 
 

@@ -32,12 +32,12 @@ from gradsteer.modules.attribution import AttributionModule
 from gradsteer.parallel import (
     is_split,
     is_split_model,
-    part,
-    part_like,
+    shard,
+    shard_like,
     split_model,
-    sum_over_parts,
+    sum_over_shards,
     whole,
-    whole_of_parts,
+    whole_of_shards,
 )
 from gradsteer.piles import PileFilter
 from gradsteer.steering import reweighted, steered
@@ -108,7 +108,7 @@ def attribution(name):
             parameter = module.model.get_parameter(key)
             assert is_split(parameter)
             assert parameter.grad is None
-            assert torch.equal(part(parameter.detach()), part_like(weight.detach(), parameter))
+            assert torch.equal(shard(parameter.detach()), shard_like(weight.detach(), parameter))
 
     return check
 
@@ -140,7 +140,7 @@ def assert_same_weights(model, split):
 
 
 def bytes_held(split):
-    return [part(parameter.detach()).clone().view(torch.uint8) for parameter in split.parameters()]
+    return [shard(parameter.detach()).clone().view(torch.uint8) for parameter in split.parameters()]
 
 
 def pair_of(rank, **options):
@@ -149,7 +149,7 @@ def pair_of(rank, **options):
 
     model, split = odd_llama(**options), odd_llama(**options)
     split_model(split, init_device_mesh("cpu", (2,)))
-    assert len(part(split.model.embed_tokens.weight)) == 31 - rank
+    assert len(shard(split.model.embed_tokens.weight)) == 31 - rank
     return model, split
 
 
@@ -210,20 +210,20 @@ def parts_and_wholes(directory, spec):
     """The functions of `gradsteer.parallel` on tensors of unequal and of empty parts."""
     model, split = pair_of(spec["rank"], tied=False, intermediate=1)
     pairs = list(zip(model.parameters(), split.parameters(), strict=True))
-    empty = [part(ours) for _, ours in pairs if len(ours) == 1 and spec["rank"] == 1]
+    empty = [shard(ours) for _, ours in pairs if len(ours) == 1 and spec["rank"] == 1]
     assert all(held.numel() == 0 for held in empty)
     assert len(empty) == (4 if spec["rank"] == 1 else 0)  # up and gate of two layers
     for theirs, ours in pairs:
         assert is_split(ours)
         assert torch.equal(whole(ours), theirs)
-        assert torch.equal(part_like(theirs, ours), part(ours))
-        assert torch.equal(part_like(ours, ours), part(ours))
-        doubled = whole_of_parts(2 * part(ours.detach()).double(), ours)
+        assert torch.equal(shard_like(theirs, ours), shard(ours))
+        assert torch.equal(shard_like(ours, ours), shard(ours))
+        doubled = whole_of_shards(2 * shard(ours.detach()).double(), ours)
         assert torch.equal(doubled, 2 * theirs.detach().double())
         assert doubled.stride() == theirs.stride()
-        value = part(ours.detach()).double().square().sum()
+        value = shard(ours.detach()).double().square().sum()
         kept = value.clone()
-        assert float(sum_over_parts(value, ours)) == pytest.approx(
+        assert float(sum_over_shards(value, ours)) == pytest.approx(
             float(theirs.detach().double().square().sum()), rel=1e-12
         )
         assert torch.equal(value, kept), "the caller's number stays"

@@ -5,8 +5,9 @@ from torch.nn import functional
 
 from gradsteer.chat import EncodedExample, collate
 from gradsteer.fingerprints import weights_digest
-from gradsteer.gradients import GradientSum, PileGradient
+from gradsteer.gradients import PileGradient
 from gradsteer.reductions import example_weights
+from gradsteer.sums import GradientSum
 
 ROUNDING = 2e-7  # transformers' RMSNorm computes in float32 even in a float64 model
 

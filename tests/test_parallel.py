@@ -33,11 +33,11 @@ class Mesh:
 def test_a_whole_tensor_is_given_back(kind):
     tensor, like = kind(torch.rand(3, 2)), nn.Parameter(torch.rand(3, 2))
     assert not parallel.is_split(tensor)
-    assert parallel.part(tensor) is tensor
+    assert parallel.shard(tensor) is tensor
     assert parallel.whole(tensor) is tensor
-    assert parallel.part_like(tensor, like) is tensor
-    assert parallel.whole_of_parts(tensor, like) is tensor
-    assert parallel.sum_over_parts(tensor, like) is tensor
+    assert parallel.shard_like(tensor, like) is tensor
+    assert parallel.whole_of_shards(tensor, like) is tensor
+    assert parallel.sum_over_shards(tensor, like) is tensor
 
 
 def test_a_whole_model_is_left_alone(llama):

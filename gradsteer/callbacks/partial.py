@@ -42,8 +42,8 @@ class PartialSums(L.Callback):
         assembly: Assembly = pl_module.assembly(self.output_dir)
         saved = self._files(trainer, assembly, dataloader_idx)
         if self.overwrite:
-            for path in saved.values():
-                path.unlink()
+            for path in saved.values() if not trainer.fast_dev_run else ():  # type: ignore[attr-defined]
+                path.unlink(missing_ok=True)
             return
         name = assembly.parts[dataloader_idx].name
         # all ranks or none: those that compute meet in a reduction
@@ -51,6 +51,11 @@ class PartialSums(L.Callback):
             rank_zero_info(f"\n{name}: finished already, not computed again")
             pl_module.skip()
             return
+        for number, path in list(saved.items()):
+            header = PartialSum.check(path, work_digest=assembly.digests[dataloader_idx])
+            if header["layout"] != pl_module.layouts[dataloader_idx]:
+                rank_zero_info(f"\n{name}: its partial sums are of other batches or processes; it is summed anew")
+                saved.pop(number).unlink()
         # each batch is a meeting of all ranks where the weights are split: they have to go on from the same one
         numbers = in_common(saved) if is_split_model(pl_module.model) else set(saved)
         if numbers:
@@ -69,14 +74,16 @@ class PartialSums(L.Callback):
     ) -> None:
         """Saves where it is time; a finished part needs no partial sums any more."""
         del batch
-        if outputs["skipped"] and not outputs["is_last"]:
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if dry or (outputs["skipped"] and not outputs["is_last"]):
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
         due, split = time.monotonic() - self._saved >= self.every_seconds, is_split_model(pl_module.model)
         if outputs["is_last"]:
             trainer.strategy.barrier()  # rank 0 has written the sum by now
         elif trainer.strategy.reduce_boolean_decision(due, all=False) if split else due:
-            left = pl_module.partial_sum(batch_idx + 1)
+            left: PartialSum = pl_module.partial_sum(batch_idx + 1)
+            left.layout = pl_module.layouts[dataloader_idx]
             path = self._folder / f"{self._stem(trainer, assembly, dataloader_idx)}.{batch_idx + 1}.partial"
             left.save(path, work_digest=assembly.digests[dataloader_idx])
             self._saved = time.monotonic()
@@ -86,7 +93,7 @@ class PartialSums(L.Callback):
             return
         for number, path in self._files(trainer, assembly, dataloader_idx).items():
             if outputs["is_last"] or number != batch_idx + 1:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     @property
     def _folder(self) -> Path:

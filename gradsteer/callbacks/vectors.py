@@ -80,22 +80,26 @@ class VectorWriter(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before the first batch: removes what an earlier run left, where told to start afresh."""
-        del batch, pl_module
-        if not self.overwrite or batch_idx + dataloader_idx > 0:
+        """Before the first batch: refuses a second moment that does not fit; removes what lies there where told to."""
+        del batch
+        if batch_idx + dataloader_idx > 0:
+            return
+        if self.precondition not in (None, FISHER):
+            SecondMoment.check_covers(str(self.precondition), pl_module.model, pl_module.covered, pl_module.fingerprint)
+        if not self.overwrite:
             return
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            patterns = ("gradients/*.safetensors", "gradients/halves/*.safetensors", "gradients/.*.part*")
+            patterns = (
+                "gradients/*.safetensors",
+                "gradients/halves/*.safetensors",
+                "gradients/.*.part*",
+                "vectors/*.safetensors",
+            )
             for path in [path for pattern in patterns for path in self.output_dir.glob(pattern)]:
-                path.unlink()
+                if path.name != f"{DELTA}.safetensors":  # steer's
+                    path.unlink(missing_ok=True)
             (self.output_dir / "second_moments" / f"{FISHER}.safetensors").unlink(missing_ok=True)
         trainer.strategy.barrier()
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuses a second moment of another architecture before anything is computed."""
-        del trainer
-        if self.precondition not in (None, FISHER):
-            SecondMoment.load(str(self.precondition)).check_fits(pl_module.model)
 
     def on_test_batch_end(
         self,

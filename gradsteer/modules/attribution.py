@@ -14,7 +14,6 @@ from gradsteer.diff import named_weights
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.gradients import Batch, PileGradient
 from gradsteer.losses import Reference
-from gradsteer.memory import activation_bytes_per_token, plan_memory
 from gradsteer.models import (
     check_model_path,
     checkpoint_activations,
@@ -24,17 +23,20 @@ from gradsteer.models import (
     train_without_dropout,
 )
 from gradsteer.modules.options import PointOptions, choose_base, refuse_unused
+from gradsteer.modules.planning import attribution_plan
 from gradsteer.modules.summing import SummingModule
 from gradsteer.packing import Pack
 from gradsteer.parallel import is_split_model, load_split
 from gradsteer.parts import Wanted
-from gradsteer.probing import why_not_packs
+from gradsteer.probing import is_random, why_not_packs
 from gradsteer.provenance import provenance
 from gradsteer.records import text_digest
 from gradsteer.selection import select_parameters
 
 # logits at a time in the chunked head: 128 MB of float32
 _HEAD_ENTRIES = 1 << 25
+# to be raised with every change of what is summed: partial and finished sums of other versions are not mixed with it
+SUMMING_VERSION = 1
 
 
 class AttributionModule(SummingModule):
@@ -108,6 +110,7 @@ class AttributionModule(SummingModule):
         compared = loss == "kl" and reference is None
         self.base = choose_base(base, model_name_or_path, needed=self.options.need_base or compared)
         self.reference = self.base if compared else reference
+        self._named = (base, reference)
         if self.reference is not None:
             check_model_path(self.reference)
         self.gradient_checkpointing = gradient_checkpointing
@@ -129,6 +132,8 @@ class AttributionModule(SummingModule):
         if self.model is not None:
             return
         self.model = self._load(self.model_name_or_path)
+        if self.base is not None:
+            rank_zero_info(f"base model: {self.base}")
         if self.loss == "kl":
             self.reference_model = self._load(str(self.reference)).requires_grad_(False)
             ours, theirs = (m.config.get_text_config().vocab_size for m in (self.model, self.reference_model))
@@ -136,8 +141,9 @@ class AttributionModule(SummingModule):
                 raise ValueError(f"the reference has a vocabulary of {theirs} words, the model one of {ours}")
 
     def _load(self, name: str) -> Any:
-        # a revision is the anchor's own
-        loading = self.loading if name == self.model_name_or_path else {**self.loading, "revision": None}
+        loading = dict(self.loading)
+        if name != self.model_name_or_path:  # a revision is the anchor's own, and so is trust in its author's code
+            loading = {"revision": None, "trust_remote_code": loading["trust_remote_code"] and name in self._named}
 
         def load() -> Any:
             return load_causal_lm(name, dtype=self.dtype_name, attn_implementation=self.attn_implementation, **loading)
@@ -151,10 +157,10 @@ class AttributionModule(SummingModule):
         """Refuses settings under which the gradient would be wrong; fingerprint, points, packs and memory plan."""
         if torch.is_inference_mode_enabled():
             raise ValueError("attribute needs gradients: the Trainer must have inference_mode=False")
-        if "16" in str(self.trainer.precision) and "bf16" not in str(self.trainer.precision):
+        if str(self.trainer.precision) not in ("32-true", "bf16-mixed"):
             raise ValueError(
-                f"--trainer.precision {self.trainer.precision} scales the loss; nothing would unscale the gradients; "
-                "accepted: 32-true, bf16-mixed, bf16-true, 64-true"
+                f"--trainer.precision {self.trainer.precision}; accepted: 32-true and bf16-mixed (16-mixed scales the "
+                "loss, and nothing would unscale the gradients; for other weights: --model.dtype)"
             )
         if self._datamodule().fisher is not None and is_split_model(self.model):
             raise ValueError("data.fisher squares each example's own gradient, which FSDP2 has summed over processes")
@@ -163,16 +169,22 @@ class AttributionModule(SummingModule):
             raise ValueError("trainer.limit_test_batches would leave out a part of every pile; accepted: 1.0")
         self._chosen = select_parameters(dict(self.model.named_parameters()), self.parameter_rules)
         self.fingerprint = model_fingerprint(self.model)
+        examples = [example for part in self.parts for example in part.examples[:2]]
+        if self.gradient_checkpointing and not is_split_model(self.model) and is_random(self.model, examples):
+            raise ValueError(
+                f"--model.gradient_checkpointing needs train mode, in which {type(self.model).__name__} gives other "
+                "losses each time: the gradient would be random; set the dropouts of its config to 0"
+            )
         if self.reference_model is not None:  # once: on one process alone it would wait for the others
             self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
         if self.options.need_base:
-            rank_zero_info(f"base model: {self.base}")
             self._base_weights = named_weights(self._load(str(self.base)))
         self.points = self.options.make(self._base_weights, self._chosen)
         if self.packing == "auto":
             self._choose_packs()
         self._plan_memory()
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
+        self.layouts = [self._layout(index) for index in range(len(self.parts))]
 
     def _choose_packs(self) -> None:
         """Packs where a check on examples of all piles says that they change nothing; says so where not."""
@@ -192,34 +204,22 @@ class AttributionModule(SummingModule):
 
     def _plan_memory(self) -> None:
         """Says what the run will hold, against what the device has, before anything is computed."""
-        examples = [example for part in self.parts for example in part.examples]
-        budget = max(self._datamodule().budget(), *(len(example.input_ids) for example in examples))
-        shards = self.trainer.world_size if is_split_model(self.model) else 1
-        with self.trainer.precision_plugin.forward_context():
-            activations = activation_bytes_per_token(
-                self.model, examples[:100], parameters=self._chosen, packs=self._packs
-            )
-        plan = plan_memory(
+        plan = attribution_plan(
             self.model,
+            [example for part in self.parts for example in part.examples],
             parameters=self._chosen,
-            token_budget=budget,
-            labelled_tokens=min(budget, sum(example.num_target_tokens for example in examples)),
+            token_budget=self._datamodule().budget(),
             head_chunk=self._head_chunk,
-            activation_bytes_per_token=activations,
-            other_bytes=self._other_bytes(shards),
-            shards=shards,
             packs=self._packs,
+            shards=self.trainer.world_size if is_split_model(self.model) else 1,
+            forward=self.trainer.precision_plugin.forward_context(),
+            mixed="mixed" in str(self.trainer.precision),
+            has_reference=self.reference_model is not None,
+            options=self.options,
         )
         rank_zero_info(plan.text())
         if (advice := plan.advice()) is not None:
             rank_zero_warn(advice)
-
-    def _other_bytes(self, shards: int) -> int:
-        """A reference, the originals of weights that move, autocast's copies."""
-        size, copies = 0, (self.reference_model is not None) + self.options.move_weights
-        for weight in self.model.parameters():
-            size += weight.numel() * (copies * weight.element_size() + 2 * ("mixed" in str(self.trainer.precision)))
-        return size // shards
 
     def _reference(self) -> Reference | None:
         return None if self.reference_model is None else Reference(self.reference_model, self.kl_direction)
@@ -237,6 +237,11 @@ class AttributionModule(SummingModule):
             checkpoint_activations(self.model)
             train_without_dropout(self.model)
 
+    @property
+    def covered(self) -> list[str]:
+        """Names of the parameters that gradients are taken of."""
+        return self._chosen
+
     def make_accumulator(self, *, squares: bool) -> Accumulator:
         """What adds up gradients, or the squared ones of whole responses."""
         pile = PileGradient(
@@ -250,20 +255,28 @@ class AttributionModule(SummingModule):
         return Accumulator(pile, self._batch, self.manual_backward)
 
     def _work_digest(self, index: int) -> str:
-        """Digest of everything that decides a part's sums on this rank, their order included."""
-        part, data = self.parts[index], self._datamodule()
+        """Digest of everything that decides a part's sums."""
+        part = self.parts[index]
         decides = [
-            *(self.fingerprint, self.reduction, self._chosen, data.loss_mask, self.dtype_name, part.squares),
-            *(str(self.trainer.precision), self.trainer.world_size, is_split_model(self.model)),
+            *(SUMMING_VERSION, self.fingerprint, self._chosen, self._datamodule().loss_mask, self.dtype_name),
+            *(str(self.trainer.precision), part.squares),
+            *([] if part.squares else [self.reduction, self._loss_text, self.points.describe()]),
             [[example.input_ids, example.labels] for example in part.examples],
-            *(data.budget(), self._packs, int(self.trainer.num_test_batches[index])),
-            *(self._loss_text, self.points.describe()),
         ]
         return text_digest(json.dumps(decides))[:32]
+
+    def _layout(self, index: int) -> str:
+        """Digest of how a part's sums are come by, to which partial sums belong."""
+        num_batches = int(self.trainer.num_test_batches[index])
+        split = is_split_model(self.model)
+        layout = [self._datamodule().budget(), self._packs, num_batches, self.trainer.world_size, split]
+        return text_digest(json.dumps(layout))[:32]
 
     def describe(self, wanted: Wanted) -> dict[str, str]:
         """What the file of a finished sum says of itself."""
         prompts = {digest for part in self.parts if wanted in part.sums for digest in part.prompts}
+        if wanted.half is None:  # with those of dropped examples
+            prompts.update(*(pile.prompt_digests for pile in self._datamodule().piles if pile.name == wanted.pile))
         return {
             "pile": wanted.pile,
             **({} if wanted.half is None else {"half": str(wanted.half)}),
@@ -272,6 +285,7 @@ class AttributionModule(SummingModule):
             "loss_mask": self._datamodule().loss_mask,
             "parameters": json.dumps(self.parameter_rules),
             "model": self.model_name_or_path,
+            "revision": str(self.loading["revision"] or ""),
             "model_fingerprint": self.fingerprint,
             "tokenizer_digest": tokenizer_digest(self.tokenizer),
             "template_digest": template_digest(self.tokenizer),

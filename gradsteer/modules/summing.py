@@ -25,7 +25,8 @@ from gradsteer.reductions import PileTotals, Reduction
 class SummingModule(L.LightningModule):
     """Sums gradients over the parts of the datamodule's piles, at every point, over all ranks.
 
-    A subclass sets `points`, `digests` and `num_points` in ``on_test_start`` and says what a pile's gradient is.
+    A subclass sets `points`, `digests`, `layouts` and `num_points` in ``on_test_start`` and says what a pile's gradient
+    is.
     """
 
     reduction: Reduction = "example"
@@ -36,6 +37,7 @@ class SummingModule(L.LightningModule):
         self.automatic_optimization = False
         self.points: Points = AnchorPoint()
         self.digests: list[str] = []
+        self.layouts: list[str] = []
         self._accumulator: Accumulator | None = None
         self._resumed: PartialSum | None = None
         self._skipping = False
@@ -129,8 +131,7 @@ class SummingModule(L.LightningModule):
 
     def partial_sum(self, next_batch: int) -> PartialSum:
         """The running part's sums so far, on this rank."""
-        pile = self._pile
-        return PartialSum(pile.sums.buffers, pile.totals, next_batch)
+        return PartialSum(self._pile.sums.buffers, self._pile.totals, next_batch)
 
     def assembly(self, output_dir: Path) -> Assembly:
         """What puts the parts' sums together in a directory."""
