@@ -4,46 +4,21 @@ A transform takes the vector and the weight diff (None where no base was given) 
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from gradsteer.diff import WeightDiff
-from gradsteer.percentiles import magnitude_percentile
+from gradsteer.entrywise import diff_weighting, only, rescaled, sign_agreement, sign_restricted, top_k
 from gradsteer.preconditioning import SecondMoment, precondition
+from gradsteer.subspaces import diff_projection, diff_subspaces, low_rank, orthogonal_to
 from gradsteer.vectors import SteeringVector
 
 Transform = Callable[..., SteeringVector]
 TransformSpec = str | dict[str, dict[str, Any]]
-
-
-def diff_weighting(vector: SteeringVector, diff: WeightDiff | None, *, percentile: float = 97.0) -> SteeringVector:
-    """Absolute Hadamard diff weighting: ``V_D = (|Delta| / s) * V``, element-wise (the seed's formula).
-
-    Args:
-        vector: the direction V.
-        diff: the weight diff Delta; it covers at least the vector's parameters.
-        percentile: s is this percentile of |Delta| over all parameters together.
-
-    Raises:
-        ValueError: there is no diff, it does not fit, or s is 0.
-    """
-    if diff is None:
-        raise ValueError("transform 'diff_weighting' needs the weight diff: give the base model (--steering.base)")
-    vector.check_same_shapes({name: tensor for name, tensor in diff.items() if name in vector})
-    scale = magnitude_percentile(lambda: (diff[name] for name in sorted(diff)), percentile)
-    if scale == 0:
-        raise ValueError(
-            f"transform 'diff_weighting': the {percentile:g}th percentile of |Delta| is 0, most weights did not "
-            "change; choose a higher percentile"
-        )
-
-    def weight(name: str, tensor: Tensor) -> Tensor:
-        return tensor * (diff[name].abs() / scale).to(tensor)
-
-    return vector.map(weight, f"|diff_weighting(percentile={percentile:g})")
 
 
 def preconditioned(
@@ -69,7 +44,51 @@ def preconditioned(
         raise ValueError(f"transform 'preconditioned' with {second_moment!r}: {error}") from error
 
 
-TRANSFORMS: dict[str, Transform] = {"diff_weighting": diff_weighting, "preconditioned": preconditioned}
+def norm_matched(
+    vector: SteeringVector,
+    diff: WeightDiff | None,
+    *,
+    original: SteeringVector,
+    per: Literal["whole", "tensor"] = "whole",
+) -> SteeringVector:
+    """Rescales to the norm that V had before the first transform, so that alphas mean what they did.
+
+    Args:
+        vector: the transformed direction.
+        diff: not used.
+        original: V itself; `apply_transforms` gives it.
+        per: over all parameters together, or in every tensor (one that is zero stays zero).
+
+    Raises:
+        ValueError: an argument that is not accepted.
+    """
+    del diff
+    if per == "whole":
+        return rescaled(vector, original.norm())
+    if per != "tensor":
+        raise ValueError(f"transform 'norm_matched': per is {per!r}; accepted: whole, tensor")
+    wanted, found = original.sum_squares(), vector.sum_squares()
+
+    def match(name: str, tensor: Tensor) -> Tensor:
+        return tensor * math.sqrt(wanted[name] / found[name]) if found[name] > 0 else tensor
+
+    return vector.map(match, "|norm_matched(per=tensor)")
+
+
+TRANSFORMS: dict[str, Transform] = {
+    function.__name__: function
+    for function in (
+        *(diff_weighting, sign_restricted, sign_agreement, top_k, only, preconditioned),
+        *(low_rank, diff_subspaces, diff_projection, orthogonal_to, norm_matched),
+    )
+}
+_ALWAYS_BY_DIFF = ("diff_weighting", "sign_agreement", "diff_subspaces", "diff_projection")
+
+
+def needs_diff(spec: TransformSpec) -> bool:
+    """Whether a transform needs the weight diff, and so the base model."""
+    name, _, arguments = _read(spec)
+    return name in _ALWAYS_BY_DIFF or arguments.get("of") == "diff"
 
 
 def parse_transform(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]]:
@@ -82,6 +101,12 @@ def parse_transform(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]
     Raises:
         ValueError: an unknown name or argument, or one that is missing; the accepted ones are named.
     """
+    name, transform, arguments = _read(spec)
+    label = name + (f"({', '.join(f'{k}={_shown(v)}' for k, v in arguments.items())})" if arguments else "")
+    return label, transform, arguments
+
+
+def _read(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]]:
     if isinstance(spec, str):
         name = spec
         arguments: dict[str, Any] = {}
@@ -91,16 +116,20 @@ def parse_transform(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]
         raise ValueError(f"transform {spec!r}: accepted: a name, or one name with its arguments as a mapping")
     if name not in TRANSFORMS:
         raise ValueError(f"unknown transform {name!r}; accepted: {', '.join(sorted(TRANSFORMS))}")
-    parameters = inspect.signature(TRANSFORMS[name]).parameters.values()
-    accepted = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}  # name -> is required
+    accepted = _arguments(TRANSFORMS[name])
     for argument in arguments:
         if argument not in accepted:
             raise ValueError(f"transform {name!r} has no argument {argument!r}; accepted: {', '.join(accepted)}")
     for argument, required in accepted.items():
         if required and arguments.get(argument) is None:
             raise ValueError(f"transform {name!r} needs {argument!r}: {{{name}: {{{argument}: ...}}}}")
-    label = name + (f"({', '.join(f'{k}={_shown(v)}' for k, v in arguments.items())})" if arguments else "")
-    return label, TRANSFORMS[name], arguments
+    return name, TRANSFORMS[name], arguments
+
+
+def _arguments(transform: Transform) -> dict[str, bool]:
+    """The arguments that a config may give, and whether they are required."""
+    parameters = inspect.signature(transform).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "original"}
 
 
 def _shown(value: Any) -> Any:
@@ -110,7 +139,10 @@ def _shown(value: Any) -> Any:
 
 def apply_transforms(vector: SteeringVector, diff: WeightDiff | None, specs: Sequence[TransformSpec]) -> SteeringVector:
     """Applies transforms in order."""
+    original = vector
     for spec in specs:
         _, transform, arguments = parse_transform(spec)
+        if "original" in inspect.signature(transform).parameters:
+            arguments["original"] = original
         vector = transform(vector, diff, **arguments)
     return vector

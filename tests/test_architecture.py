@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
-    "accumulation", "assembly", "batching", "chat", "conditions", "controls", "diff", "figures", "fingerprints",
-    "formats", "generation", "gradients", "judges", "layers", "losses", "memory", "metrics", "models", "packing",
-    "parallel", "partial", "parts", "percentiles", "piles", "points", "preconditioning", "probing", "provenance",
-    "records", "reductions", "reports", "segments", "selection", "statistics", "sums", "steering", "transforms",
-    "turns", "vectors", "version",
+    "accumulation", "assembly", "batching", "chat", "conditions", "controls", "diff", "entrywise", "figures",
+    "fingerprints", "formats", "generation", "gradients", "judges", "layers", "losses", "memory", "metrics", "models",
+    "packing", "parallel", "partial", "parts", "percentiles", "piles", "points", "preconditioning", "probing",
+    "provenance", "records", "reductions", "reports", "segments", "selection", "statistics", "steering", "subspaces",
+    "sums", "transforms", "turns", "vectors", "version",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

@@ -13,7 +13,7 @@ from gradsteer.diff import DELTA, WeightDiff, named_weights
 from gradsteer.models import check_model_path, load_causal_lm
 from gradsteer.reports import read_results
 from gradsteer.steering import reweighted, steered
-from gradsteer.transforms import TransformSpec, apply_transforms, parse_transform
+from gradsteer.transforms import TransformSpec, apply_transforms, needs_diff, parse_transform
 from gradsteer.vectors import SteeringVector
 
 
@@ -28,8 +28,10 @@ class WeightSteering(L.Callback):
             pile, negative alpha raises it. From the command line: --steering.vectors.NAME FILE.
         alphas: steering coefficients, for all vectors [0.00075] or by vector {bridge: [0.1], recipe: [0.09]}.
         both_signs: apply every alpha with both signs; otherwise as given.
-        transforms: transforms of every vector, in order, such as [diff_weighting] or [{diff_weighting: {percentile:
-            95}}]; a list of lists gives one set of conditions for each ([] is the vector itself).
+        transforms: transforms of every vector, in order, such as [diff_weighting] or [{low_rank: {rank: 2}},
+            norm_matched]; a list of lists gives one set of conditions for each ([] is the vector itself). There are
+            diff_weighting, sign_restricted, sign_agreement, top_k, only, low_rank, diff_subspaces, diff_projection,
+            orthogonal_to, preconditioned and norm_matched: see docs/steering.md.
         base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
         random_controls: random directions with the (transformed) vector's norm in every tensor, for each vector and
             set of transforms, at its largest alpha.
@@ -61,8 +63,10 @@ class WeightSteering(L.Callback):
         self.output_dir, self.files, self.base = Path(output_dir), vectors, base
         self.control_seed, self.allow_other_model = control_seed, allow_other_model
         self.pipelines = _pipelines(transforms or [])
-        if base is None and any("diff_weighting" in str(spec) for pipeline in self.pipelines for spec in pipeline):
-            raise ValueError("transform 'diff_weighting' needs the weight diff: give the base model (--steering.base)")
+        for spec in [spec for pipeline in self.pipelines for spec in pipeline]:
+            if base is None and needs_diff(spec):
+                name = parse_transform(spec)[0]
+                raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--steering.base)")
         self.alphas = _alphas_by_vector(vectors, alphas, both_signs)
         self.conditions = self._plan(random_controls)
         self.vectors: dict[str, SteeringVector] = {}
