@@ -115,6 +115,11 @@ COMMANDS: dict[str, Command] = {
             },
             outputs=("results.json", "results.csv"),
         ),
+        Command(
+            "inspect",
+            "say what a file of gradients, a vector or a second moment is",
+            plain="gradsteer.inspection:main",
+        ),
         Command("run", "run an experiment: a list of stages, each of these commands", plain="gradsteer.runner:main"),
     )
 }

@@ -38,6 +38,7 @@ def fresh(*words):
         (["run", "--help"], "an ordered list of stages"),
         (["run", "--config", "nowhere.yaml"], "no such file: 'nowhere.yaml'"),
         (["corpus", "--help"], "byte for byte"),
+        (["inspect", "--help"], "norms by layer"),
     ],
 )
 def test_the_top_level_answers_without_importing_torch(words, shown):
@@ -49,7 +50,7 @@ def test_the_top_level_answers_without_importing_torch(words, shown):
 
 def test_an_unknown_command_has_status_2(capsys):
     assert main(["steeer"]) == 2
-    assert "accepted: corpus, fit, validate, evaluate, attribute, steer, run" in capsys.readouterr().err
+    assert "accepted: corpus, fit, validate, evaluate, attribute, steer, inspect, run" in capsys.readouterr().err
 
 
 def help_of(command, capsys):
@@ -271,7 +272,7 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
         ({"--steering.alphas": "[]"}, "steering.alphas of vector 'a' is empty; accepted: one number or more"),
         ({"--steering.alphas": "[0]"}, "accepted: finite numbers but 0"),
         ({"--steering.alphas": '{"b": [1]}'}, "names the vectors b; the vectors are: a"),
-        ({"--steering.transforms": "[diff_wait]"}, "unknown transform 'diff_wait'; accepted: diff_weighting"),
+        ({"--steering.transforms": "[diff_wait]"}, "unknown transform 'diff_wait'; accepted: diff_projection"),
         ({"--steering.transforms": "[diff_weighting]"}, "give the base model (--steering.base)"),
         ({"--steering.random_controls": -1}, "steering.random_controls is -1; accepted: 0 or more"),
         ({"--model.temperature": -1}, "temperature"),
