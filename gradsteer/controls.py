@@ -1,8 +1,10 @@
 """Null directions that a steering vector is compared with."""
 
 import hashlib
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from gradsteer.vectors import SteeringVector
 
@@ -20,12 +22,37 @@ def random_like(vector: SteeringVector, *, seed: int, label: str = "") -> Steeri
     """
     tensors = {}
     for name, tensor in vector.items():
-        # a digest as seed: a plain small one may be what drew other numbers of the same experiment
-        digest = hashlib.sha256(f"random_like/{seed}/{label}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        noise = torch.randn(tensor.shape, generator=generator)
+        noise = torch.randn(tensor.shape, generator=_generator("random_like", seed, label, name))
         norm = torch.linalg.vector_norm(noise)
         scale = torch.linalg.vector_norm(tensor.float().cpu()) / norm if norm > 0 else 0.0
         tensors[name] = (noise * scale).to(tensor)
-    metadata = {**vector.metadata, "derivation": vector.metadata.get("derivation", "") + f"|random_like(seed={seed})"}
+    return _control(vector, tensors, f"|random_like(seed={seed})")
+
+
+def random_signs(vector: SteeringVector, *, seed: int, label: str = "") -> SteeringVector:
+    """The vector's own magnitudes with random signs: as sparse and as uneven as V, without its direction.
+
+    Args:
+        vector: whose magnitudes the direction takes, entry by entry.
+        seed: as for `random_like`.
+        label: as for `random_like`.
+    """
+    tensors = {}
+    for name, tensor in vector.items():
+        signs = torch.rand(tensor.shape, generator=_generator("random_signs", seed, label, name)) < 0.5
+        tensors[name] = torch.where(signs.to(tensor.device), tensor, -tensor)
+    return _control(vector, tensors, f"|random_signs(seed={seed})")
+
+
+CONTROLS: dict[str, Callable[..., SteeringVector]] = {"random": random_like, "signs": random_signs}
+
+
+def _generator(kind: str, seed: int, label: str, name: str) -> torch.Generator:
+    # a digest as seed: a plain small one may be what drew other numbers of the same experiment
+    digest = hashlib.sha256(f"{kind}/{seed}/{label}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _control(vector: SteeringVector, tensors: Mapping[str, Tensor], derivation: str) -> SteeringVector:
+    metadata = {**vector.metadata, "derivation": vector.metadata.get("derivation", "") + derivation}
     return SteeringVector(tensors, metadata)

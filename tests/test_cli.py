@@ -100,7 +100,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     attributing += ["loss", "kl_direction", "reference", "base", "path_points"]
     attributing += [f"mask_{option}" for option in ("draws", "keep_rate", "components", "origin", "seed")]
     writing = ["precondition", "precondition_power", "precondition_damping"]
-    steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls"]
+    steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls", "sign_controls"]
     steering += ["transforms", "vectors"]
 
     def group(name, options):
@@ -275,6 +275,7 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
         ({"--steering.transforms": "[diff_wait]"}, "unknown transform 'diff_wait'; accepted: diff_projection"),
         ({"--steering.transforms": "[diff_weighting]"}, "give the base model (--steering.base)"),
         ({"--steering.random_controls": -1}, "steering.random_controls is -1; accepted: 0 or more"),
+        ({"--steering.sign_controls": -1}, "steering.sign_controls is -1; accepted: 0 or more"),
         ({"--model.temperature": -1}, "temperature"),
         ({"--model.num_samples": 0}, "model.num_samples is 0; accepted: at least 1"),
         ({"--model.dtype": "float31"}, "dtype is 'float31'; accepted: float32, bfloat16"),

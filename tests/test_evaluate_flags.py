@@ -177,7 +177,12 @@ def test_signs_and_controls_of_steer(steered_runs):
     seeded = steered_runs(steering__control_seed=1)[first]["metrics"]["perplexity"]
     assert seeded == many[second]["metrics"]["perplexity"]
     assert seeded != many[first]["metrics"]["perplexity"]
-    assert many["a alpha=+0.05"]["metrics"] == pytest.approx(many["a alpha=+0.05"]["metrics"])
+    signs = steered_runs(steering__random_controls=0, steering__sign_controls=1)
+    assert list(signs) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", "signs-0 of a alpha=+0.05"]
+    control, steered = signs["signs-0 of a alpha=+0.05"], signs["a alpha=+0.05"]
+    assert control["kind"] == "control"
+    assert control["relative_norm"] == pytest.approx(steered["relative_norm"])
+    assert control["metrics"]["perplexity"] != steered["metrics"]["perplexity"]
 
 
 def test_bfloat16_weights_lose_part_of_the_step_and_say_so(steered_runs):

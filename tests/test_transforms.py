@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from gradsteer.controls import random_like
+from gradsteer.controls import random_like, random_signs
 from gradsteer.diff import WeightDiff
 from gradsteer.percentiles import magnitude_percentile
 from gradsteer.transforms import apply_transforms, diff_weighting, parse_transform
@@ -84,3 +84,14 @@ def test_random_control_has_the_norm_of_every_tensor_and_no_direction_of_it():
     assert abs(control.cosine(random_like(vector, seed=1))) < 0.1
     assert random_like(vector, seed=0).cosine(control) == pytest.approx(1)
     assert abs(control.cosine(random_like(vector, seed=0, label="recipe"))) < 0.1
+
+
+def test_random_signs_keep_every_magnitude():
+    vector, _ = pair()
+    control = random_signs(vector, seed=0)
+    assert all(torch.equal(control[name].abs(), vector[name].abs()) for name in vector)
+    assert abs(control.cosine(vector)) < 0.1
+    assert abs(control.cosine(random_signs(vector, seed=1))) < 0.1
+    assert random_signs(vector, seed=0).cosine(control) == pytest.approx(1)
+    assert abs(control.cosine(random_signs(vector, seed=0, label="recipe"))) < 0.1
+    assert "random_signs(seed=0)" in control.metadata["derivation"]

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.conditions import Condition, alpha_text, check_name, slug_of
-from gradsteer.controls import random_like
+from gradsteer.controls import CONTROLS
 from gradsteer.diff import DELTA, WeightDiff, named_weights
 from gradsteer.models import check_model_path, load_causal_lm
 from gradsteer.reports import read_results
@@ -35,7 +35,8 @@ class WeightSteering(L.Callback):
         base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
         random_controls: random directions with the (transformed) vector's norm in every tensor, for each vector and
             set of transforms, at its largest alpha.
-        control_seed: of the random directions.
+        sign_controls: the (transformed) vector's magnitudes with random signs, likewise.
+        control_seed: of the controls; each further one takes the next.
         allow_other_model: apply vectors to a model that they were not made on.
         output_dir: the experiment's directory.
     """
@@ -49,13 +50,15 @@ class WeightSteering(L.Callback):
         transforms: list[Any] | None = None,
         base: str | None = None,
         random_controls: int = 1,
+        sign_controls: int = 0,
         control_seed: int = 0,
         allow_other_model: bool = False,
     ) -> None:
         if not vectors:
             raise ValueError("steer needs at least one vector: --steering.vectors.NAME FILE")
-        if random_controls < 0:
-            raise ValueError(f"steering.random_controls is {random_controls}; accepted: 0 or more")
+        for option, value in (("random_controls", random_controls), ("sign_controls", sign_controls)):
+            if value < 0:
+                raise ValueError(f"steering.{option} is {value}; accepted: 0 or more")
         for name in vectors:
             check_name("a vector", name)
         if base is not None:
@@ -68,16 +71,16 @@ class WeightSteering(L.Callback):
                 name = parse_transform(spec)[0]
                 raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--steering.base)")
         self.alphas = _alphas_by_vector(vectors, alphas, both_signs)
-        self.conditions = self._plan(random_controls)
+        self.conditions = self._plan({"random": random_controls, "signs": sign_controls})
         self.vectors: dict[str, SteeringVector] = {}
         self._base_weights: dict[str, Any] = {}
         self._diff: WeightDiff | None = None
         self._stack: ExitStack | None = None
 
-    def _plan(self, random_controls: int) -> list[Condition]:
+    def _plan(self, controls: dict[str, int]) -> list[Condition]:
         conditions = [] if self.base is None else [Condition("base", "base", "base")]
         conditions.append(Condition("anchor", "anchor", alpha=0.0))
-        self._recipes: dict[str, tuple[str, list[TransformSpec], int | None]] = {}
+        self._recipes: dict[str, tuple[str, list[TransformSpec], tuple[str, int] | None]] = {}
         for vector in self.files:
             for pipeline in self.pipelines:
                 labels = [parse_transform(spec)[0] for spec in pipeline]
@@ -91,10 +94,10 @@ class WeightSteering(L.Callback):
             alpha = max(self.alphas[vector], key=lambda value: (abs(value), value))
             for pipeline in self.pipelines:
                 labels = [parse_transform(spec)[0] for spec in pipeline]
-                for index in range(random_controls):
-                    name = f"random-{index} of {'|'.join([vector, *labels])} alpha={alpha_text(alpha)}"
+                for kind, index in [(kind, index) for kind, number in controls.items() for index in range(number)]:
+                    name = f"{kind}-{index} of {'|'.join([vector, *labels])} alpha={alpha_text(alpha)}"
                     conditions.append(Condition(name, "control", vector=vector, transforms=labels, alpha=alpha))
-                    self._recipes[name] = (vector, pipeline, self.control_seed + index)
+                    self._recipes[name] = (vector, pipeline, (kind, self.control_seed + index))
         slugs = [condition.slug for condition in conditions]
         for condition in conditions:
             if slugs.count(condition.slug) > 1:
@@ -172,10 +175,10 @@ class WeightSteering(L.Callback):
             return reweighted(model, self._base_weights)
         if condition.kind == "anchor" or condition.alpha is None:
             return nullcontext()
-        name, pipeline, random_seed = self._recipes[condition.name]
+        name, pipeline, control = self._recipes[condition.name]
         vector = apply_transforms(self.vectors[name], self._diff, pipeline)
-        if random_seed is not None:
-            vector = random_like(vector, seed=random_seed, label=name)
+        if control is not None:
+            vector = CONTROLS[control[0]](vector, seed=control[1], label=name)
         return steered(model, vector, condition.alpha, allow_other_model=self.allow_other_model)
 
     def _restore(self) -> None:
