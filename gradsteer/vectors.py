@@ -258,7 +258,14 @@ class SteeringVector(ParameterVector):
     kind = "vector"
 
     @classmethod
-    def contrast(cls, plus: PileAverage, minus: PileAverage, *, names: tuple[str, str] = ("plus", "minus")) -> Self:
+    def contrast(
+        cls,
+        plus: PileAverage,
+        minus: PileAverage,
+        *,
+        names: tuple[str, str] = ("plus", "minus"),
+        unit: bool = False,
+    ) -> Self:
         """The contrast of two pile-average gradients of the same model, loss, reduction and loss mask.
 
         Of a divergence from a reference model (``loss`` is ``kl``) theory does not say whether raising it on the PLUS
@@ -268,9 +275,12 @@ class SteeringVector(ParameterVector):
             plus: gradient of the pile that shows the behavior.
             minus: gradient of the pile that does not.
             names: the piles' names, for the metadata.
+            unit: bring both gradients to norm 1 first, so that the pile with the larger one does not rule the
+                difference: ``V = g_plus / ||g_plus|| - g_minus / ||g_minus||``.
 
         Raises:
-            ValueError: names or shapes differ, or the two were made on other models or in other ways.
+            ValueError: names or shapes differ, the two were made on other models or in other ways, or one is zero and
+                has no unit norm.
         """
         plus.check_same_shapes(minus)
         for key in _MADE_ALIKE:
@@ -290,7 +300,13 @@ class SteeringVector(ParameterVector):
             "prompt_digests": json.dumps(digests),
         }
         metadata.pop("pile", None)
-        return cls({name: tensor - minus[name] for name, tensor in plus.items()}, metadata)
+        if not unit:
+            return cls({name: tensor - minus[name] for name, tensor in plus.items()}, metadata)
+        lengths = plus.norm(), minus.norm()
+        if 0.0 in lengths:
+            raise ValueError(f"the gradient of pile {names[lengths.index(0.0)]!r} is zero and has no unit norm")
+        metadata["contrast"] = "unit"
+        return cls({name: t / lengths[0] - minus[name] / lengths[1] for name, t in plus.items()}, metadata)
 
 
 def _prompt_digests(vector: ParameterVector) -> list[str]:

@@ -337,6 +337,19 @@ def test_preconditions_that_cannot_be_are_refused(line, plain, tmp_path, capsys)
         PileDataModule({"x": "x.jsonl"}, fisher="z")
 
 
+def test_a_unit_contrast_gives_both_piles_the_same_say(line, plain, tmp_path):
+    run(*line(tmp_path, "--writing.unit_contrast", "true"))
+    piles = [gradient(plain, name) for name in ("x", "y")]
+    found = vector(tmp_path)
+    for name, tensor in found.items():
+        expected = piles[0][name] / piles[0].norm() - piles[1][name] / piles[1].norm()
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-7)
+    assert found.norm() ** 2 == pytest.approx(2 - 2 * piles[0].cosine(piles[1]), rel=1e-4)
+    assert found.metadata["contrast"] == "unit"
+    with pytest.raises(ValueError, match="the gradient of pile 'minus' is zero and has no unit norm"):
+        SteeringVector.contrast(piles[0], piles[0] * 0.0, unit=True)
+
+
 # --- integrated attribution ------------------------------------------------------------------------------------------
 
 ROOT = 5**-0.5

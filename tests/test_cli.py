@@ -99,7 +99,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     attributing = ["gradient_checkpointing", "packing", "parameters", "reduction"]
     attributing += ["loss", "kl_direction", "reference", "base", "path_points"]
     attributing += [f"mask_{option}" for option in ("draws", "keep_rate", "components", "origin", "seed")]
-    writing = ["precondition", "precondition_power", "precondition_damping"]
+    writing = ["precondition", "precondition_power", "precondition_damping", "unit_contrast"]
     steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls", "sign_controls"]
     steering += ["transforms", "vectors"]
 

@@ -25,6 +25,8 @@ class VectorWriter(L.Callback):
     Args:
         output_dir: the experiment's directory.
         vectors: name to its two piles [PLUS, MINUS]: V = gradient(PLUS) - gradient(MINUS).
+        unit_contrast: bring both piles' gradients to norm 1 before they are contrasted, so that the larger one does not
+            rule the difference; another scale of alpha.
         precondition: divide the vectors by a power of a second moment: "fisher" (the one of --data.fisher PILE) or a
             second_moments/NAME.safetensors file, such as Adam's that fit --saving.second_moment true wrote.
         precondition_power: of the second moment: 0.5 as in Adam, 1 as in the natural gradient.
@@ -36,12 +38,13 @@ class VectorWriter(L.Callback):
         self,
         output_dir: str,
         vectors: dict[str, list[str]] | None = None,
+        unit_contrast: bool = False,
         precondition: str | None = None,
         precondition_power: float = 0.5,
         precondition_damping: float = 1e-3,
         overwrite: bool = False,
     ) -> None:
-        self.output_dir, self.overwrite = Path(output_dir), overwrite
+        self.output_dir, self.overwrite, self.unit = Path(output_dir), overwrite, unit_contrast
         self.precondition, self.power, self.damping = precondition, precondition_power, precondition_damping
         if precondition not in (None, FISHER):
             SecondMoment.read_header(str(precondition))
@@ -155,7 +158,7 @@ class VectorWriter(L.Callback):
             plus, minus = (_load(assembly, pile) for pile in piles)
             assert plus is not None
             assert minus is not None
-            vector = self._conditioned(SteeringVector.contrast(plus, minus, names=piles), moment)
+            vector = self._conditioned(SteeringVector.contrast(plus, minus, names=piles, unit=self.unit), moment)
             cosine = plus.cosine(minus)
             text = f"norm {vector.norm():.4g}, pile cosine {cosine:+.2f}"
             log_metrics(trainer, {f"vector/{name}/norm": vector.norm(), f"vector/{name}/pile_cosine": cosine}, step=0)
@@ -193,7 +196,7 @@ class VectorWriter(L.Callback):
         plus, minus = (_load(assembly, pile, half) for pile in piles)
         if plus is None or minus is None:
             return None
-        return self._conditioned(SteeringVector.contrast(plus, minus, names=piles), moment)
+        return self._conditioned(SteeringVector.contrast(plus, minus, names=piles, unit=self.unit), moment)
 
 
 def _load(assembly: Assembly, pile: str, half: int | None = None) -> PileAverage | None:
