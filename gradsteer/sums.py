@@ -46,7 +46,7 @@ class GradientSum:
 
         Args:
             skip: parameters whose gradient is not added: a pass that broke off had added it already.
-            factors: what to multiply the gradients by, element by element; this process's part.
+            factors: what to multiply the gradients by, element by element; this process's shard.
 
         Yields:
             The names of the parameters whose gradient was added, filled as the backward pass goes.

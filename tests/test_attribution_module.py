@@ -62,6 +62,16 @@ def attribute(anchor, piles, *, module=None, **data):
     return averages.found, module
 
 
+def assert_as_before(model, before):
+    """The model is the one that was loaded, bit for bit and in every flag."""
+    for ours, theirs in zip(model.parameters(), before.parameters(), strict=True):
+        assert ours.view(torch.int32).equal(theirs.view(torch.int32))
+        assert ours.requires_grad == theirs.requires_grad
+        assert ours.grad is None
+    assert model.training == before.training
+    assert model.config._attn_implementation == before.config._attn_implementation
+
+
 def oracle(anchor, chats, *, reduction="example", loss_mask="assistant", max_length=None):
     """Plain autograd in float64 on chats of prompt and completion."""
     model, tokenizer = load_causal_lm(str(anchor), dtype="float64"), load_tokenizer(str(anchor))
@@ -98,12 +108,7 @@ def test_the_model_is_bit_for_bit_as_before(anchor, chats, packing):
     before = load_causal_lm(str(anchor))
     _, module = attribute(anchor, {"x": chats, "y": chats}, module={"packing": packing})
     assert weights_digest(named_weights(module.model)) == weights_digest(named_weights(before))
-    for ours, theirs in zip(module.model.parameters(), before.parameters(), strict=True):
-        assert ours.view(torch.int32).equal(theirs.view(torch.int32))
-        assert ours.requires_grad == theirs.requires_grad
-        assert ours.grad is None
-    assert module.model.training == before.training
-    assert module.model.config._attn_implementation == before.config._attn_implementation
+    assert_as_before(module.model, before)
 
 
 @pytest.mark.parametrize("packing", ["auto", "off"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from road import QUIET, run, write_lines
-from test_attribution_module import attribute
+from test_attribution_module import assert_as_before, attribute
 from test_gradients import autograd_oracle, relative_error
 
 from gradsteer.__main__ import main
@@ -565,12 +565,7 @@ def test_the_model_is_bit_for_bit_as_before(experiment, piles, points, packing):
     before = load_causal_lm(str(experiment / "anchor"))
     options = {"module": {**points, "packing": packing}, "token_budget": 80, "fisher": "y"}
     _, module = attribute(experiment / "anchor", piles, **options)
-    for ours, theirs in zip(module.model.parameters(), before.parameters(), strict=True):
-        assert ours.view(torch.int32).equal(theirs.view(torch.int32))
-        assert ours.requires_grad == theirs.requires_grad
-        assert ours.grad is None
-    assert module.model.training == before.training
-    assert module.model.config._attn_implementation == before.config._attn_implementation
+    assert_as_before(module.model, before)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

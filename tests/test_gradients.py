@@ -21,6 +21,11 @@ def autograd_oracle(model, examples, reduction):
         sums.append(functional.cross_entropy(logits, targets, reduction="sum"))
         num_tokens += int((targets != -100).sum())
         means.append(functional.cross_entropy(logits, targets, reduction="mean"))
+    return reduced_gradients(model, reduction, means, sums, num_tokens)
+
+
+def reduced_gradients(model, reduction, means, sums, num_tokens):
+    """The gradients of a pile's loss, from its examples' mean and summed losses."""
     objective = {
         "example": torch.stack(means).mean(),
         "token": torch.stack(sums).sum() / num_tokens,

@@ -7,7 +7,7 @@ import transformers as t
 from conftest import VOCABULARY, ragged_examples, tiny_llama
 from road import QUIET, run, write_lines
 from test_attribution_module import CHATS
-from test_gradients import ROUNDING, relative_error
+from test_gradients import ROUNDING, reduced_gradients, relative_error
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
@@ -51,13 +51,7 @@ def oracle(model, reference, examples, direction, reduction="example"):
         means.append(losses.mean())
         sums.append(losses.sum())
         num_tokens += int(counted.sum())
-    objective = {
-        "example": torch.stack(means).mean(),
-        "token": torch.stack(sums).sum() / num_tokens,
-        "sum": torch.stack(sums).mean(),
-    }[reduction]
-    names = [name for name, _ in model.named_parameters()]
-    return dict(zip(names, torch.autograd.grad(objective, list(model.parameters())), strict=True))
+    return reduced_gradients(model, reduction, means, sums, num_tokens)
 
 
 def softcapped(*, seed=0):

@@ -50,9 +50,9 @@ class VectorWriter(L.Callback):
             SecondMoment.read_header(str(precondition))
         if precondition is None and (precondition_power, precondition_damping) != (0.5, 1e-3):
             raise ValueError("writing.precondition_power and _damping have no effect without writing.precondition")
-        if precondition is not None and not vectors:
+        if (precondition is not None or unit_contrast) and not vectors:
             raise ValueError(
-                "writing.precondition has no effect without vectors: --vectors.NAME [PLUS_PILE, MINUS_PILE]"
+                "writing.precondition and unit_contrast have no effect without vectors: --vectors.NAME [PLUS, MINUS]"
             )
         if not 0 < precondition_power <= 1:
             raise ValueError(f"writing.precondition_power is {precondition_power}; accepted: more than 0, at most 1")
@@ -155,15 +155,13 @@ class VectorWriter(L.Callback):
         assembly.clean()
         moment = self._second_moment(assembly)
         for name, piles in self.contrasts.items():
-            plus, minus = (_load(assembly, pile) for pile in piles)
-            assert plus is not None
-            assert minus is not None
-            vector = self._conditioned(SteeringVector.contrast(plus, minus, names=piles, unit=self.unit), moment)
-            cosine = plus.cosine(minus)
+            made = self._contrast(assembly, piles, None, moment)
+            assert made is not None
+            vector, cosine = made
             text = f"norm {vector.norm():.4g}, pile cosine {cosine:+.2f}"
             log_metrics(trainer, {f"vector/{name}/norm": vector.norm(), f"vector/{name}/pile_cosine": cosine}, step=0)
-            halves = [self._half(assembly, piles, half, moment) for half in (1, 2)]
-            if halves[0] is not None and halves[1] is not None:
+            halves = [half[0] for number in (1, 2) if (half := self._contrast(assembly, piles, number, moment))]
+            if len(halves) == 2:
                 repeated = halves[0].cosine(halves[1])
                 vector.metadata["split_half_cosine"] = repr(repeated)
                 vector.metadata["split_half_cosine_by_layer"] = json.dumps(halves[0].layer_cosines(halves[1]))
@@ -180,27 +178,22 @@ class VectorWriter(L.Callback):
     def _second_moment(self, assembly: Assembly) -> SecondMoment | None:
         if self.precondition is None:
             return None
-        fisher = next((wanted for wanted in assembly.sums if wanted.squares), None)
-        of_pile = self.precondition == FISHER and fisher is not None
-        return SecondMoment.load(assembly.path(fisher) if of_pile and fisher is not None else self.precondition)
+        if self.precondition != FISHER:
+            return SecondMoment.load(self.precondition)
+        return SecondMoment.load(next(assembly.path(wanted) for wanted in assembly.sums if wanted.squares))
 
-    def _conditioned(self, vector: SteeringVector, moment: SecondMoment | None) -> SteeringVector:
-        if moment is None:
-            return vector
-        return precondition(vector, moment, power=self.power, damping=self.damping)
+    def _contrast(
+        self, assembly: Assembly, piles: tuple[str, str], half: int | None, moment: SecondMoment | None
+    ) -> tuple[SteeringVector, float] | None:
+        """The vector of two piles, or of a half of each, and their gradients' cosine; the gradients are let go.
 
-    def _half(
-        self, assembly: Assembly, piles: tuple[str, str], half: int, moment: SecondMoment | None
-    ) -> SteeringVector | None:
-        """The vector of one half of the prompts; None where it was not asked for or one of the piles has none there."""
-        plus, minus = (_load(assembly, pile, half) for pile in piles)
-        if plus is None or minus is None:
+        None where a half was not asked for, or one of the piles has no prompt in it.
+        """
+        wanted = {each.pile: each for each in assembly.sums if each.half == half and not each.squares}
+        if not all(pile in wanted for pile in piles):
             return None
-        return self._conditioned(SteeringVector.contrast(plus, minus, names=piles, unit=self.unit), moment)
-
-
-def _load(assembly: Assembly, pile: str, half: int | None = None) -> PileAverage | None:
-    for wanted in assembly.sums:
-        if wanted.pile == pile and wanted.half == half and not wanted.squares:
-            return PileAverage.load(assembly.path(wanted))
-    return None
+        plus, minus = (PileAverage.load(assembly.path(wanted[pile])) for pile in piles)
+        vector = SteeringVector.contrast(plus, minus, names=piles, unit=self.unit)
+        if moment is not None:
+            vector = precondition(vector, moment, power=self.power, damping=self.damping)
+        return vector, plus.cosine(minus)

@@ -20,7 +20,7 @@ _DEVICE_TOKEN_BUDGET = 8192
 
 
 class PileDataModule(L.LightningDataModule):
-    """Piles of responses, one data loader a pile.
+    """Piles of responses, one data loader a part of them.
 
     Args:
         piles: name to a file (chat examples or responses), or to a filter over response files:

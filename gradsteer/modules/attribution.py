@@ -49,7 +49,7 @@ class AttributionModule(SummingModule):
             function). The three give different vectors.
         loss: "cross_entropy" of the responses' tokens, or "kl": at the same positions the divergence between the
             next-token distributions of a reference model and of this one. Positive alpha then raises the PLUS pile's
-            divergence; whether that reduces its behavior, theory does not say: measure or forecast it.
+            divergence; whether that reduces its behavior, theory does not say: measure it.
         kl_direction: "forward" is KL(reference || model), "reverse" KL(model || reference).
         reference: of the divergence, a hub id or a directory; the base by default.
         base: the model that the anchor was finetuned from; by default the one that fit recorded in the anchor's
@@ -69,7 +69,8 @@ class AttributionModule(SummingModule):
             takes it; "off" pads batches of like lengths. Changes the speed, not the gradients.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower, the same
             gradients.
-        dtype: of the weights: float32, bfloat16, float16 or float64. Sums are kept in float32 (float64 for float64).
+        dtype: of the weights: float32, bfloat16, float16 (small gradients are lost in it) or float64. Sums are kept in
+            float32 (float64 for float64).
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the model; off unless you trust its author.
         attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
-from bench.common import Contender, Gradient, batches_of, load_model, measured, padded, taken_gradients
+from bench.batches import batches_of, padded
+from bench.contender import Contender, Gradient, load_model, taken_gradients
 from bench.setting import HEAD_ENTRIES, SHAPES, Sequence, Setting
+from bench.timing import measured
 
 
 class Ours(Contender):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.common import Contender, Gradient, batches_of, padded, taken_gradients
+from bench.batches import batches_of, padded
+from bench.contender import Contender, Gradient, taken_gradients
 from bench.setting import Sequence
 
 

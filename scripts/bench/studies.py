@@ -12,10 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bench.common import measured
 from bench.contenders import Ours
 from bench.memory import peak_above
 from bench.setting import HEAD_ENTRIES, SHAPES, Sequence, Setting
+from bench.timing import measured
 from gradsteer import PileGradient
 from gradsteer.callbacks.progress import StageProgressBar
 from gradsteer.callbacks.tensorboard import log_metrics

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from bench.common import Contender, Took, measured
+from bench.contender import Contender
 from bench.memory import peak_above
 from bench.setting import SHAPES, Setting, Shape
+from bench.timing import Took, measured
 
 
 def contender_class(name: str) -> type[Contender]:
