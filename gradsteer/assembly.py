@@ -26,7 +26,8 @@ class Assembly:
     """Writes every sum that is asked for as soon as its last part is there.
 
     Files: ``gradients/PILE.safetensors``, ``gradients/halves/PILE-1.safetensors`` and ``-2``,
-    ``second_moments/fisher.safetensors``; parts of several sums lie hidden in ``gradients/`` until all is done.
+    ``gradients/permuted/VECTOR-0-plus.safetensors`` and ``-minus``, ``second_moments/fisher.safetensors``; parts of
+    several sums lie hidden in ``gradients/`` until all is done.
 
     Args:
         output_dir: the experiment's directory.
@@ -44,6 +45,8 @@ class Assembly:
         if wanted.squares:
             return self.output_dir / "second_moments" / f"{wanted.name}.safetensors"
         folder = self.output_dir / "gradients"
+        if (dealt := wanted.permutation) is not None:
+            return folder / "permuted" / f"{dealt.vector}-{dealt.index}-{dealt.side}.safetensors"
         return (folder if wanted.half is None else folder / "halves") / f"{wanted.name}.safetensors"
 
     def part_path(self, index: int) -> Path:

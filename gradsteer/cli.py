@@ -182,7 +182,8 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
             help="steering vectors as contrasts of two piles, V = gradient(PLUS) - gradient(MINUS): --vectors.NAME "
             '"[PLUS_PILE, MINUS_PILE]".',
         )
-        parser.link_arguments("vectors", "writing.vectors")
+        for target in ("data.vectors", "writing.vectors", "graddiff.vectors"):
+            parser.link_arguments("vectors", target)
 
 
 def _map_strings(value: Any, function: Callable[[str], str]) -> Any:

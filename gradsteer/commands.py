@@ -88,6 +88,7 @@ COMMANDS: dict[str, Command] = {
             callbacks={
                 "writing": "gradsteer.callbacks.vectors:VectorWriter",
                 "partial_sums": "gradsteer.callbacks.partial:PartialSums",
+                "graddiff": "gradsteer.callbacks.graddiff:GradDiffBaseline",
                 "figures": "gradsteer.callbacks.report:LayerNorms",
             },
             defaults={
@@ -98,14 +99,33 @@ COMMANDS: dict[str, Command] = {
             outputs=("gradients", "vectors"),
         ),
         Command(
+            "forecast",
+            "behavior rates of any condition from judged responses and forward passes: nothing is sampled",
+            module="gradsteer.modules.forecast:ForecastModule",
+            data="gradsteer.data.conditions:ConditionDataModule",
+            callbacks={
+                "forecasting": "gradsteer.callbacks.forecast:Forecasting",
+                "steering": "gradsteer.callbacks.steering:WeightSteering",
+                "report": "gradsteer.callbacks.forecast_report:ForecastReport",
+            },
+            defaults={
+                "trainer.enable_checkpointing": False,
+                "trainer.enable_model_summary": False,
+                "trainer.inference_mode": False,
+            },
+            outputs=("forecast.json", "forecast.csv"),
+        ),
+        Command(
             "steer",
             "behavior rates with multiples of the vectors added to the weights",
             module="gradsteer.modules.generation:GenerationModule",
             data="gradsteer.data.prompts:PromptDataModule",
             callbacks={
                 "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
-                "report": "gradsteer.callbacks.report:ResultsReport",
+                "forecasting": "gradsteer.callbacks.forecast:Forecasting",
                 "steering": "gradsteer.callbacks.steering:WeightSteering",
+                "sampled": "gradsteer.callbacks.sampled:SampledConditions",
+                "report": "gradsteer.callbacks.report:ResultsReport",
                 "figures": "gradsteer.callbacks.report:LayerNorms",
             },
             defaults={
@@ -114,6 +134,11 @@ COMMANDS: dict[str, Command] = {
                 "trainer.inference_mode": False,
             },
             outputs=("results.json", "results.csv"),
+        ),
+        Command(
+            "export",
+            "write the steered model, or the vector as a LoRA adapter, for tools that know nothing of gradsteer",
+            plain="gradsteer.exports.command:main",
         ),
         Command(
             "inspect",

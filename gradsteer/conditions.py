@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from gradsteer.calibration import Contrast
+    from gradsteer.forecasts import Forecast
     from gradsteer.statistics import Rate
 
 Kind = Literal["base", "anchor", "steered", "control", "baseline", "forecast"]
+ModelKind = Literal["anchor", "base"]
 METRICS = ("perplexity", "repetition", "distinct_2", "mean_length", "unfinished", "refusal")
 
 
@@ -22,24 +25,39 @@ class Condition:
         vector: name of the steering vector, None for base and anchor.
         transforms: labels of the transforms applied to the vector.
         alpha: steering coefficient; 0 for the anchor, None for the base.
+        asked: the dose that was asked for, ``{"kind": "log_odds_shift", "value": -0.75}``; alpha follows from it.
         relative_norm: ``alpha * ||V|| / ||theta||``.
-        retained_fraction: see `gradsteer.steering.AppliedStep`.
-        step_error: see `gradsteer.steering.AppliedStep`.
-        predicted: the predicted rates, where a forecast was made.
+        retained_fraction: see `gradsteer.applied.AppliedStep`.
+        step_error: see `gradsteer.applied.AppliedStep`.
+        changed_fraction: see `gradsteer.applied.AppliedStep`.
+        predicted: what was forecast, as `gradsteer.forecasting.Forecast.to_dict` gives it; None without a forecast.
+        realised: the change of the log-odds of the vector's PLUS against its MINUS class that was measured, with its
+            interval: ``{"log_odds_shift", "ci_low", "ci_high"}``.
+        system_prompt: put before every prompt.
+        contrast: what its vector is a contrast of.
+        forecast: the forecast behind `predicted`, where it was made here.
+        by_tensor: parameter -> how much of its step it took; see `gradsteer.applied.TensorStep`.
         behaviors: behavior -> its rate, filled when the condition was judged.
         metrics: text metrics of the responses, and the perplexity of held-out text.
     """
 
     name: str
     kind: Kind
-    model: str = "anchor"
+    model: ModelKind = "anchor"
     vector: str | None = None
     transforms: list[str] = field(default_factory=list)
     alpha: float | None = None
+    asked: dict[str, str | float] | None = None
     relative_norm: float | None = None
     retained_fraction: float | None = None
     step_error: float | None = None
-    predicted: dict[str, float] | None = None
+    changed_fraction: float | None = None
+    predicted: dict[str, Any] | None = None
+    realised: dict[str, float | None] | None = None
+    system_prompt: str | None = None
+    contrast: "Contrast | None" = None
+    forecast: "Forecast | None" = None
+    by_tensor: dict[str, dict[str, float | None]] = field(default_factory=dict)
     behaviors: "dict[str, Rate]" = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(METRICS))
 
@@ -57,8 +75,8 @@ class Condition:
 
 
 _ROW_KEYS = (
-    "name", "kind", "model", "vector", "transforms", "alpha", "relative_norm", "retained_fraction", "step_error",
-    "predicted",
+    "name", "kind", "model", "vector", "transforms", "alpha", "asked", "relative_norm", "retained_fraction",
+    "step_error", "changed_fraction", "predicted", "realised", "system_prompt",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 Knows of vectors and weight diffs; the table of all transforms is in `gradsteer.transforms`.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,8 +56,8 @@ def diff_weighting(
 
 
 def _scale(diff: WeightDiff, percentile: float, scale: Scale) -> float:
-    def tensors() -> list[Tensor]:
-        return [diff[name] for name in sorted(diff)]
+    def tensors() -> Iterator[Tensor]:
+        return (diff[name] for name in sorted(diff))
 
     if scale == "tail_median":
         if not 0 <= percentile <= 100:
@@ -67,7 +68,8 @@ def _scale(diff: WeightDiff, percentile: float, scale: Scale) -> float:
         return start
     total, count = 0.0, 0
     for tensor in tensors():
-        tail = tensor.abs()[tensor.abs() >= start]
+        magnitudes = tensor.abs()
+        tail = magnitudes[magnitudes >= start]
         total, count = total + float(tail.sum(dtype=torch.float64)), count + tail.numel()
     return total / count
 
@@ -187,7 +189,7 @@ def fitting(vector: ParameterVector, diff: WeightDiff | None, name: str) -> Weig
     """
     if diff is None:
         raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--steering.base)")
-    vector.check_same_shapes({key: tensor for key, tensor in diff.items() if key in vector})
+    vector.check_same_shapes({key: tensor for key, tensor in diff.outline().items() if key in vector})
     return diff
 
 

@@ -52,7 +52,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
-    return _plain(figure)
+    return plain(figure)
 
 
 def layer_figure(series: Mapping[str, Mapping[str, float]], title: str, *, squared: bool) -> "Figure":
@@ -80,10 +80,10 @@ def layer_figure(series: Mapping[str, Mapping[str, float]], title: str, *, squar
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return _plain(figure)
+    return plain(figure)
 
 
-def _plain(figure: "Figure") -> "Figure":
+def plain(figure: "Figure") -> "Figure":
     """Names come from configs: a dollar sign in one is no formula."""
     from matplotlib.text import Text
 

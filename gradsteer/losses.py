@@ -36,17 +36,19 @@ class Reference:
             raise ValueError(f"direction is {self.direction!r}; accepted: {', '.join(get_args(KLDirection))}")
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """``l_t = -log p(r_t | p, r_<t)`` in nats, in float32 (float64 for float64 logits).
 
     Args:
         logits: (positions, vocabulary).
         targets: (positions,) token ids.
+        temperature: divides the logits: p is then what is sampled from at that temperature.
 
     Returns:
         (positions,), differentiable.
     """
-    return functional.cross_entropy(_precise(logits), targets, reduction="none")
+    scaled = precise(logits) if temperature == 1 else precise(logits) / temperature
+    return functional.cross_entropy(scaled, targets, reduction="none")
 
 
 def kl_divergence(logits: Tensor, reference_logits: Tensor, direction: KLDirection) -> Tensor:
@@ -63,12 +65,13 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, direction: KLDirecti
     Returns:
         (positions,), differentiable.
     """
-    ours, theirs = (_precise(part).log_softmax(dim=-1) for part in (logits, reference_logits))
+    ours, theirs = (precise(part).log_softmax(dim=-1) for part in (logits, reference_logits))
     base, other = (theirs, ours) if direction == "forward" else (ours, theirs)
     return functional.kl_div(other, base, reduction="none", log_target=True).sum(dim=-1)
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 where they are."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -114,7 +114,14 @@ def attending(model: Any, pack: Pack) -> Iterator[None]:
         yield
 
 
-def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None, reference: Reference | None = None) -> Tensor:
+def pack_losses(
+    model: Any,
+    pack: Pack,
+    *,
+    head_chunk: int | None = None,
+    reference: Reference | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
     """Summed loss of every segment of a pack, inside `attending` (held by an assert).
 
     Args:
@@ -123,27 +130,43 @@ def pack_losses(model: Any, pack: Pack, *, head_chunk: int | None = None, refere
         head_chunk: with it, the head and its loss run on so many positions at a time, and again in the backward
             pass: less memory for a large vocabulary.
         reference: take the divergence from it instead of the cross-entropy; inside `attending` as well.
+        temperature: of the cross-entropy; see `gradsteer.losses.cross_entropy`.
 
     Returns:
         (segments,) nats, differentiable.
+    """
+    losses = pack_token_losses(model, pack, head_chunk=head_chunk, reference=reference, temperature=temperature)
+    sums = torch.zeros(len(pack.lengths), dtype=losses.dtype, device=losses.device)
+    return sums.index_add(0, pack.owners, losses)
+
+
+def pack_token_losses(
+    model: Any,
+    pack: Pack,
+    *,
+    head_chunk: int | None = None,
+    reference: Reference | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """The loss of every labelled token of a pack; see `pack_losses`.
+
+    Returns:
+        (labelled,) nats, differentiable; ``pack.owners`` says whose each is.
     """
     models = [model] if reference is None else [model, reference.model]
     for each in models:
         assert each.config._attn_implementation == NAME, "outside of `attending` the segments would see each other"
     if head_chunk is None or len(pack.targets) <= head_chunk:
         # the model first, as in chunks: where weights are split, processes meet in the order of their forward passes
-        logits, compared = _logits(model, pack), None
+        logits, compared = pack_logits(model, pack), None
         if reference is not None:
             with torch.no_grad():
-                compared = _logits(reference.model, pack)
-        losses = _losses(logits, pack.targets, compared, reference)
-    else:
-        losses = _chunked(model, pack, head_chunk, reference)
-    sums = torch.zeros(len(pack.lengths), dtype=losses.dtype, device=losses.device)
-    return sums.index_add(0, pack.owners, losses)
+                compared = pack_logits(reference.model, pack)
+        return _losses(logits, pack.targets, compared, reference, temperature)
+    return _chunked(model, pack, head_chunk, reference, temperature)
 
 
-def _chunked(model: Any, pack: Pack, head_chunk: int, reference: Reference | None) -> Tensor:
+def _chunked(model: Any, pack: Pack, head_chunk: int, reference: Reference | None, temperature: float) -> Tensor:
     """(labelled,): the head and the loss on so many positions at a time."""
 
     def forward(**inputs: Any) -> Tensor:
@@ -153,8 +176,9 @@ def _chunked(model: Any, pack: Pack, head_chunk: int, reference: Reference | Non
             # its root's weights, the head among them, stay whole after a forward pass without gradients
             with torch.no_grad(), _forward_as(reference.model, partial(_hidden, reference.model, pack)):
                 compared = reference.model(**inputs).split(head_chunk)
+        said = reference, temperature
         parts = zip(hidden.split(head_chunk), pack.targets.split(head_chunk), compared, strict=True)
-        return torch.cat([checkpoint(_head_losses, model, *each, reference, use_reentrant=False) for each in parts])
+        return torch.cat([checkpoint(_head_losses, model, *each, *said, use_reentrant=False) for each in parts])
 
     # where the weights are split over processes they are whole within the model's own forward only
     with _forward_as(model, forward):
@@ -175,8 +199,8 @@ def _forward_as(model: Any, function: Callable[..., Tensor]) -> Iterator[None]:
             model.forward = before
 
 
-def _logits(model: Any, pack: Pack) -> Tensor:
-    """(labelled, vocabulary)."""
+def pack_logits(model: Any, pack: Pack) -> Tensor:
+    """The logits that predict each labelled token of a pack, inside `attending`: (labelled, vocabulary)."""
     output = model(
         input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, logits_to_keep=pack.predictors
     )
@@ -192,13 +216,18 @@ def _hidden(model: Any, pack: Pack, **inputs: Any) -> Tensor:
 
 
 def _head_losses(
-    model: Any, hidden: Tensor, targets: Tensor, reference_hidden: Tensor | None, reference: Reference | None
+    model: Any,
+    hidden: Tensor,
+    targets: Tensor,
+    reference_hidden: Tensor | None,
+    reference: Reference | None,
+    temperature: float,
 ) -> Tensor:
     compared = None
     if reference is not None and reference_hidden is not None:
         with torch.no_grad():
             compared = _head(reference.model, reference_hidden)
-    return _losses(_head(model, hidden), targets, compared, reference)
+    return _losses(_head(model, hidden), targets, compared, reference, temperature)
 
 
 def _head(model: Any, hidden: Tensor) -> Tensor:
@@ -207,7 +236,9 @@ def _head(model: Any, hidden: Tensor) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _losses(logits: Tensor, targets: Tensor, compared: Tensor | None, reference: Reference | None) -> Tensor:
+def _losses(
+    logits: Tensor, targets: Tensor, compared: Tensor | None, reference: Reference | None, temperature: float
+) -> Tensor:
     if reference is None or compared is None:
-        return cross_entropy(logits, targets)
+        return cross_entropy(logits, targets, temperature)
     return kl_divergence(logits, compared, reference.direction)

@@ -134,6 +134,17 @@ def in_common(numbers: Iterable[int]) -> set[int]:
     return set.intersection(*map(set, held))
 
 
+def gathered(value: T) -> list[T]:
+    """What every process has of a value, by rank (collective); the value alone where there is one process."""
+    import torch.distributed
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    held: list[T] = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(held, value)
+    return held
+
+
 def in_turns(load: Callable[[], T], *, local_rank: int, local_size: int) -> T:
     """Runs `load` on one process of a node after the other, so that only one holds a whole model (collective)."""
     import torch.distributed

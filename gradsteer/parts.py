@@ -4,16 +4,35 @@ A pile's gradient is wanted, and perhaps those of its two halves; an example may
 examples that belong to the same of these sums. Knows of piles; knows nothing of models or files.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gradsteer.chat import EncodedExample
-from gradsteer.piles import Pile
+from gradsteer.piles import Pile, PileFilter
 
 FISHER = "fisher"
 Content = tuple[tuple[int, ...], tuple[int, ...], str]
 Key = tuple[Content, int]  # an example, and whether it is the first such of its pile, the second, ...
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """One side of a vector whose responses were dealt anew to its two piles; see `gradsteer.permutations`.
+
+    Attributes:
+        vector: the vector's name.
+        side: which of its piles' places the responses took.
+        index: number of the permutation, from 0.
+        seed: of all permutations.
+    """
+
+    vector: str
+    side: Literal["plus", "minus"]
+    index: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -22,15 +41,33 @@ class Wanted:
 
     Attributes:
         name: the pile's, or ``PILE-1`` and ``PILE-2`` for its halves.
-        pile: the pile that it is of.
+        pile: the pile that it is of; of a permutation the one whose place the responses took.
         half: 1 or 2; None for the whole pile.
         squares: of squared gradients, one example a backward pass: the diagonal of the empirical Fisher information.
+        permutation: where the responses were dealt anew to a vector's piles: how.
     """
 
     name: str
     pile: str
     half: int | None = None
     squares: bool = False
+    permutation: Permutation | None = None
+
+    def chosen_by(self, source: str | PileFilter) -> dict[str, str]:
+        """What an artifact's metadata says of how the responses were chosen.
+
+        Args:
+            source: of the pile.
+
+        Returns:
+            ``permutation_of``, ``permutation_seed`` and ``permutation_index`` of a permutation; else ``where``, the
+            verdicts asked for as JSON, where verdicts alone make the pile.
+        """
+        if (dealt := self.permutation) is not None:
+            seed, index = str(dealt.seed), str(dealt.index)
+            return {"permutation_of": dealt.vector, "permutation_seed": seed, "permutation_index": index}
+        asked = source.verdicts_asked if isinstance(source, PileFilter) and not self.squares else None
+        return {} if asked is None else {"where": json.dumps(asked, sort_keys=True)}
 
 
 @dataclass
@@ -59,6 +96,11 @@ class Part:
     def squares(self) -> bool:
         """Whether squared gradients are summed."""
         return self.sums[0].squares
+
+    @property
+    def is_permuted(self) -> bool:
+        """Whether its responses stand in a pile by chance, beside the piles that were asked for."""
+        return self.sums[0].permutation is not None
 
 
 def halves_of_prompts(piles: Sequence[Pile]) -> dict[str, int]:

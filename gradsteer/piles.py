@@ -7,11 +7,13 @@ their token ids: rendering the text again moves spaces and gives a cut reply an 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Literal
 
 from gradsteer.chat import EncodedExample, LossMask, encode_chat, encode_sampled, tokenizer_digest
 from gradsteer.formats import prompt_text, read_chat_examples
-from gradsteer.records import read_jsonl, resolve_resource, text_digest
+from gradsteer.records import resolve_resource
+from gradsteer.response_rows import Row, check_row, matches, prompt_digest, response_rows, sampling_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,9 +40,18 @@ class PileFilter(ResponseFilter):
         responses: a responses/NAME.jsonl file.
         where: behavior and the verdict asked for; a response counts when all match (an unscored one never does).
         also: further files, joined by prompt: all of that prompt's samples there must match as well.
+        length: of the responses that match all of this, ``long`` keeps those with more tokens than their median and
+            ``short`` those with fewer (as sampled, the stop token included; at the median: neither). A reply that was
+            cut (finish_reason ``length``) counts with the tokens that it has, so where most are cut none is longer.
     """
 
     also: list[ResponseFilter] = field(default_factory=list)
+    length: Literal["long", "short"] | None = None
+
+    @property
+    def verdicts_asked(self) -> dict[str, bool] | None:
+        """The verdicts that make the pile; None where it is made by more than verdicts on its own responses."""
+        return None if self.also or self.length is not None else self.where
 
 
 @dataclass
@@ -55,6 +66,9 @@ class Pile:
         prompt_digests: digests of the distinct prompts, sorted, those of dropped examples included.
         num_dropped: examples that kept no target token within the length limit.
         num_considered: examples that the filter chose from (all, without a filter).
+        sampled: of each example, whether its token ids are a model's samples (else rendered from text).
+        responses: of each example that was sampled, the whole of it with the response's tokens labelled; else None.
+        sampling: of each example, the temperature and top_p that it was sampled with; None where nothing says so.
     """
 
     name: str
@@ -64,6 +78,9 @@ class Pile:
     prompt_digests: list[str] = field(default_factory=list)
     num_dropped: int = 0
     num_considered: int = 0
+    sampled: list[bool] = field(default_factory=list)
+    responses: list[EncodedExample | None] = field(default_factory=list)
+    sampling: list[tuple[float, float] | None] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -97,7 +114,7 @@ def read_pile(
     considered = None
     if isinstance(source, PileFilter):
         rows, considered = _filtered(name, source)
-    elif (found := _response_rows(resolve_resource(source))) is not None:
+    elif (found := response_rows(resolve_resource(source))) is not None:
         rows = found
     else:
         return _chat_pile(name, source, tokenizer, loss_mask, max_length, columns)
@@ -109,19 +126,16 @@ def read_pile(
                 f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}; "
                 "sample with this model's tokenizer, or give the text alone (prompt and completion) as a pile file"
             )
-        _check_row(where, row, len(tokenizer))
-        example = encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask=loss_mask)
+        check_row(where, row, len(tokenizer))
+        sampled = row["prompt_token_ids"], row["token_ids"], row["finish_reason"]
+        example = encode_sampled(*sampled, loss_mask=loss_mask)
+        whole = encode_sampled(*sampled, loss_mask="assistant")
         if max_length is not None and len(example.input_ids) > max_length:
             example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
-        _keep(pile, example, where, prompt_digest(row["prompt"]))
+        _keep(pile, example, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
     pile.num_considered = len(rows) if considered is None else considered
     return _not_empty(pile, str(source))
-
-
-def prompt_digest(prompt: str) -> str:
-    """Digest of a prompt's text, by which overlaps between sets of prompts are seen: 16 hex digits."""
-    return text_digest(prompt)[:16]
 
 
 def _chat_pile(
@@ -144,13 +158,23 @@ def _chat_pile(
     return _not_empty(pile, source)
 
 
-def _keep(pile: Pile, example: EncodedExample | None, source: str, prompt: str) -> None:
+def _keep(
+    pile: Pile,
+    example: EncodedExample | None,
+    source: str,
+    prompt: str,
+    response: EncodedExample | None = None,
+    sampling: tuple[float, float] | None = None,
+) -> None:
     if example is None or example.num_target_tokens == 0:
         pile.num_dropped += 1
         return
     pile.examples.append(example)
     pile.sources.append(source)
     pile.prompts.append(prompt)
+    pile.sampled.append(response is not None)
+    pile.responses.append(response)
+    pile.sampling.append(sampling)
 
 
 def _not_empty(pile: Pile, source: str) -> Pile:
@@ -161,37 +185,7 @@ def _not_empty(pile: Pile, source: str) -> Pile:
     return pile
 
 
-_SAMPLED_KEYS = ("prompt", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer")
-
-
-def _response_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
-    """The rows of a file of sampled responses with their ``file:line``; None for a file of another kind."""
-    if not Path(path).is_file() or Path(path).suffix != ".jsonl":
-        return None
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for line, row in read_jsonl(path):
-        if not rows and "token_ids" not in row:
-            return None
-        missing = [key for key in _SAMPLED_KEYS if key not in row]
-        if missing:
-            raise ValueError(f"{path}:{line}: a response row without {', '.join(map(repr, missing))}")
-        rows.append((f"{path}:{line}", row))
-    return rows or None
-
-
-def _check_row(where: str, row: Mapping[str, Any], vocabulary: int) -> None:
-    if not isinstance(row["prompt"], str):
-        raise ValueError(f"{where}: prompt is {row['prompt']!r}; accepted: a text")
-    for key in ("prompt_token_ids", "token_ids"):
-        ids = row[key]
-        whole = isinstance(ids, list) and ids and all(type(token) is int and 0 <= token < vocabulary for token in ids)
-        if not whole:
-            raise ValueError(f"{where}: {key} is not a list of token ids from 0 to {vocabulary - 1}, at least one")
-    if row["finish_reason"] not in ("stop", "length"):
-        raise ValueError(f"{where}: finish_reason is {row['finish_reason']!r}; accepted: stop, length")
-
-
-def _filtered(name: str, source: PileFilter) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+def _filtered(name: str, source: PileFilter) -> tuple[list[Row], int]:
     """The rows that match, and how many there were."""
     rows = _required_rows(name, source.responses)
     _check_behaviors(name, source.responses, rows, source.where)
@@ -207,31 +201,46 @@ def _filtered(name: str, source: PileFilter) -> tuple[list[tuple[str, dict[str, 
         looked_at.append(f"{len(others)} of {other.responses!r} (where {other.where})")
     if not kept:
         raise ValueError(f"pile {name!r} is empty: none matched of " + ", and ".join(looked_at))
-    return kept, len(rows)
+    return _of_length(name, kept, source.length), len(rows)
 
 
-def _required_rows(name: str, responses: str) -> list[tuple[str, dict[str, Any]]]:
+def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
+    """The rows with more (long) or fewer (short) sampled tokens than the median of them all."""
+    if length is None:
+        return rows
+    if length not in ("long", "short"):
+        raise ValueError(f"pile {name!r}: length is {length!r}; accepted: long, short")
+    for where, row in rows:
+        if not isinstance(row["token_ids"], list):
+            raise ValueError(f"{where}: token_ids is {row['token_ids']!r}; accepted: a list of token ids")
+    middle = median(len(row["token_ids"]) for _, row in rows)
+    sign = 1 if length == "long" else -1
+    kept = [(where, row) for where, row in rows if sign * (len(row["token_ids"]) - middle) > 0]
+    if not kept:
+        cut = sum(row["finish_reason"] == "length" for _, row in rows)
+        raise ValueError(
+            f"pile {name!r} is empty: of {len(rows)} responses that match, {cut} of them cut, none is "
+            f"{'longer' if sign > 0 else 'shorter'} than their median of {middle:g} tokens"
+        )
+    return kept
+
+
+def _required_rows(name: str, responses: str) -> list[Row]:
     path = resolve_resource(responses)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"pile {name!r}: no response file at {responses!r}; accepted: a responses/NAME.jsonl that evaluate wrote"
         )
-    rows = _response_rows(path)
+    rows = response_rows(path)
     if rows is None:
         raise ValueError(f"pile {name!r}: {responses!r} holds no sampled responses with token ids and verdicts")
     return rows
 
 
-def _check_behaviors(name: str, path: str, rows: list[tuple[str, dict[str, Any]]], where: Mapping[str, bool]) -> None:
+def _check_behaviors(name: str, path: str, rows: list[Row], where: Mapping[str, bool]) -> None:
     known = sorted({behavior for _, row in rows for behavior in row.get("verdicts", {})})
     for behavior in where:
         if behavior not in known:
             raise ValueError(
                 f"pile {name!r}: {path!r} has no verdicts on {behavior!r}; it has: {', '.join(known) or 'none'}"
             )
-
-
-def matches(row: Mapping[str, Any], where: Mapping[str, bool]) -> bool:
-    """Whether a response row has all the verdicts asked for; an unscored verdict (null) matches nothing."""
-    verdicts = row.get("verdicts", {})
-    return all(verdicts.get(behavior) is wanted for behavior, wanted in where.items())

@@ -16,7 +16,14 @@ FORMAT_VERSION = 1
 Row = Mapping[str, Any]
 
 
-def write_results(path: Path, experiment: str, rows: Sequence[Row], *, note: str | None = None) -> None:
+def write_results(
+    path: Path,
+    experiment: str,
+    rows: Sequence[Row],
+    *,
+    note: str | None = None,
+    forecast: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the report and, beside it, the same rows as CSV; each under a temporary name first.
 
     Args:
@@ -24,8 +31,12 @@ def write_results(path: Path, experiment: str, rows: Sequence[Row], *, note: str
         experiment: name of the experiment.
         rows: as `gradsteer.conditions.Condition.row` gives them, in the config's order.
         note: what a reader of the numbers must know.
+        forecast: what a forecast is made from; its presence says that the rows are forecasts.
     """
-    write_json(path, {"format": FORMAT_VERSION, "experiment": experiment, "note": note, "conditions": list(rows)})
+    report: dict[str, Any] = {"format": FORMAT_VERSION, "experiment": experiment, "note": note}
+    if forecast is not None:
+        report["forecast"] = dict(forecast)
+    write_json(path, {**report, "conditions": list(rows)})
     flat = [flatten(row) for row in rows]
     columns = list(dict.fromkeys(column for row in flat for column in row))
     text = io.StringIO()
@@ -57,10 +68,20 @@ def flatten(row: Row) -> dict[str, Any]:
         elif key == "metrics":
             flat.update(value)
         elif key == "predicted":
-            flat[key] = json.dumps(value) if value else None
+            flat.update({f"predicted_{name}": number for name, number in _flat_prediction(value or {}).items()})
+        elif key == "realised":
+            flat.update({f"realised_{name}": number for name, number in (value or {}).items()})
+        elif key == "asked":
+            flat["asked"], flat["asked_value"] = (value["kind"], value["value"]) if value else (None, None)
         else:
             flat[key] = "+".join(value) if isinstance(value, list) else value
     return flat
+
+
+def _flat_prediction(predicted: Mapping[str, Any]) -> dict[str, Any]:
+    rates = predicted.get("rates", {})
+    flat = {key: value for key, value in predicted.items() if key != "rates"}
+    return {**flat, **{f"{name}_{key}": number for name, rate in rates.items() for key, number in rate.items()}}
 
 
 def results_table(rows: Sequence[Row], title: str) -> "Table":
@@ -98,10 +119,14 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
 
 
 def print_table(rows: Sequence[Row], title: str, *, note: str | None = None) -> None:
-    """Prints the table at its full width: a narrower terminal wraps lines, but no number is cut."""
+    """Prints the rows as a table."""
+    print_whole(results_table(rows, title), note)
+
+
+def print_whole(table: "Table", note: str | None = None) -> None:
+    """Prints a table at its full width: a narrower terminal wraps lines, but no number is cut."""
     from rich.console import Console
 
-    table = results_table(rows, title)
     width = Console(width=1000).measure(table).maximum
     console = Console(width=max(width, Console().width))
     console.print()

@@ -31,7 +31,8 @@ _NOT_PART = (
 # the options that name files or directories
 _PATH_KEY = re.compile(
     r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|reference|responses)$"
-    r"|(^|\.)(precondition|second_moment|vector_file)$|^(steering\.vectors|data\.piles)\.[^.]+$"
+    r"|(^|\.)(precondition|second_moment|vector_file)$|^steering\.forecast$"
+    r"|^(steering\.vectors|steering\.control_vectors|data\.piles)\.[^.]+$"
 )
 
 State = Literal["new", "unfinished", "done", "changed", "other"]

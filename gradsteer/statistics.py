@@ -105,8 +105,6 @@ def rate_with_interval(verdicts: Sequence[bool | None], clusters: Sequence[str],
     Raises:
         ValueError: If `confidence` is out of range, or there is not one cluster for each verdict.
     """
-    from scipy.special import ndtri
-
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must be greater than 0 and less than 1")
     if len(verdicts) != len(clusters):
@@ -120,12 +118,28 @@ def rate_with_interval(verdicts: Sequence[bool | None], clusters: Sequence[str],
     values = [value for value, _ in scored]
     num_positive = sum(values)
     rate = num_positive / len(values)
-    size = len(values) / design_effect(values, [cluster for _, cluster in scored])
+    low, high = wilson(rate, len(values) / design_effect(values, [cluster for _, cluster in scored]), confidence)
+    return Rate(len(values), num_unscored, num_positive, rate, low, high)
+
+
+def wilson(rate: float, size: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a rate; the formula is in `rate_with_interval`.
+
+    Args:
+        rate: In [0, 1].
+        size: The effective number of observations, more than 0; it need not be whole.
+        confidence: The interval's coverage, between 0 and 1.
+
+    Returns:
+        The lower and the upper end.
+    """
+    from scipy.special import ndtri
+
     z = float(ndtri((1 + confidence) / 2))
     centre = rate + z**2 / (2 * size)
     reach = z * math.sqrt(rate * (1 - rate) / size + z**2 / (4 * size**2))
     scale = 1 + z**2 / size
     # at a rate of 0 or 1 the formula gives that end exactly, but for rounding
-    low = 0.0 if num_positive == 0 else (centre - reach) / scale
-    high = 1.0 if num_positive == len(values) else (centre + reach) / scale
-    return Rate(len(values), num_unscored, num_positive, rate, low, high)
+    low = 0.0 if rate == 0 else (centre - reach) / scale
+    high = 1.0 if rate == 1 else (centre + reach) / scale
+    return low, high

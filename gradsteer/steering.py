@@ -1,109 +1,99 @@
 """Adding a multiple of a steering vector to a model's weights, and putting the weights back.
 
-`steered` and `reweighted` are context managers. ``theta + aV - aV`` is not ``theta`` in floating point, so the
-original bytes are kept and copied back; every value is computed from the originals, never from what an earlier
+`steered`, `reweighted` and `holding` are context managers. ``theta + aV - aV`` is not ``theta`` in floating point, so
+the original bytes are kept and copied back; every value is computed from the originals, never from what an earlier
 edit left. Of a model that is split over processes each process edits the shard that it holds. Sign convention: positive
 alpha raises the PLUS pile's loss and reduces its behavior.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gradsteer.fingerprints import model_fingerprint, restored, weight_versions
-from gradsteer.parallel import is_split_model, settle, shard, shard_like, sum_over_shards
+from gradsteer.applied import AppliedStep
+from gradsteer.edits import Change, Edit, edited_by, held, is_edited, look_at
+from gradsteer.fingerprints import model_fingerprint
+from gradsteer.parallel import settle, shard_like
+from gradsteer.rounding import HALF_PRECISIONS
 from gradsteer.vectors import ParameterVector
 
-
-@dataclass(frozen=True)
-class AppliedStep:
-    """How much of the intended step ``alpha * V`` the weights really took, in their own precision.
-
-    Attributes:
-        retained_fraction: ``<applied, intended> / ||intended||^2``; 1 when nothing was lost. None for a zero step.
-        step_error: ``||applied - intended|| / ||intended||``, the rounding noise included. None for a zero step.
-        relative_norm: ``alpha * ||V|| / ||theta||``, theta over all parameters of the model; signed as alpha.
-    """
-
-    retained_fraction: float | None
-    step_error: float | None
-    relative_norm: float
-
-
-Change = Callable[[str, Tensor], Tensor]
-
-
-@dataclass(eq=False)
-class _Step:
-    """One active edit: the parameters that it covers, and each one's new value from its old one."""
-
-    names: Collection[str]
-    change: Change
-    adds: Mapping[str, Tensor] | None = None  # with alpha: the change is a fused multiply and add
-    alpha: float = 0.0
-
-
-@dataclass
-class _Edited:
-    """The originals of one model and the steps that are active on it, outermost first."""
-
-    fingerprint: str
-    versions: dict[str, tuple[int, int]]
-    originals: dict[str, Tensor] = field(default_factory=dict)
-    steps: list[_Step] = field(default_factory=list)
-
-
-_ACTIVE: "WeakKeyDictionary[nn.Module, _Edited]" = WeakKeyDictionary()
+Rounding = Literal["nearest", "stochastic"]
 
 
 @contextmanager
 def steered(
-    model: nn.Module, vector: ParameterVector, alpha: float, *, allow_other_model: bool = False
+    model: nn.Module,
+    vector: ParameterVector,
+    alpha: float,
+    *,
+    allow_other_model: bool = False,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
 ) -> Iterator[AppliedStep]:
     """Within the block the model's weights are ``theta + alpha * V``; afterwards theta, byte for byte.
 
     Restores also when the block raises or is interrupted. May be nested: the steps add up, and leaving one
     recomputes the rest from the originals. Tied weights move once. Extra memory: one copy of the parameters
-    that the vector covers.
+    that the vector covers; `holding` keeps it from one block to the next.
 
     Args:
         model: any module with the vector's parameters.
         vector: the direction V.
         alpha: the steering coefficient; positive reduces the behavior of the PLUS pile, negative raises it.
         allow_other_model: apply a vector to a model that it was not made on (the portability question).
+        rounding: of bfloat16 and float16 weights: "nearest", or "stochastic", whose expected step is the intended one
+            (see `gradsteer.rounding`). Where edits are nested, a weight is rounded stochastically if one of them asks
+            for it, by the innermost one's seed. Weights of higher precision are rounded to nearest.
+        seed: of stochastic rounding; the same seed rounds a parameter of a name alike, on any number of processes.
 
     Yields:
-        What the weights really took of the step.
+        What the weights really took of the step; measured when it is first asked, within the block.
 
     Raises:
-        ValueError: alpha is not finite, the vector's names or shapes do not fit, or it was made on other weights.
+        ValueError: alpha is not finite, the vector's names or shapes do not fit, it was made on other weights, or
+            stochastic rounding is asked for where no weight that the vector covers is in half precision.
     """
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha!r}; accepted: a finite number")
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"rounding is {rounding!r}; accepted: {', '.join(get_args(Rounding))}")
     vector.check_fits(model)
+    settle(model)
+    parameters = dict(model.named_parameters())
+    if rounding == "stochastic":
+        _check_half([parameters[name].dtype for name in vector])
     expected = vector.metadata.get("model_fingerprint")
     # inside another edit the weights are no longer those of the fingerprint: checked at the outermost entry only
-    if expected and not allow_other_model and model not in _ACTIVE:
+    if expected and not allow_other_model and not is_edited(model):
         found = model_fingerprint(model)
         if found != expected:
             raise ValueError(
                 f"this vector was made on a model with fingerprint {expected}, the model at hand has {found}; "
                 "to apply it to another model all the same, ask for that (allow_other_model)"
             )
-    settle(model)
-    parameters = dict(model.named_parameters())
-    parts = {name: shard_like(tensor, parameters[name]) for name, tensor in vector.items()}
+    parts = {name: shard_like(tensor.detach(), parameters[name]) for name, tensor in vector.items()}
+    # 0 * V is not nothing: it turns -0.0 into 0.0, and makes NaN of an infinite entry
+    moving = parts if alpha != 0 else {}
+    step = Edit(moving, adds=moving, alpha=float(alpha), seed=seed if rounding == "stochastic" else None)
+    applied = AppliedStep(parts, float(alpha), lambda: look_at(model, step))
+    with edited_by(model, step):
+        try:
+            yield applied
+        finally:
+            applied.end()
 
-    def add(name: str, value: Tensor) -> Tensor:
-        return torch.add(value, parts[name].to(value), alpha=alpha)
 
-    with _edited(model, _Step(parts, add, adds=parts, alpha=float(alpha))):
-        yield _measure(model)
+def _check_half(dtypes: Collection[torch.dtype]) -> None:
+    if not any(dtype in HALF_PRECISIONS for dtype in dtypes):
+        raise ValueError(
+            f"rounding is 'stochastic', but the weights that the vector covers are "
+            f"{', '.join(sorted({str(dtype) for dtype in dtypes})) or 'none'}; accepted: weights in "
+            f"{', '.join(map(str, HALF_PRECISIONS))}, or rounding 'nearest'"
+        )
 
 
 @contextmanager
@@ -135,88 +125,30 @@ def rewritten(model: nn.Module, names: Collection[str], change: Change) -> Itera
             again where edits are nested, so it must give the same each time. Of a model that is split over processes
             both are this process's shard.
     """
-    with _edited(model, _Step(names, change)):
+    with edited_by(model, Edit(names, change)):
         yield
 
 
 @contextmanager
-def _edited(model: nn.Module, step: _Step) -> Iterator[None]:
-    edited = _ACTIVE.get(model)
-    settle(model)
-    if edited is None:
-        edited = _ACTIVE[model] = _Edited(model_fingerprint(model), weight_versions(model))
-    parameters = _parts(model)
-    try:
-        for name in step.names:
-            if name not in edited.originals:
-                edited.originals[name] = parameters[name].detach().clone()
-        edited.steps.append(step)
-        _recompute(model, edited, step.names)
+def holding(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
+    """Within the block the originals of some weights are kept, so that edit after edit need not copy them again.
+
+    For a model that goes from one condition to the next: entering `steered` then only writes ``theta + alpha * V``
+    from the copy that is there, and leaving it only copies back. Between the edits the model has its own weights,
+    and whatever is checked at an outermost edit is checked at each. May be nested, in itself and in edits. Extra
+    memory: one copy of the weights that are held.
+
+    Args:
+        model: any module; within the block only edits may write to the weights that are held.
+        names: of the parameters to hold; None holds all.
+
+    Raises:
+        ValueError: the model lacks a name.
+        RuntimeError: on entering an edit within the block: weights that are held were written to otherwise.
+    """
+    has = [name for name, _ in model.named_parameters()]
+    for name in names or ():
+        if name not in has:
+            raise ValueError(f"names holds {name!r}; accepted: names of {type(model).__name__}'s parameters")
+    with held(model, has if names is None else tuple(names)):
         yield
-    finally:
-        if step in edited.steps:
-            edited.steps.remove(step)
-        _leave(model, edited, step)
-
-
-def _parts(model: nn.Module) -> dict[str, Tensor]:
-    """What this process holds of every parameter, sharing its memory."""
-    return {name: shard(parameter.detach()) for name, parameter in model.named_parameters()}
-
-
-def _leave(model: nn.Module, edited: _Edited, step: _Step) -> None:
-    settle(model)
-    if edited.steps:
-        _recompute(model, edited, step.names)
-        return
-    parameters = _parts(model)
-    with torch.no_grad():
-        for name, original in edited.originals.items():
-            parameters[name].copy_(original)
-    del _ACTIVE[model]
-    restored(model, edited.fingerprint, edited.versions, set(edited.originals))
-
-
-@torch.no_grad()
-def _recompute(model: nn.Module, edited: _Edited, names: Collection[str]) -> None:
-    parameters = _parts(model)
-    for name in names:
-        original, parameter = edited.originals[name], parameters[name]
-        adds = edited.steps[0].adds if len(edited.steps) == 1 else None
-        if adds is not None and name in adds and original.dtype == torch.float32:
-            torch.add(original, adds[name].to(original), alpha=edited.steps[0].alpha, out=parameter)
-            continue
-        parameter.copy_(_stepped(name, original, edited.steps))
-
-
-def _stepped(name: str, original: Tensor, steps: Sequence[_Step]) -> Tensor:
-    """A weight after some steps; half precisions are summed in float32 and rounded once."""
-    value = original.double() if original.dtype == torch.float64 else original.float()
-    for step in steps:
-        if name in step.names:
-            value = step.change(name, value)
-    return value
-
-
-@torch.no_grad()
-def _measure(model: nn.Module) -> AppliedStep:
-    """What the weights took of the innermost step."""
-    edited = _ACTIVE[model]
-    parameters, step = _parts(model), edited.steps[-1]
-    assert step.adds is not None
-    sums = torch.zeros(4, dtype=torch.float64)  # <applied, intended>, ||error||^2, ||intended||^2, ||theta||^2
-    for name, direction in step.adds.items():
-        before = _stepped(name, edited.originals[name].double(), edited.steps[:-1])
-        applied = parameters[name].double() - before
-        intended = direction.to(applied) * step.alpha
-        terms = ((applied * intended).sum(), (applied - intended).square().sum(), intended.square().sum())
-        sums[:3] += torch.stack(terms).cpu()
-    for name, parameter in parameters.items():
-        sums[3] += torch.linalg.vector_norm(edited.originals.get(name, parameter), dtype=torch.float64).square().cpu()
-    if is_split_model(model):
-        sums = sum_over_shards(sums, next(model.parameters()))
-    along, error, intended_squares, theta_squares = sums.tolist()
-    relative = math.copysign(math.sqrt(intended_squares / theta_squares), step.alpha) if theta_squares else 0.0
-    if intended_squares == 0:
-        return AppliedStep(None, None, 0.0)
-    return AppliedStep(along / intended_squares, math.sqrt(error / intended_squares), relative)

@@ -85,15 +85,18 @@ def diff_projection(
     diff = fitting(vector, diff, "diff_projection")
     if per not in ("whole", "tensor"):
         raise ValueError(f"transform 'diff_projection': per is {per!r}; accepted: whole, tensor")
-    covered = ParameterVector({name: diff[name] for name in vector})
-    dots, squares = _dots(vector, covered), covered.sum_squares()
+    dots, squares = {}, {}
+    for name, tensor in vector.items():
+        one = ParameterVector({name: diff[name]})  # a streamed diff is never held whole
+        dots.update(_dots(ParameterVector({name: tensor}), one))
+        squares.update(one.sum_squares())
     if sum(squares.values()) == 0:
         raise ValueError("transform 'diff_projection': the weight diff is zero on all of the vector's parameters")
     whole = sum(dots.values()) / sum(squares.values())
 
     def project(name: str, tensor: Tensor) -> Tensor:
         own = dots[name] / squares[name] if squares[name] > 0 else 0.0
-        return covered[name].to(tensor) * (whole if per == "whole" else own)
+        return diff[name].to(tensor) * (whole if per == "whole" else own)
 
     return vector.map(project, f"|diff_projection(per={per})")
 

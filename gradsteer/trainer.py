@@ -30,6 +30,9 @@ class GradsteerTrainer(L.Trainer):
         kwargs["callbacks"] = callbacks
         super().__init__(*args, **kwargs)
         self.conditions: list[Condition] = []
+        # what the callbacks of forecast and steer share with each other
+        self.forecasting: Any = None
+        self.steering: Any = None
 
     def attribute(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Takes the pile-average gradient of every pile and contrasts piles into steering vectors."""
@@ -55,6 +58,12 @@ class GradsteerTrainer(L.Trainer):
     def evaluate(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Samples responses from a model, judges them and reports the behavior rates."""
         self._refuse_split_weights("evaluate")
+        self.test(model, datamodule=datamodule, verbose=False)
+
+    def forecast(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Predicts the behavior rates of every condition by forward passes over judged responses."""
+        self._refuse_split_weights("forecast")
+        self.test_loop.inference_mode = False  # weights are rewritten between conditions
         self.test(model, datamodule=datamodule, verbose=False)
 
     def steer(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:

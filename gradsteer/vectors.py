@@ -35,7 +35,7 @@ class ParameterVector(Mapping[str, Tensor]):
     __eq__ = object.__eq__  # a Mapping compares its values, and tensors do not compare to a bool
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-        self.tensors = dict(tensors)
+        self.tensors: Mapping[str, Tensor] = dict(tensors)
         self.metadata = dict(metadata or {})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -289,17 +289,7 @@ class SteeringVector(ParameterVector):
                     f"piles {names[0]!r} and {names[1]!r} cannot be contrasted: their {key} differ "
                     f"({plus.metadata.get(key)!r} and {minus.metadata.get(key)!r})"
                 )
-        shared = {key: value for key, value in plus.metadata.items() if minus.metadata.get(key) == value}
-        digests = sorted({*_prompt_digests(plus), *_prompt_digests(minus)})
-        metadata = {
-            **shared,
-            "plus": names[0],
-            "minus": names[1],
-            "plus_num_examples": plus.metadata.get("num_examples", ""),
-            "minus_num_examples": minus.metadata.get("num_examples", ""),
-            "prompt_digests": json.dumps(digests),
-        }
-        metadata.pop("pile", None)
+        metadata = _contrast_metadata(plus, minus, names)
         if not unit:
             return cls({name: tensor - minus[name] for name, tensor in plus.items()}, metadata)
         lengths = plus.norm(), minus.norm()
@@ -307,6 +297,19 @@ class SteeringVector(ParameterVector):
             raise ValueError(f"the gradient of pile {names[lengths.index(0.0)]!r} is zero and has no unit norm")
         metadata["contrast"] = "unit"
         return cls({name: t / lengths[0] - minus[name] / lengths[1] for name, t in plus.items()}, metadata)
+
+
+def _contrast_metadata(plus: PileAverage, minus: PileAverage, names: tuple[str, str]) -> dict[str, str]:
+    """What two gradients share, and of each side its pile, its size and the verdicts that made it (``where``)."""
+    metadata = {key: value for key, value in plus.metadata.items() if minus.metadata.get(key) == value}
+    for key in ("pile", "where"):
+        metadata.pop(key, None)
+    for side, name, gradient in zip(("plus", "minus"), names, (plus, minus), strict=True):
+        metadata[side] = name
+        metadata[f"{side}_num_examples"] = gradient.metadata.get("num_examples", "")
+        if "where" in gradient.metadata:
+            metadata[f"{side}_where"] = gradient.metadata["where"]
+    return {**metadata, "prompt_digests": json.dumps(sorted({*_prompt_digests(plus), *_prompt_digests(minus)}))}
 
 
 def _prompt_digests(vector: ParameterVector) -> list[str]:

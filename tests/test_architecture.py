@@ -7,11 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
-    "accumulation", "assembly", "batching", "chat", "conditions", "controls", "diff", "entrywise", "figures",
-    "fingerprints", "formats", "generation", "gradients", "judges", "layers", "losses", "memory", "metrics", "models",
-    "packing", "parallel", "partial", "parts", "percentiles", "piles", "points", "preconditioning", "probing",
-    "provenance", "records", "reductions", "reports", "segments", "selection", "statistics", "steering", "subspaces",
-    "sums", "transforms", "turns", "vectors", "version",
+    "accumulation", "applied", "assembly", "batching", "budgets", "calibration", "chat", "checkpoints", "choosing",
+    "combinations", "conditions", "controls", "curves", "derivatives", "diff", "doses", "dosing", "edits",
+    "entrywise", "figures", "fingerprints", "forecasting", "forecasts", "formats", "generation", "graddiff",
+    "gradients", "importance", "judges", "layers", "losses", "memory", "metrics", "models", "packing", "parallel",
+    "partial", "parts", "percentiles", "permutations", "piles", "plans", "points", "preconditioning", "predictions",
+    "probing", "provenance", "realised", "records", "reductions", "reports", "response_rows", "responses",
+    "rounding", "scoring", "segments", "selection", "slopes", "statistics", "steering", "subspaces", "sums",
+    "targets", "transforms", "turns", "vectors", "version", "weights",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},
@@ -19,7 +22,8 @@ ALLOWED = {
     "modules": {"core", "modules"},
     "callbacks": {"core", "callbacks"},
     "corpus": {"core", "corpus", "top"},
-    "top": {"core", "data", "modules", "callbacks", "corpus", "top"},
+    "exports": {"core", "exports", "top"},
+    "top": {"core", "data", "modules", "callbacks", "corpus", "exports", "top"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

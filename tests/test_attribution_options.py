@@ -22,9 +22,10 @@ from gradsteer.gradients import PileGradient
 from gradsteer.models import load_causal_lm, load_tokenizer
 from gradsteer.modules.attribution import AttributionModule
 from gradsteer.parts import halves_of_prompts
-from gradsteer.piles import prompt_digest, read_pile
+from gradsteer.piles import read_pile
 from gradsteer.points import RandomMasks
 from gradsteer.preconditioning import SecondMoment, precondition
+from gradsteer.response_rows import prompt_digest
 from gradsteer.vectors import PileAverage, SteeringVector
 
 PROMPTS = ["hello", "how", "can you", "bread", "and", "today", "help", "spread"]

@@ -39,6 +39,7 @@ def fresh(*words):
         (["run", "--config", "nowhere.yaml"], "no such file: 'nowhere.yaml'"),
         (["corpus", "--help"], "byte for byte"),
         (["inspect", "--help"], "norms by layer"),
+        (["export", "--help"], "adapter whose scaling is alpha"),
     ],
 )
 def test_the_top_level_answers_without_importing_torch(words, shown):
@@ -50,7 +51,8 @@ def test_the_top_level_answers_without_importing_torch(words, shown):
 
 def test_an_unknown_command_has_status_2(capsys):
     assert main(["steeer"]) == 2
-    assert "accepted: corpus, fit, validate, evaluate, attribute, steer, inspect, run" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "accepted: corpus, fit, validate, evaluate, attribute, forecast, steer, export, inspect, run" in said
 
 
 def help_of(command, capsys):
@@ -95,13 +97,18 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     chat += ["train_split", "validation", "validation_split"]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
-    piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "piles", "token_budget"]
-    attributing = ["gradient_checkpointing", "packing", "parameters", "reduction"]
+    piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "permutation_seed", "permutations", "piles"]
+    piles += ["token_budget"]
+    attributing = ["calibrate", "gradient_checkpointing", "packing", "parameters", "reduction"]
     attributing += ["loss", "kl_direction", "reference", "base", "path_points"]
     attributing += [f"mask_{option}" for option in ("draws", "keep_rate", "components", "origin", "seed")]
     writing = ["precondition", "precondition_power", "precondition_damping", "unit_contrast"]
     steering = ["allow_other_model", "alphas", "base", "both_signs", "control_seed", "random_controls", "sign_controls"]
-    steering += ["transforms", "vectors"]
+    steering += ["transforms", "vectors", "relative_norms", "log_odds_shifts", "kl_budgets", "kl_statistic"]
+    steering += ["target_rates", "curve_points", "behaviors", "on_base", "permuted_controls", "control_vectors"]
+    steering += ["graddiff_steps", "delta_scales", "system_prompts", "forecast", "select", "rounding", "rounding_seed"]
+    steering += ["min_retained"]
+    forecasting = ["responses", "temperature", "top_p", "draws", "seed", "min_sample_size", "token_budget"]
 
     def group(name, options):
         return [f"--{name}", *(f"--{name}.{option}" for option in options)]
@@ -122,12 +129,38 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
             *group("model", loading + attributing),
             *group("data", piles),
             *group("writing", writing),
+            *group("graddiff", ["alpha", "steps"]),
         ],
-        "steer": [*common, *evaluation, *group("steering", steering), "--report", "--report.note"],
+        "forecast": [
+            *(*common, *group("model", loading), *group("forecasting", forecasting), *group("steering", steering)),
+            *("--report", "--report.note"),
+        ],
+        "steer": [
+            *(*common, *evaluation, *group("forecasting", forecasting), *group("steering", steering)),
+            *("--report", "--report.note"),
+        ],
     }
     for name, parser in parsers.items():
-        linked = {"--saving", "--writing", "--condition", "--report", "--figures"}  # groups without an option of ours
+        linked = {
+            "--saving",
+            "--writing",
+            "--condition",
+            "--report",
+            "--figures",
+            "--sampled",
+            "--data",
+        }  # groups without an option of ours
         assert sorted(set(flags(parser)) - linked) == sorted(set(expected[name]) - linked), name
+
+
+def test_the_flags_of_export_are_those_that_others_rely_on():
+    """Likewise."""
+    from gradsteer.exports.command import _parser
+
+    steering = ["allow_other_model", "alpha", "base", "model", "transforms", "trust_remote_code", "vector"]
+    writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed"]
+    adapter = ["behavior", "min_energy", "rank", "ranks", "responses"]
+    assert set(flags(_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
 
 
 def parsed(parsers, command, *words):
@@ -271,7 +304,7 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
     [
         ({"--steering.alphas": "[]"}, "steering.alphas of vector 'a' is empty; accepted: one number or more"),
         ({"--steering.alphas": "[0]"}, "accepted: finite numbers but 0"),
-        ({"--steering.alphas": '{"b": [1]}'}, "names the vectors b; the vectors are: a"),
+        ({"--steering.alphas": '{"b": [1]}'}, "names the vector 'b'; the vectors are: a"),
         ({"--steering.transforms": "[diff_wait]"}, "unknown transform 'diff_wait'; accepted: diff_projection"),
         ({"--steering.transforms": "[diff_weighting]"}, "give the base model (--steering.base)"),
         ({"--steering.random_controls": -1}, "steering.random_controls is -1; accepted: 0 or more"),

@@ -82,7 +82,7 @@ def commands(experiment, inputs, tmp_path_factory):
     ]  # fmt: skip
     attribute = [
         "attribute", *anchor, "--data.piles", json.dumps(piles), "--vectors.v", "[odd, single]", "--vectors.w",
-        "[odd, even]", "--data.halves", "true",
+        "[odd, even]", "--data.halves", "true", "--data.permutations", 1,
     ]  # fmt: skip
     return {
         # every example is a pack of its own, so that an odd pile has an odd number of them
@@ -141,6 +141,8 @@ def test_attribute_on_two_processes_equals_one(one, on_two, name, strategy):
     files = [f"gradients/{pile}.safetensors" for pile in (*PILES, "sampled")]
     files += [f"gradients/halves/{half}.safetensors" for half in halves]
     files += ["vectors/v.safetensors", "vectors/w.safetensors"]
+    files += [f"gradients/permuted/{vector}-0-{side}.safetensors" for vector in "vw" for side in ("plus", "minus")]
+    files += ["vectors/permuted/v-0.safetensors", "vectors/permuted/w-0.safetensors"]
     check_same_files(two, one, files)
     for pile, size in PILES.items():
         assert ParameterVector.load(two / "gradients" / f"{pile}.safetensors").metadata["num_examples"] == str(size)

@@ -179,3 +179,104 @@ def test_a_step_of_fewer_parameters_outlives_one_of_more():
         for name, weight in named_weights(model).items():
             assert torch.equal(weight, before[name] + 0.5 if name in few else before[name])
     assert all(torch.equal(weight, before[name]) for name, weight in named_weights(model).items())
+
+
+def test_a_step_of_nothing_leaves_every_bit():
+    """0 * V would turn -0.0 into 0.0, and an infinite entry into NaN."""
+    model = tiny_llama(dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(-0.0)
+    originals = raw_bytes(model)
+    infinite = SteeringVector({"model.norm.weight": torch.full((16,), float("inf"))})
+    for vector in (infinite, direction(model), SteeringVector({})):
+        with steered(model, vector, 0.0):
+            assert all(torch.equal(a, b) for a, b in zip(raw_bytes(model), originals, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float64])
+def test_a_vector_of_another_precision(dtype, kept):
+    model = tiny_llama(dtype=dtype)
+    vector = direction(model).map(lambda _, tensor: tensor.to(kept).requires_grad_(), "")
+    exact = vector.map(lambda _, tensor: tensor.detach().float(), "")
+    for alpha in (0.1, -0.2):
+        with steered(model, vector, alpha):
+            found = digest(model)
+        with steered(model, exact, alpha):
+            assert digest(model) == found
+
+
+def test_weights_and_vectors_whose_memory_is_not_in_row_major_order():
+    class Turned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.arange(12.0).view(3, 4).t().bfloat16())
+
+    model, before = Turned(), torch.arange(12.0).view(3, 4).t()
+    vector = SteeringVector({"weight": torch.tensor([2.0]).expand(4, 3)})
+    with steered(model, vector, 0.5) as step:
+        assert torch.equal(model.weight.detach().float(), before + 1)
+        assert step.retained_fraction == 1
+    assert torch.equal(model.weight.detach().float(), before)
+
+
+# --- stochastic rounding ---------------------------------------------------------------------------------------------
+
+
+def test_a_step_below_the_precision_arrives_by_stochastic_rounding():
+    model = tiny_llama(dtype=torch.bfloat16)
+    vector, originals, alpha = direction(model), raw_bytes(model), 1e-5
+    # numbers large enough that the step is far below half a unit in the last place
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    originals = raw_bytes(model)
+    with steered(model, vector, alpha) as step:
+        assert step.retained_fraction == step.changed_fraction == 0
+    retained = []
+    for seed in range(40):
+        with steered(model, vector, alpha, rounding="stochastic", seed=seed) as step:
+            retained.append(step.retained_fraction)
+            assert 0 < step.changed_fraction < 0.01
+            assert all(of.retained_fraction is not None for of in step.by_tensor.values())
+        assert all(torch.equal(a, b) for a, b in zip(raw_bytes(model), originals, strict=True))
+    mean, spread = torch.tensor(retained).mean(), torch.tensor(retained).std() / len(retained) ** 0.5
+    assert float((mean - 1).abs() / spread) < 4
+    assert float(spread) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_depends_on_seed_and_name_only(dtype):
+    model = tiny_llama(dtype=dtype)
+    before, vector, second = digest(model), direction(model), direction(model, 2)
+    name = "model.layers.0.mlp.up_proj.weight"
+    few = SteeringVector({name: vector[name]})
+    with steered(model, vector, 1e-3, rounding="stochastic", seed=1):
+        alone, weight = digest(model), named_weights(model)[name].clone()
+        with steered(model, second, 0.1):
+            pass
+        assert digest(model) == alone, "the same again where a nested edit was left"
+        with steered(model, second, 0.1, rounding="stochastic", seed=2):
+            pass
+        assert digest(model) == alone
+    with steered(model, few, 1e-3, rounding="stochastic", seed=1):
+        assert torch.equal(named_weights(model)[name], weight)
+    with steered(model, vector, 1e-3, rounding="stochastic", seed=2):
+        assert digest(model) != alone
+    with steered(model, vector, 1e-3):
+        assert digest(model) != alone
+    assert digest(model) == before
+
+
+def test_stochastic_rounding_is_refused_where_it_cannot_take_effect(llama):
+    for dtype in (torch.float32, torch.float64):
+        model = tiny_llama(dtype=dtype)
+        with pytest.raises(ValueError, match=f"covers are {dtype}; accepted: weights in torch.bfloat16, torch.float16"):
+            steered(model, direction(model), 0.1, rounding="stochastic").__enter__()
+    with pytest.raises(ValueError, match="rounding is 'up'; accepted: nearest, stochastic"):
+        steered(llama, direction(llama), 0.1, rounding="up").__enter__()
+    mixed = tiny_llama(dtype=torch.bfloat16)
+    mixed.model.norm.float()
+    with steered(mixed, direction(mixed), 1e-3, rounding="stochastic"):
+        expected = 1 + 1e-3 * direction(mixed)["model.norm.weight"]
+        torch.testing.assert_close(mixed.model.norm.weight.detach(), expected)

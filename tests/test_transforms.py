@@ -5,7 +5,6 @@ from conftest import tiny_llama
 
 from gradsteer.controls import random_like, random_signs
 from gradsteer.diff import WeightDiff
-from gradsteer.percentiles import magnitude_percentile
 from gradsteer.transforms import apply_transforms, diff_weighting, parse_transform
 from gradsteer.vectors import SteeringVector
 
@@ -15,26 +14,6 @@ def pair(seed=0):
     shapes = {name: parameter.shape for name, parameter in tiny_llama().named_parameters()}
     make = lambda: {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}  # noqa: E731
     return SteeringVector(make()), WeightDiff(make())
-
-
-@pytest.mark.parametrize("percentile", [0, 50, 97, 99.9, 100])
-@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e20])
-def test_percentile_equals_numpy_in_float64(percentile, scale):
-    generator = torch.Generator().manual_seed(3)
-    tensors = [scale * torch.randn(shape, generator=generator) for shape in [(101,), (7, 13), (1,), (400, 5)]]
-    tensors.append(torch.zeros(37))
-    magnitudes = np.concatenate([tensor.abs().double().numpy().ravel() for tensor in tensors])
-    expected = np.percentile(magnitudes, percentile)
-    assert magnitude_percentile(lambda: tensors, percentile) == pytest.approx(expected, rel=1e-12, abs=0)
-
-
-def test_percentile_refuses_what_has_no_percentile():
-    with pytest.raises(ValueError, match="percentile is 101"):
-        magnitude_percentile(lambda: [torch.ones(3)], 101)
-    with pytest.raises(ValueError, match="no entries"):
-        magnitude_percentile(list, 97)
-    with pytest.raises(ValueError, match="NaN or Inf"):
-        magnitude_percentile(lambda: [torch.tensor([1.0, float("nan")])], 97)
 
 
 def test_diff_weighting_is_the_formula_in_float64():

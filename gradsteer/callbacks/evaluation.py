@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gradsteer.batching import plan_batches
 from gradsteer.callbacks.tensorboard import log_metrics, log_table
-from gradsteer.chat import collate, encode_chat, tokenizer_digest
-from gradsteer.conditions import Condition, Kind, slug_of
+from gradsteer.chat import EncodedExample, collate, encode_chat, tokenizer_digest
+from gradsteer.conditions import Condition, Kind, ModelKind, slug_of
+from gradsteer.fingerprints import model_fingerprint
 from gradsteer.formats import read_chat_examples
 from gradsteer.judges import Exchange, Judge
 from gradsteer.losses import perplexity
@@ -34,7 +35,8 @@ class NamedCondition(L.Callback):
     def __init__(self, output_dir: str, name: str = "anchor") -> None:
         self.output_dir = Path(output_dir)
         kind: Kind = "base" if name == "base" or name.startswith("base-") else "anchor"
-        self.condition = Condition(name, kind, kind, alpha=None if kind == "base" else 0.0)
+        model: ModelKind = "base" if kind == "base" else "anchor"
+        self.condition = Condition(name, kind, model, alpha=None if kind == "base" else 0.0)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Tells the Trainer the condition; refuses one whose responses a report of steer rests on."""
@@ -71,8 +73,10 @@ class JudgeEvaluation(L.Callback):
     ) -> None:
         self.directory = Path(output_dir) / "responses"
         self.judge, self.heldout, self.heldout_split = judge, heldout, heldout_split
+        self.heldout_examples: list[EncodedExample] = []
         self._heldout_batches: list[dict[str, Tensor]] = []
         self._part: TextIO | None = None
+        self._fingerprint: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the held-out text before the model is loaded."""
@@ -93,6 +97,7 @@ class JudgeEvaluation(L.Callback):
             rank_zero_warn(f"held-out text: {dropped} that keep no target token within {max_length} tokens")
         if not examples:
             raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
+        self.heldout_examples = examples
         self._heldout_batches = [
             collate([examples[index] for index in batch], pl_module.tokenizer.pad_token_id)
             for batch in plan_batches([len(example.input_ids) for example in examples], 16)
@@ -112,6 +117,9 @@ class JudgeEvaluation(L.Callback):
         condition = trainer.conditions[dataloader_idx]  # type: ignore[attr-defined]
         if batch_idx == 0:
             self._close_part()
+            # of steered weights it would cost a pass over them a condition, and nobody asks for it
+            own = condition.kind in ("base", "anchor")
+            self._fingerprint = model_fingerprint(pl_module.model) if own else None
             self._part = self._part_path(condition, trainer.global_rank).open("w", encoding="utf-8")
         assert self._part is not None
         for row in self._judged(condition, outputs["responses"], tokenizer_digest(pl_module.tokenizer)):
@@ -136,6 +144,8 @@ class JudgeEvaluation(L.Callback):
                 "condition": condition.name,
                 "sample": row["sample"],
                 "seed": row["seed"],
+                **{key: row[key] for key in ("temperature", "top_p", "max_new_tokens")},
+                "model_fingerprint": self._fingerprint,
                 "verdicts": verdict.values,
                 "unscored": verdict.unscored,
                 "position": row["position"],

@@ -7,8 +7,10 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.callbacks.tensorboard import log_figure, log_table
+from gradsteer.curves import agreement_figure
 from gradsteer.diff import DELTA
 from gradsteer.figures import layer_figure, rates_figure
+from gradsteer.predictions import print_predictions
 from gradsteer.records import replacing
 from gradsteer.reports import print_table, rate_text, write_results
 from gradsteer.vectors import ParameterVector
@@ -41,6 +43,7 @@ class ResultsReport(L.Callback):
         write_results(path, self.experiment, rows, note=self.note)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
         print_table(rows, title, note=self.note)
+        print_predictions(rows, self.experiment)
         # the scalars' steps are the conditions' numbers; this says which is which
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [
@@ -50,7 +53,12 @@ class ResultsReport(L.Callback):
         log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)
         figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
         picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
-        rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npicture: {picture}")
+        pictures = [picture]
+        agreement = agreement_figure(rows, f"{self.experiment}: predicted and realised (95% intervals)")
+        if agreement is not None:
+            pictures.append(save_figure(trainer, agreement, self.output_dir / "figures", "predicted-realised"))
+        shown = ", ".join(map(str, pictures))
+        rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npictures: {shown}")
 
 
 class EvaluationReport(ResultsReport):

@@ -1,42 +1,77 @@
 """Steering: gives the model each condition's weights in turn, and its own back after each."""
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from gradsteer.conditions import Condition, alpha_text, check_name, slug_of
-from gradsteer.controls import CONTROLS
+from gradsteer.calibration import Contrast
+from gradsteer.callbacks.doses import DoseFinder
+from gradsteer.checkpoints import CheckpointWeights
+from gradsteer.choosing import Selection, choose, read_forecast
+from gradsteer.combinations import is_combination
+from gradsteer.conditions import Condition, check_name
 from gradsteer.diff import DELTA, WeightDiff, named_weights
+from gradsteer.doses import Doses, plan_doses
 from gradsteer.models import check_model_path, load_causal_lm
-from gradsteer.reports import read_results
-from gradsteer.steering import reweighted, steered
-from gradsteer.transforms import TransformSpec, apply_transforms, needs_diff, parse_transform
+from gradsteer.plans import Controls, Plan, plan_conditions
+from gradsteer.steering import Rounding, holding, steered
+from gradsteer.transforms import TransformSpec, needs_diff, parse_transform
 from gradsteer.vectors import SteeringVector
+from gradsteer.weights import ConditionWeights, load_vectors
+
+_WHOLE = 0.99  # of a step: less is worth a warning
 
 
 class WeightSteering(L.Callback):
-    """Runs the test loop's data loaders under one condition each: base, anchor, steered, controls.
+    """Runs the test loop's data loaders under one condition each: base, anchor, steered, controls, baselines.
 
     Every condition is computed from the model's original weights, which are put back byte for byte after it, also
-    when it raises.
+    when it raises. A dose can be asked for in five ways, together or alone; each is a list for all vectors or by
+    vector, {bridge: [0.1], recipe: [0.09]}.
 
     Args:
-        vectors: name to a vectors/NAME.safetensors file. Positive alpha reduces the behavior of the vector's PLUS
-            pile, negative alpha raises it. From the command line: --steering.vectors.NAME FILE.
-        alphas: steering coefficients, for all vectors [0.00075] or by vector {bridge: [0.1], recipe: [0.09]}.
-        both_signs: apply every alpha with both signs; otherwise as given.
+        vectors: name to a vectors/NAME.safetensors file, or to a sum of others such as "bridge + 0.5 * recipe".
+            Positive alpha reduces the behavior of the vector's PLUS pile, negative alpha raises it. From the command
+            line: --steering.vectors.NAME FILE.
+        alphas: steering coefficients themselves.
+        relative_norms: alpha * ||V|| / ||theta||.
+        log_odds_shifts: predicted changes of the log-odds of the PLUS pile's class against the MINUS pile's, -0.75 say;
+            negative ones reduce the behavior. From the vector's calibration (attribute --model.calibrate), or where it
+            has none or is transformed, from forecasting.responses.
+        kl_budgets: nats a token between the next-token distributions of steered and anchor, on forecasting.responses
+            or else on evaluation.heldout; the sign is alpha's.
+        kl_statistic: what of the tokens' divergences reaches the budget: their "mean", or "p95", their 95th percentile.
+        target_rates: rates of the vector's behavior that shall come out, 0.05 say; solved on the forecast curve, so
+            they need forecasting.responses.
+        both_signs: take every dose but target rates with both signs; otherwise as given.
+        curve_points: so many more alphas on each side, evenly spaced up to the largest of alphas: a curve for forecast.
+        behaviors: vector to its behavior, where the verdicts of its piles do not say.
         transforms: transforms of every vector, in order, such as [diff_weighting] or [{low_rank: {rank: 2}},
             norm_matched]; a list of lists gives one set of conditions for each ([] is the vector itself). There are
             diff_weighting, sign_restricted, sign_agreement, top_k, only, low_rank, diff_subspaces, diff_projection,
             orthogonal_to, preconditioned and norm_matched: see docs/steering.md.
         base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
+        on_base: also add every steered condition's step to the base: does the direction carry over?
         random_controls: random directions with the (transformed) vector's norm in every tensor, for each vector and
-            set of transforms, at its largest alpha.
+            set of transforms, at its largest dose.
         sign_controls: the (transformed) vector's magnitudes with random signs, likewise.
-        control_seed: of the controls; each further one takes the next.
+        permuted_controls: vectors from permuted pile labels, at the vector's norm, likewise; attribute
+            --data.permutations makes them.
+        control_vectors: name to a vector file, likewise; the length vector, say.
+        control_seed: of the random controls; each further one takes the next.
+        graddiff_steps: baselines: so many steps of GradDiff, from attribute --graddiff.steps.
+        delta_scales: baselines anchor - k * Delta, the weight diff subtracted without any gradient.
+        system_prompts: baselines: name to a system prompt for the anchor.
+        forecast: a forecast.json of the same conditions; its alphas are taken, and its rates set beside what comes out.
+        select: sample and judge only the conditions that the forecast says are best, such as {rule: target_rate, rate:
+            0.05} or {rule: selectivity, max_kl: 0.02}.
+        rounding: of weights in half precision: "nearest", or "stochastic", by which small steps arrive on average.
+        rounding_seed: of stochastic rounding.
+        min_retained: refuse a step of which the weights take less than this share; 0 takes any.
         allow_other_model: apply vectors to a model that they were not made on.
         output_dir: the experiment's directory.
     """
@@ -45,177 +80,207 @@ class WeightSteering(L.Callback):
         self,
         output_dir: str,
         vectors: dict[str, str],
-        alphas: list[float] | dict[str, list[float]] | float,
+        alphas: Doses = None,
+        relative_norms: Doses = None,
+        log_odds_shifts: Doses = None,
+        kl_budgets: Doses = None,
+        kl_statistic: Literal["mean", "p95"] = "mean",
+        target_rates: Doses = None,
         both_signs: bool = True,
+        curve_points: int = 0,
+        behaviors: dict[str, str] | None = None,
         transforms: list[Any] | None = None,
         base: str | None = None,
+        on_base: bool = False,
         random_controls: int = 1,
         sign_controls: int = 0,
+        permuted_controls: int = 0,
+        control_vectors: dict[str, str] | None = None,
         control_seed: int = 0,
+        graddiff_steps: list[int] | None = None,
+        delta_scales: list[float] | None = None,
+        system_prompts: dict[str, str] | None = None,
+        forecast: str | None = None,
+        select: Selection | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        min_retained: float = 0.5,
         allow_other_model: bool = False,
     ) -> None:
         if not vectors:
             raise ValueError("steer needs at least one vector: --steering.vectors.NAME FILE")
-        for option, value in (("random_controls", random_controls), ("sign_controls", sign_controls)):
-            if value < 0:
-                raise ValueError(f"steering.{option} is {value}; accepted: 0 or more")
         for name in vectors:
             check_name("a vector", name)
+        for name in behaviors or {}:
+            if name not in vectors:
+                raise ValueError(f"steering.behaviors names {name!r}; the vectors are: {', '.join(vectors)}")
         if base is not None:
             check_model_path(base)
-        self.output_dir, self.files, self.base = Path(output_dir), vectors, base
-        self.control_seed, self.allow_other_model = control_seed, allow_other_model
+        elif on_base or delta_scales:
+            raise ValueError("steering.on_base and delta_scales need the base model: give --steering.base")
+        if select is not None and forecast is None:
+            raise ValueError("steering.select chooses from a forecast: give --steering.forecast FORECAST_JSON")
+        if not 0 <= min_retained <= 1:
+            raise ValueError(f"steering.min_retained is {min_retained}; accepted: from 0 to 1")
+        self.output_dir, self.sources, self.base = Path(output_dir), vectors, base
+        self.allow_other_model, self.rounding, self.rounding_seed = allow_other_model, rounding, rounding_seed
+        self.min_retained, self.behaviors, self.kl_statistic = min_retained, behaviors or {}, kl_statistic
         self.pipelines = _pipelines(transforms or [])
         for spec in [spec for pipeline in self.pipelines for spec in pipeline]:
             if base is None and needs_diff(spec):
                 name = parse_transform(spec)[0]
                 raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--steering.base)")
-        self.alphas = _alphas_by_vector(vectors, alphas, both_signs)
-        self.conditions = self._plan({"random": random_controls, "signs": sign_controls})
+        self.forecast, self.select = None if forecast is None else read_forecast(forecast), select
+        doses = plan_doses(
+            list(vectors),
+            {
+                "alpha": alphas,
+                "relative_norm": relative_norms,
+                "log_odds_shift": log_odds_shifts,
+                "kl_budget": kl_budgets,
+                "target_rate": target_rates,
+            },
+            both_signs=both_signs,
+            curve_points=curve_points,
+        )
+        controls = Controls(
+            *(random_controls, sign_controls, permuted_controls, control_vectors, control_seed),
+            *(graddiff_steps or (), delta_scales or (), system_prompts),
+        )
+        files = {name: None if is_combination(text, vectors) else text for name, text in vectors.items()}
+        self.plan: Plan = plan_conditions(
+            files, doses, self.pipelines, controls, has_base=base is not None, on_base=on_base
+        )
         self.vectors: dict[str, SteeringVector] = {}
-        self._base_weights: dict[str, Any] = {}
-        self._diff: WeightDiff | None = None
-        self._stack: ExitStack | None = None
+        self.contrasts: dict[str, Contrast] = {}
+        self._doses: DoseFinder | None = None
+        self._weights: ConditionWeights | None = None
+        self._held, self._stack = ExitStack(), ExitStack()
 
-    def _plan(self, controls: dict[str, int]) -> list[Condition]:
-        conditions = [] if self.base is None else [Condition("base", "base", "base")]
-        conditions.append(Condition("anchor", "anchor", alpha=0.0))
-        self._recipes: dict[str, tuple[str, list[TransformSpec], tuple[str, int] | None]] = {}
-        for vector in self.files:
-            for pipeline in self.pipelines:
-                labels = [parse_transform(spec)[0] for spec in pipeline]
-                shown = "|".join([vector, *labels])
-                for alpha in self.alphas[vector]:
-                    condition = Condition(f"{shown} alpha={alpha_text(alpha)}", "steered", vector=vector)
-                    condition.transforms, condition.alpha = labels, alpha
-                    conditions.append(condition)
-                    self._recipes[condition.name] = (vector, pipeline, None)
-        for vector in self.files:
-            alpha = max(self.alphas[vector], key=lambda value: (abs(value), value))
-            for pipeline in self.pipelines:
-                labels = [parse_transform(spec)[0] for spec in pipeline]
-                for kind, index in [(kind, index) for kind, number in controls.items() for index in range(number)]:
-                    name = f"{kind}-{index} of {'|'.join([vector, *labels])} alpha={alpha_text(alpha)}"
-                    conditions.append(Condition(name, "control", vector=vector, transforms=labels, alpha=alpha))
-                    self._recipes[name] = (vector, pipeline, (kind, self.control_seed + index))
-        slugs = [condition.slug for condition in conditions]
-        for condition in conditions:
-            if slugs.count(condition.slug) > 1:
-                raise ValueError(f"two conditions would share the file name {condition.slug!r}; rename a vector")
-        return conditions
+    @property
+    def conditions(self) -> list[Condition]:
+        """The conditions, in the report's order."""
+        return [condition for condition, _ in self.plan]
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the vectors and tells the Trainer the conditions, before the model is loaded."""
         del pl_module, stage
+        self.vectors = load_vectors(self.sources)
+        for name, vector in self.vectors.items():
+            self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))
         for condition in self.conditions:
-            if (self.output_dir / "stages" / f"evaluate-{condition.slug}.json").exists():
-                # the piles may come from them: losing them would leave vectors that nobody can make again
-                raise ValueError(
-                    f"condition {condition.name!r} would overwrite the responses of `evaluate --name {condition.slug}` "
-                    f"in {str(self.output_dir)!r}; give that evaluation another --name, such as "
-                    f"{condition.slug}-attribution, or steer another --output_dir"
-                )
-        self.vectors = {name: SteeringVector.load(path) for name, path in self.files.items()}
+            condition.contrast = self.contrasts.get(str(condition.vector))
+        self._doses = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
+        if self.select is not None and self.forecast is not None:
+            behaviors = {name: contrast.behavior for name, contrast in self.contrasts.items()}
+            kept = set(choose(self.forecast["conditions"], behaviors, self.select))
+            rule = self.select.rule
+            rank_zero_info(f"chosen by {rule}: {', '.join(c.name for c in self.conditions if c.name in kept)}")
+            self.plan = [(c, recipe) for c, recipe in self.plan if c.kind != "steered" or c.name in kept]
+        trainer.steering = self  # type: ignore[attr-defined]
         trainer.conditions = self.conditions  # type: ignore[attr-defined]
-        trainer.datamodule.num_passes = len(self.conditions)  # type: ignore[attr-defined]
-        rank_zero_info(f"{len(self.conditions)} conditions: {', '.join(c.name for c in self.conditions)}")
+        trainer.datamodule.num_passes = len(self.plan)  # type: ignore[attr-defined]
+        rank_zero_info(f"{len(self.plan)} conditions: {', '.join(c.name for c in self.conditions)}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Checks that the vectors fit the model, and loads the base."""
+        """Checks that the vectors fit the model, finds the doses' alphas, and reads the base."""
         for name, vector in self.vectors.items():
             try:
                 with steered(pl_module.model, vector, 0.0, allow_other_model=self.allow_other_model):
                     pass  # checks names, shapes and the fingerprint before anything is sampled
             except ValueError as error:
                 hint = " (--steering.allow_other_model true)" if "allow_other_model" in str(error) else ""
-                raise ValueError(f"steering.vectors.{name} ({self.files[name]}): {error}{hint}") from error
-        if trainer.is_global_zero:
-            self._remove_stale_responses()
-        if self.base is not None:
-            # the revision is the anchor's, not the base's
-            base = load_causal_lm(self.base, trust_remote_code=pl_module.loading["trust_remote_code"])
-            self._base_weights = named_weights(base)
-            self._diff = WeightDiff.between(named_weights(pl_module.model), self._base_weights)
-        for name, vector in self.vectors.items():
+                raise ValueError(f"steering.vectors.{name} ({self.sources[name]}): {error}{hint}") from error
+        weights = self._weights = self._read_base(trainer, pl_module)
+        for name in self.vectors:
             for pipeline in self.pipelines:
                 try:
-                    apply_transforms(vector, self._diff, pipeline)  # refuses before anything is sampled
+                    weights.transformed(name, tuple(pipeline))  # refuses before anything is sampled
                 except ValueError as error:
                     raise ValueError(f"steering.vectors.{name}: {error}") from error
-        if trainer.is_global_zero and self._diff is not None:
-            path = self._diff.save(self.output_dir / "vectors" / f"{DELTA}.safetensors")
-            rank_zero_info(f"weight diff Delta = anchor - base: norm {self._diff.norm():.4g} -> {path}")
+        self._held.enter_context(holding(pl_module.model))
+        assert self._doses is not None
+        self._doses.find(trainer, pl_module, self.plan, weights, self.kl_statistic)
+        if pl_module.dtype_name in ("bfloat16", "float16"):
+            for condition, recipe in self.plan:  # refused before anything is sampled
+                with weights.of(condition, recipe) as step:
+                    self._check_retained(condition, step)
 
-    def _remove_stale_responses(self) -> None:
-        """Removes the responses of an earlier, overwritten report's conditions that this one does not have."""
-        report = self.output_dir / "results.json"
-        if report.is_file():
-            names = {condition["name"] for condition in read_results(report)["conditions"]}
-            for name in names - {condition.name for condition in self.conditions}:
-                (self.output_dir / "responses" / f"{slug_of(name)}.jsonl").unlink(missing_ok=True)
+    def _read_base(self, trainer: L.Trainer, pl_module: Any) -> ConditionWeights:
+        """What gives the model its weights; reads the base tensor by tensor where its files allow."""
+        base: Any = None
+        diff: WeightDiff | None = None
+        if self.base is not None:
+            trust = pl_module.loading["trust_remote_code"]  # code of its own may name parameters otherwise
+            base = None if trust else CheckpointWeights.try_open(self.base)
+            if base is None:  # the revision is the anchor's, not the base's
+                base = named_weights(load_causal_lm(self.base, trust_remote_code=trust))
+            diff = WeightDiff.streamed(named_weights(pl_module.model), base)
+            if trainer.is_global_zero:
+                path = diff.save(self.output_dir / "vectors" / f"{DELTA}.safetensors")
+                rank_zero_info(f"weight diff Delta = anchor - base: norm {diff.norm():.4g} -> {path}")
+        return ConditionWeights(
+            pl_module.model,
+            self.vectors,
+            diff=diff,
+            base=base,
+            allow_other_model=self.allow_other_model,
+            rounding=self.rounding,
+            seed=self.rounding_seed,
+        )
+
+    def vector_digests(self) -> dict[str, str]:
+        """Vector -> digest of its file, or the text of a combination."""
+        assert self._doses is not None
+        return self._doses.digests()
+
+    def _check_retained(self, condition: Condition, step: Any) -> None:
+        """Warns of a step that the weights took in part, refuses one that they hardly took."""
+        if step is None or step.retained_fraction is None or step.retained_fraction >= _WHOLE:
+            return
+        text = (
+            f"condition {condition.name!r}: the weights take {100 * step.retained_fraction:.1f}% of the step, in "
+            f"{100 * step.changed_fraction:.1f}% of their entries; float32 weights (--model.dtype float32) take all of "
+            "it, stochastic rounding (--steering.rounding stochastic) all of it on average"
+        )
+        if step.retained_fraction < self.min_retained:
+            raise ValueError(f"{text}; --steering.min_retained {self.min_retained:g} refuses that")
+        rank_zero_warn(text)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Enters the condition at its first batch."""
-        del trainer, batch
+        """Enters the condition at its first batch, measures its step and makes its forecast."""
+        del batch
         if batch_idx != 0:
             return
         self._restore()
-        stack = ExitStack()
-        step = stack.enter_context(self._weights(pl_module.model, self.conditions[dataloader_idx]))
-        self._stack = stack
+        condition, recipe = self.plan[dataloader_idx]
+        assert self._weights is not None
+        assert self._doses is not None
+        step = self._stack.enter_context(self._weights.of(condition, recipe))
         if step is not None:
-            condition = self.conditions[dataloader_idx]
             condition.relative_norm = step.relative_norm
             condition.retained_fraction, condition.step_error = step.retained_fraction, step.step_error
-
-    def _weights(self, model: Any, condition: Condition) -> AbstractContextManager[Any]:
-        if condition.kind == "base":
-            return reweighted(model, self._base_weights)
-        if condition.kind == "anchor" or condition.alpha is None:
-            return nullcontext()
-        name, pipeline, control = self._recipes[condition.name]
-        vector = apply_transforms(self.vectors[name], self._diff, pipeline)
-        if control is not None:
-            vector = CONTROLS[control[0]](vector, seed=control[1], label=name)
-        return steered(model, vector, condition.alpha, allow_other_model=self.allow_other_model)
+            condition.changed_fraction = step.changed_fraction
+            condition.by_tensor = {name: asdict(part) for name, part in step.by_tensor.items()}
+        self._doses.predict(trainer, pl_module, condition, recipe)
 
     def _restore(self) -> None:
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        stack, self._stack = self._stack, ExitStack()
+        stack.close()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Puts the original weights back."""
         del trainer, pl_module
         self._restore()
+        self._held.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Puts the original weights back."""
         del trainer, pl_module, exception
         self._restore()
-
-
-def _alphas_by_vector(
-    vectors: dict[str, str], alphas: list[float] | dict[str, list[float]] | float, both_signs: bool
-) -> dict[str, list[float]]:
-    alphas = [float(alphas)] if isinstance(alphas, int | float) else alphas
-    by_vector = alphas if isinstance(alphas, dict) else dict.fromkeys(vectors, alphas)
-    if set(by_vector) != set(vectors):
-        raise ValueError(
-            f"steering.alphas names the vectors {', '.join(by_vector)}; the vectors are: {', '.join(vectors)}"
-        )
-    planned = {}
-    for name, values in by_vector.items():
-        if not values:
-            raise ValueError(f"steering.alphas of vector {name!r} is empty; accepted: one number or more")
-        bad = [value for value in values if not abs(value) < float("inf") or value == 0]
-        if bad:
-            raise ValueError(f"steering.alphas of vector {name!r} holds {bad[0]}; accepted: finite numbers but 0")
-        signed = [sign * abs(value) for value in values for sign in (1, -1)] if both_signs else values
-        planned[name] = list(dict.fromkeys(float(value) for value in signed))
-    return planned
+        self._held.close()
 
 
 def _pipelines(transforms: list[Any]) -> list[list[TransformSpec]]:

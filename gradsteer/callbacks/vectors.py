@@ -8,6 +8,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.assembly import Assembly
+from gradsteer.callbacks.calibration import calibrate
+from gradsteer.callbacks.permuted import write_permuted
 from gradsteer.callbacks.tensorboard import log_metrics
 from gradsteer.conditions import check_name
 from gradsteer.diff import DELTA
@@ -95,8 +97,10 @@ class VectorWriter(L.Callback):
             patterns = (
                 "gradients/*.safetensors",
                 "gradients/halves/*.safetensors",
+                "gradients/permuted/*.safetensors",
                 "gradients/.*.part*",
                 "vectors/*.safetensors",
+                "vectors/permuted/*.safetensors",
             )
             for path in [path for pattern in patterns for path in self.output_dir.glob(pattern)]:
                 if path.name != f"{DELTA}.safetensors":  # steer's
@@ -127,7 +131,7 @@ class VectorWriter(L.Callback):
 
     def _tell(self, trainer: L.Trainer, wanted: Wanted, vector: ParameterVector, path: Path) -> None:
         """Logs and prints what was written."""
-        if wanted.half is not None:
+        if wanted.half is not None or wanted.permutation is not None:
             return
         said, norm = vector.metadata, vector.norm()
         loss = {} if said["mean_token_loss"] == "None" else {"mean_loss": float(said["mean_token_loss"])}
@@ -147,20 +151,32 @@ class VectorWriter(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the contrasts, once all piles are done."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
-        for wanted, vector in assembly.write_complete(pl_module.describe, list(assembly.sums)):
-            self._tell(trainer, wanted, vector, assembly.path(wanted))  # their parts were there before a kill
-        assembly.clean()
+        if trainer.is_global_zero:
+            for wanted, vector in assembly.write_complete(pl_module.describe, list(assembly.sums)):
+                self._tell(trainer, wanted, vector, assembly.path(wanted))  # their parts were there before a kill
+            assembly.clean()
+        trainer.strategy.barrier()  # every process takes its share of the slopes, along what is written now
         moment = self._second_moment(assembly)
         for name, piles in self.contrasts.items():
+            calibrated = name in trainer.datamodule.calibrated  # type: ignore[attr-defined]
+            if not (trainer.is_global_zero or calibrated):
+                continue
+            halves = [half[0] for number in (1, 2) if (half := self._contrast(assembly, piles, number, moment))]
+            slope = None
+            if calibrated:
+                slope = calibrate(trainer, pl_module, name, piles, (halves[0], halves[1]))
+            if not trainer.is_global_zero:
+                continue
             made = self._contrast(assembly, piles, None, moment)
             assert made is not None
             vector, cosine = made
+            if slope is not None:
+                slope.write(vector)
             text = f"norm {vector.norm():.4g}, pile cosine {cosine:+.2f}"
             log_metrics(trainer, {f"vector/{name}/norm": vector.norm(), f"vector/{name}/pile_cosine": cosine}, step=0)
-            halves = [half[0] for number in (1, 2) if (half := self._contrast(assembly, piles, number, moment))]
             if len(halves) == 2:
                 repeated = halves[0].cosine(halves[1])
                 vector.metadata["split_half_cosine"] = repr(repeated)
@@ -174,6 +190,9 @@ class VectorWriter(L.Callback):
                     )
             path = vector.save(self.output_dir / "vectors" / f"{name}.safetensors")
             rank_zero_info(f"vector {name} = {piles[0]} - {piles[1]}: {text} -> {path}")
+            write_permuted(
+                trainer, assembly, name, vector, lambda sides: self._contrast_sums(assembly, sides, moment)[0]
+            )
 
     def _second_moment(self, assembly: Assembly) -> SecondMoment | None:
         if self.precondition is None:
@@ -189,11 +208,18 @@ class VectorWriter(L.Callback):
 
         None where a half was not asked for, or one of the piles has no prompt in it.
         """
-        wanted = {each.pile: each for each in assembly.sums if each.half == half and not each.squares}
+        plain = [each for each in assembly.sums if not each.squares and each.permutation is None]
+        wanted = {each.pile: each for each in plain if each.half == half}
         if not all(pile in wanted for pile in piles):
             return None
-        plus, minus = (PileAverage.load(assembly.path(wanted[pile])) for pile in piles)
-        vector = SteeringVector.contrast(plus, minus, names=piles, unit=self.unit)
+        return self._contrast_sums(assembly, (wanted[piles[0]], wanted[piles[1]]), moment)
+
+    def _contrast_sums(
+        self, assembly: Assembly, sides: tuple[Wanted, Wanted], moment: SecondMoment | None
+    ) -> tuple[SteeringVector, float]:
+        """The vector of two sums, by the options, and their cosine."""
+        plus, minus = (PileAverage.load(assembly.path(wanted)) for wanted in sides)
+        vector = SteeringVector.contrast(plus, minus, names=(sides[0].pile, sides[1].pile), unit=self.unit)
         if moment is not None:
             vector = precondition(vector, moment, power=self.power, damping=self.damping)
         return vector, plus.cosine(minus)

@@ -1,5 +1,6 @@
 """Piles for attribution, cut into the parts that are computed once."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -12,7 +13,9 @@ from gradsteer.conditions import check_name
 from gradsteer.data.batching import BatchList
 from gradsteer.packing import plan_packs
 from gradsteer.parts import Part, plan_parts
+from gradsteer.permutations import permuted_parts
 from gradsteer.piles import Pile, PileFilter, read_pile
+from gradsteer.slopes import has_both_halves, why_not_calibrate
 
 # what ran fastest: a CPU's caches want small packs, a GPU wants work
 _CPU_TOKEN_BUDGET = 1024
@@ -25,7 +28,8 @@ class PileDataModule(L.LightningDataModule):
     Args:
         piles: name to a file (chat examples or responses), or to a filter over response files:
             {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. From
-            the command line: --data.piles.NAME FILE.
+            the command line: --data.piles.NAME FILE. With length: long (or short) a filter keeps the responses with
+            more (fewer) tokens than the median of those that match: {responses: FILE, where: {...}, length: long}.
         loss_mask: "assistant" counts the tokens of the responses; "full" counts all tokens.
         columns: for sets that name their columns otherwise, our name to theirs.
         max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
@@ -36,6 +40,11 @@ class PileDataModule(L.LightningDataModule):
             gradients/halves/PILE-1.safetensors and -2: how well a vector repeats itself (split-half cosine).
         fisher: also sum the squared gradients of this pile's responses, one by one: the diagonal of the empirical
             Fisher information, in second_moments/fisher.safetensors, for --writing.precondition fisher.
+        permutations: null vectors for each of --vectors: so many times, the responses of its two piles are dealt again
+            by chance into piles of the same sizes, into vectors/permuted/NAME-0.safetensors, NAME-1 and so on. Each
+            costs as much as both piles. One of them still holds a random share of V: compare several, as a spread.
+        permutation_seed: of the dealing.
+        vectors: name to its two piles, for the permutations.
     """
 
     def __init__(
@@ -47,12 +56,21 @@ class PileDataModule(L.LightningDataModule):
         token_budget: int | None = None,
         halves: bool = False,
         fisher: str | None = None,
+        permutations: int = 0,
+        permutation_seed: int = 0,
+        vectors: dict[str, list[str]] | None = None,
     ) -> None:
         super().__init__()
         if not piles:
             raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
-        for name in piles:
+        for name, source in piles.items():
             check_name("a pile", name)
+            if isinstance(source, str) and source.lstrip().startswith("{"):  # what is no filter is read as a text
+                raise ValueError(
+                    f"pile {name!r} is no filter and no file: {source}; accepted: "
+                    "{responses: FILE, where: {BEHAVIOR: true or false}, also: [{responses: FILE, where: {...}}], "
+                    'length: "long" or "short"}'
+                )
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"data.token_budget is {token_budget}; accepted: at least 1")
         if max_length < 2:
@@ -62,8 +80,11 @@ class PileDataModule(L.LightningDataModule):
         if fisher is not None and fisher not in piles:
             raise ValueError(f"data.fisher is {fisher!r}; accepted: one of the piles, {', '.join(piles)}")
         self.halves, self.fisher = halves, fisher
+        self.permutations, self.permutation_seed, self.vectors = permutations, permutation_seed, vectors or {}
+        _check_permutations(permutations, permutation_seed, self.vectors, list(piles))
         self.piles: list[Pile] = []
         self.parts: list[Part] = []
+        self.calibrated: tuple[str, ...] = ()
 
     def setup(self, stage: str) -> None:
         """Reads and encodes all piles, before the model is loaded."""
@@ -84,6 +105,8 @@ class PileDataModule(L.LightningDataModule):
                     f"max_length={max_length}"
                 )
 
+        self.calibrated = self._calibrated()
+        self.halves = self.halves or bool(self.calibrated)
         self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher)
         shared = sum(len(pile.examples) for pile in self.piles)
         shared -= sum(len(part.examples) for part in self.parts if not part.squares)
@@ -91,6 +114,38 @@ class PileDataModule(L.LightningDataModule):
             rank_zero_info(f"{shared} examples are in several piles: computed once")
         if self.halves:
             self._warn_of_empty_halves()
+        self.parts += permuted_parts(self.piles, self.vectors, self.permutations, seed=self.permutation_seed)
+
+    def _calibrated(self) -> tuple[str, ...]:
+        """Names of the vectors whose slope is taken.
+
+        Raises:
+            ValueError: slopes were asked for and cannot be taken; says why.
+        """
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        asked: bool | None = getattr(module, "calibrate", False)
+        if asked is False or (asked is None and not self.vectors):
+            return ()
+        reason = None if self.vectors else "there are no vectors: --vectors.NAME [PLUS, MINUS]"
+        if module.dtype_name in ("bfloat16", "float16"):
+            reason = f"weights in {module.dtype_name} round small steps away: --model.dtype float32"
+        by_name = {pile.name: pile for pile in self.piles}
+        found = []
+        for name, names in self.vectors.items():
+            if not set(names) <= set(by_name):
+                continue  # refused where vectors are written, which knows more of them
+            plus, minus = (by_name[pile] for pile in names)
+            why = reason or why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
+            if why is None and not has_both_halves(plus, minus, self.piles):
+                why = "a pile has all of its prompts in one half"
+            if why is None:
+                found.append(name)
+            elif asked:
+                raise ValueError(f"model.calibrate: the slope of vector {name!r} cannot be taken: {why}")
+            else:
+                rank_zero_info(f"vector {name}: no slope is taken ({why})")
+        return tuple(found)
 
     def _warn_of_empty_halves(self) -> None:
         there = {wanted for part in self.parts for wanted in part.sums}
@@ -136,6 +191,23 @@ class PileDataModule(L.LightningDataModule):
         # a rank that has run out takes part in the collectives with a sequence that counts for nothing
         examples = [part.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
         return {"examples": examples, "sources": [part.sources[index] for index in indices] or ["padding"]}
+
+
+def _check_permutations(count: int, seed: int, vectors: Mapping[str, Sequence[str]], piles: Sequence[str]) -> None:
+    if count < 0:
+        raise ValueError(f"data.permutations is {count}; accepted: 0 or more")
+    if count == 0 and seed != 0:
+        raise ValueError(f"data.permutation_seed is {seed}, which has no effect without data.permutations")
+    if count > 0 and not vectors:
+        raise ValueError(
+            f"data.permutations is {count}, which has no effect without vectors: --vectors.NAME [PLUS, MINUS]"
+        )
+    for name, pair in vectors.items() if count else ():
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(piles):
+            raise ValueError(
+                f"vector {name!r} is {list(pair)!r}; accepted: two of the piles, [PLUS, MINUS]; the piles are: "
+                f"{', '.join(piles)}"
+            )
 
 
 def _as_is(batch: Any) -> Any:

@@ -74,6 +74,9 @@ class AttributionModule(SummingModule):
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the model; off unless you trust its author.
         attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+        calibrate: take each vector's slope too, what a unit of alpha does to the log-odds of its piles, by forward
+            passes over their halves; it lets steer compute alpha. By default where the piles are sampled responses that
+            say how, at least 20 each.
     """
 
     def __init__(
@@ -97,10 +100,12 @@ class AttributionModule(SummingModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        calibrate: bool | None = None,
     ) -> None:
         super().__init__()
         check_model_path(model_name_or_path)
         parse_dtype(dtype)
+        self.calibrate = calibrate
         if loss != "kl":
             unused = {"model.reference": (reference, None), "model.kl_direction": (kl_direction, "forward")}
             refuse_unused(unused, "model.loss kl")
@@ -170,7 +175,7 @@ class AttributionModule(SummingModule):
             raise ValueError("trainer.limit_test_batches would leave out a part of every pile; accepted: 1.0")
         self._chosen = select_parameters(dict(self.model.named_parameters()), self.parameter_rules)
         self.fingerprint = model_fingerprint(self.model)
-        examples = [example for part in self.parts for example in part.examples[:2]]
+        examples = self._probed_examples()
         if self.gradient_checkpointing and not is_split_model(self.model) and is_random(self.model, examples):
             raise ValueError(
                 f"--model.gradient_checkpointing needs train mode, in which {type(self.model).__name__} gives other "
@@ -187,9 +192,13 @@ class AttributionModule(SummingModule):
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
         self.layouts = [self._layout(index) for index in range(len(self.parts))]
 
+    def _probed_examples(self) -> list[EncodedExample]:
+        """What the checks before the run look at: the same examples with and without permutations."""
+        return [example for part in self.parts if not part.is_permuted for example in part.examples[:2]]
+
     def _choose_packs(self) -> None:
         """Packs where a check on examples of all piles says that they change nothing; says so where not."""
-        examples = [example for part in self.parts for example in part.examples[:2]]
+        examples = self._probed_examples()
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         chunk = max(64, _HEAD_ENTRIES // vocabulary)
         # a divergence magnifies rounding where the two are close: the models are checked one by one
@@ -255,6 +264,11 @@ class AttributionModule(SummingModule):
         )
         return Accumulator(pile, self._batch, self.manual_backward)
 
+    def fresh_accumulator(self) -> Accumulator:
+        """An accumulator of gradients in place of the loop's, once that is done: one set of sums at a time."""
+        self._accumulator = None
+        return self.make_accumulator(squares=False)
+
     def _work_digest(self, index: int) -> str:
         """Digest of everything that decides a part's sums."""
         part = self.parts[index]
@@ -279,8 +293,9 @@ class AttributionModule(SummingModule):
         if wanted.half is None:  # with those of dropped examples
             prompts.update(*(pile.prompt_digests for pile in self._datamodule().piles if pile.name == wanted.pile))
         return {
-            "pile": wanted.pile,
+            "pile": wanted.name if wanted.permutation else wanted.pile,
             **({} if wanted.half is None else {"half": str(wanted.half)}),
+            **wanted.chosen_by(self._datamodule().sources[wanted.pile]),
             **({"source": "fisher"} if wanted.squares else {"reduction": self.reduction, **self.points.describe()}),
             "loss": "cross_entropy" if wanted.squares else self._loss_text,
             "loss_mask": self._datamodule().loss_mask,

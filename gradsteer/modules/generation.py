@@ -106,4 +106,7 @@ class GenerationModule(L.LightningModule):
             "finish_reason": response.finish_reason,
             "model": self.model_name_or_path,
             "seed": self.sampling_seed,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "max_new_tokens": self.sampling.max_new_tokens,
         }

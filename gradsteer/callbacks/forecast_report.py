@@ -1,0 +1,101 @@
+"""The end of a forecast: the table, forecast.json and forecast.csv, and the curves."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsteer.callbacks.report import save_figure
+from gradsteer.callbacks.tensorboard import log_metrics, log_table
+from gradsteer.conditions import METRICS, Condition
+from gradsteer.curves import forecast_figure
+from gradsteer.fingerprints import model_fingerprint
+from gradsteer.forecasts import Forecast
+from gradsteer.predictions import forecast_table
+from gradsteer.reports import print_whole, rate_text, write_results
+
+
+class ForecastReport(L.Callback):
+    """Prints one table, writes it as JSON and CSV and draws the curves of rates against alpha.
+
+    Args:
+        output_dir: the experiment's directory.
+        experiment: its name, for titles.
+        note: what a reader of the numbers must know; printed under the table and kept in the report.
+    """
+
+    def __init__(self, output_dir: str, experiment: str, note: str | None = None) -> None:
+        self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses to start without responses."""
+        del pl_module, stage
+        if trainer.forecasting.file is None:  # type: ignore[attr-defined]
+            raise ValueError(
+                "forecast needs the anchor's judged responses: --forecasting.responses FILE (a responses/NAME.jsonl "
+                "that evaluate wrote, of the prompts that steer will be evaluated on)"
+            )
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Reports all conditions."""
+        if not trainer.is_global_zero:
+            return
+        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
+        forecasting, steering = trainer.forecasting, trainer.steering  # type: ignore[attr-defined]
+        temperature, top_p = forecasting.sampling(pl_module)
+        rows = [_row(condition) for condition in conditions]
+        about = {
+            "responses": forecasting.file,
+            "num_responses": len(forecasting.responses),
+            "num_prompts": forecasting.responses.num_prompts,
+            "temperature": temperature,
+            "top_p": top_p,
+            "min_sample_size": forecasting.min_sample_size,
+            "model_fingerprint": model_fingerprint(pl_module.model),
+            "vectors": steering.vector_digests(),
+            "num_passes": forecasting.forecaster.num_passes,
+            "warnings": forecasting.warnings,
+        }
+        path = self.output_dir / "forecast.json"
+        write_results(path, self.experiment, rows, note=self.note, forecast=about)
+        title = f"{self.experiment}: forecast rates, 95% intervals by a bootstrap over prompts; nothing was sampled"
+        notes = [*(f"warning: {text}" for text in forecasting.warnings), *([self.note.strip()] if self.note else [])]
+        print_whole(forecast_table(rows, title), "\n".join(notes))
+        behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
+        lines = []
+        for number, row in enumerate(rows):
+            rates = {f"forecast/{name}": rate["rate"] for name, rate in row["behaviors"].items()}
+            size = row["predicted"]["effective_sample_size"]
+            log_metrics(trainer, {**rates, "forecast/effective_sample_size": size}, step=number)
+            shown = (rate_text(row["behaviors"].get(name)) for name in behaviors)
+            lines.append((str(number), row["name"], *shown, f"{size:.0f}"))
+        log_table(
+            trainer, "forecast", ("step", "condition", *(f"{name} %" for name in behaviors), "effective sample"), lines
+        )
+        figure = forecast_figure(rows, f"{self.experiment}: forecast")
+        picture = ""
+        if figure is not None:
+            picture = f"\npicture: {save_figure(trainer, figure, self.output_dir / 'figures', 'forecast')}"
+        rank_zero_info(f"forecast: {path} and {path.with_suffix('.csv')}{picture}")
+
+
+def _row(condition: Condition) -> dict[str, Any]:
+    """The condition as a forecast's row: its rates are forecast ones."""
+    forecast = condition.forecast
+    assert isinstance(forecast, Forecast)
+    row = condition.row()
+    row["kind"] = "forecast"
+    row["behaviors"] = {
+        name: {
+            "num_scored": rate.num_scored,
+            "num_unscored": rate.num_unscored,
+            "num_positive": None,
+            "rate": rate.rate,
+            "ci_low": rate.ci_low,
+            "ci_high": rate.ci_high,
+        }
+        for name, rate in forecast.rates.items()
+    }
+    row["metrics"] = {key: forecast.traits.get(key) for key in METRICS}
+    return row

@@ -1,0 +1,87 @@
+"""Vectors written as sums of others: ``bridge + recipe``, ``bridge - 0.5 * recipe``, ``-(a + b) / 2``.
+
+The text is parsed, never evaluated. Knows of names and numbers only.
+"""
+
+import ast
+from collections.abc import Iterable, Mapping
+
+from gradsteer.vectors import SteeringVector
+
+Coefficients = dict[str, float]
+
+
+def is_combination(text: str, names: Iterable[str]) -> bool:
+    """Whether a text is a combination of such names rather than a path."""
+    try:
+        used = {node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)}
+    except (SyntaxError, ValueError):
+        return False
+    return bool(used) and used <= set(names)
+
+
+def parse_combination(text: str, names: Iterable[str]) -> Coefficients:
+    """Reads a linear combination of names.
+
+    Args:
+        text: names and numbers with + - * / and parentheses.
+        names: those that may occur.
+
+    Returns:
+        name -> its factor, in the order in which they occur.
+
+    Raises:
+        ValueError: it cannot be read, is not linear, or names something else.
+    """
+    accepted = f"accepted: names and numbers with + - * / and parentheses, names of {', '.join(names) or 'no vector'}"
+    try:
+        found = _read(ast.parse(text.strip(), mode="eval").body, set(names))
+    except (SyntaxError, TypeError, KeyError, ZeroDivisionError, RecursionError) as error:
+        raise ValueError(f"{text!r} is no combination of vectors; {accepted}") from error
+    if isinstance(found, float) or not any(found.values()):
+        raise ValueError(f"{text!r} names no vector with a factor other than 0; {accepted}")
+    return found
+
+
+def _read(node: ast.expr, names: set[str]) -> float | Coefficients:
+    """A number, or factors by name; raises TypeError where it is not linear, KeyError at another name."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return float(node.value)
+    if isinstance(node, ast.Name):
+        if node.id not in names:
+            raise KeyError(node.id)
+        return {node.id: 1.0}
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        return _scaled(_read(node.operand, names), -1.0 if isinstance(node.op, ast.USub) else 1.0)
+    if isinstance(node, ast.BinOp):
+        left, right = _read(node.left, names), _read(node.right, names)
+        if isinstance(node.op, ast.Mult):
+            number, other = (left, right) if isinstance(left, float) else (right, left)
+            if isinstance(number, float):
+                return _scaled(other, number)
+        elif isinstance(node.op, ast.Div) and isinstance(right, float):
+            return _scaled(left, 1 / right)
+        elif isinstance(node.op, ast.Add | ast.Sub):
+            right = _scaled(right, -1.0 if isinstance(node.op, ast.Sub) else 1.0)
+            if isinstance(left, float) and isinstance(right, float):
+                return left + right
+            if isinstance(left, dict) and isinstance(right, dict):
+                return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in {**left, **right}}
+    raise TypeError("not linear")
+
+
+def _scaled(value: float | Coefficients, factor: float) -> float | Coefficients:
+    return value * factor if isinstance(value, float) else {name: part * factor for name, part in value.items()}
+
+
+def combine(coefficients: Coefficients, vectors: Mapping[str, SteeringVector]) -> SteeringVector:
+    """The combination of vectors; names and shapes must be the same.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    parts = [vectors[name] * factor for name, factor in coefficients.items() if factor]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -1,0 +1,63 @@
+"""Derivatives of responses' log-probabilities along a direction in weight space, by forward passes alone.
+
+Knows of a scorer and vectors; knows nothing of verdicts or files.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gradsteer.scoring import ResponseScorer
+from gradsteer.steering import steered
+from gradsteer.vectors import ParameterVector
+
+# in nats of a whole response: rounding of float32 forward passes is a hundredth of the lower end, and the third order
+# of the expansion, which central differences leave in, a thousandth at the upper one
+_SMALLEST, _LARGEST, _AIM = 0.01, 0.3, 0.05
+_MOST_TRIALS = 8
+
+
+def log_prob_derivatives(
+    model: Any, scorer: ResponseScorer, vector: ParameterVector, *, tick: Callable[[], None] | None = None
+) -> tuple[np.ndarray, int]:
+    """``d(-log p(r)) / d alpha`` at alpha = 0 for ``theta + alpha V``, response by response: central differences.
+
+    The step is chosen so that the responses' log-probabilities change by about 0.05 nats (root mean square): well above
+    the rounding of a forward pass, well within the linear range.
+
+    Args:
+        model: the scorer's model, at the weights where the derivative is taken.
+        scorer: of the responses.
+        vector: the direction V; whether it belongs to the model is the caller's to check.
+        tick: called after every batch.
+
+    Returns:
+        (responses,) nats a unit of alpha, and the number of forward passes.
+
+    Raises:
+        ValueError: the vector is zero, or no step gives changes of a usable size.
+    """
+    norm = vector.norm()
+    if norm == 0:
+        raise ValueError("the vector is zero: it has no direction")
+    nuclei = scorer.nuclei() if scorer.top_p < 1 else None
+    step, passes = 0.01 / norm, 0 if nuclei is None else 1
+    for _ in range(_MOST_TRIALS):
+        scores = []
+        for sign in (1, -1):
+            with steered(model, vector, sign * step, allow_other_model=True):
+                scores.append(scorer.log_probs(nuclei=nuclei, tick=tick))
+            passes += 1
+        differences = scores[1] - scores[0]
+        size = float(np.sqrt(np.mean(np.square(differences)))) / 2
+        if _SMALLEST <= size <= _LARGEST:
+            return differences / (2 * step), passes
+        if not np.isfinite(size):
+            step /= 100
+        else:
+            step *= min(100.0, max(0.01, _AIM / size)) if size > 0 else 100.0
+    raise ValueError(
+        f"the log-probabilities change by {size:.1e} nats at +-{step:.1e} V, and no other step came near {_AIM}: the "
+        "vector does not move the model, or the scores are not finite"
+    )

@@ -1,0 +1,74 @@
+"""What a forecast says of one condition, as reports hold it.
+
+Knows of numbers and names only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ForecastRate:
+    """A behavior's predicted rate.
+
+    Attributes:
+        rate: the forecast, in [0, 1].
+        ci_low: 95% interval, bootstrap over prompts.
+        ci_high: likewise.
+        importance: the rate by importance weights.
+        linear: the rate by the linear form; None where no direction was given.
+        num_scored: responses that it rests on.
+        num_unscored: responses without a verdict.
+    """
+
+    rate: float
+    ci_low: float
+    ci_high: float
+    importance: float
+    linear: float | None
+    num_scored: int
+    num_unscored: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is predicted of one condition.
+
+    Attributes:
+        method: ``importance``, or ``linear`` where the effective sample size is too small and a direction was given.
+        effective_sample_size: of the importance weights, of `num_responses`.
+        num_responses: that the forecast rests on.
+        reliable: whether the effective sample size is large enough.
+        rates: behavior -> its rate.
+        log_odds_shift: change of the log-odds of the vector's PLUS against its MINUS class; None without classes.
+        linear_log_odds_shift: ``-alpha <S, V>``; likewise.
+        kl_per_token: ``KL(p' || p)`` of whole responses over their mean length, nats.
+        traits: importance-weighted means of what else is known of the responses: their length, the share cut, ...
+    """
+
+    method: Literal["importance", "linear"]
+    effective_sample_size: float
+    num_responses: int
+    reliable: bool
+    rates: dict[str, ForecastRate]
+    log_odds_shift: float | None
+    linear_log_odds_shift: float | None
+    kl_per_token: float
+    traits: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row's ``predicted``: plain values, None for what does not apply."""
+        return {
+            "method": self.method,
+            "effective_sample_size": self.effective_sample_size,
+            "num_responses": self.num_responses,
+            "reliable": self.reliable,
+            "log_odds_shift": self.log_odds_shift,
+            "linear_log_odds_shift": self.linear_log_odds_shift,
+            "kl_per_token": self.kl_per_token,
+            "mean_length": self.traits.get("mean_length"),
+            "rates": {
+                name: {key: getattr(rate, key) for key in ("rate", "ci_low", "ci_high", "importance", "linear")}
+                for name, rate in self.rates.items()
+            },
+        }
