@@ -63,9 +63,11 @@ class TokenDivergence:
         """The statistic at ``theta + alpha V``, nats a token."""
         originals, moved = dict(self.model.named_parameters()), dict(self._steered.named_parameters())
         for name, original in originals.items():
-            if name in vector:
-                value = original.double() if original.dtype == torch.float64 else original.float()
-                moved[name].copy_(torch.add(value, vector[name].to(value), alpha=alpha))
+            if name not in vector:  # an earlier vector may have moved it
+                moved[name].copy_(original)
+                continue
+            value = original.double() if original.dtype == torch.float64 else original.float()
+            moved[name].copy_(torch.add(value, vector[name].to(value), alpha=alpha))
         values = []
         for batch in self._batches:
             values.append(self._divergences(batch).double().cpu())

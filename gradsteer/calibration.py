@@ -44,9 +44,10 @@ class Calibration:
         """The alpha at which the log-odds are predicted to change by `shift`.
 
         Raises:
-            ValueError: the slope is within two standard errors of 0: the alpha would be noise.
+            ValueError: the slope is within two standard errors of 0, or its error is not known: the alpha would be
+                noise.
         """
-        if abs(self.slope) <= 2 * self.standard_error:
+        if not abs(self.slope) > 2 * self.standard_error:
             raise ValueError(
                 f"the slope <S, V> is {self.slope:.3g} +- {self.standard_error:.2g}, not told from 0: no alpha can be "
                 "computed from it; larger piles are wanted"

@@ -4,20 +4,25 @@ The text is parsed, never evaluated. Knows of names and numbers only.
 """
 
 import ast
+import math
 from collections.abc import Iterable, Mapping
 
 from gradsteer.vectors import SteeringVector
 
 Coefficients = dict[str, float]
 
+# what reading a text raises: no Python, a null byte, or nested too deep
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+
 
 def is_combination(text: str, names: Iterable[str]) -> bool:
-    """Whether a text is a combination of such names rather than a path."""
+    """Whether a text is a combination of such names rather than a path (``bridge.safetensors`` is a path)."""
     try:
-        used = {node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)}
-    except (SyntaxError, ValueError):
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except _UNREADABLE:
         return False
-    return bool(used) and used <= set(names)
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return bool(used) and used <= set(names) and not any(isinstance(node, ast.Attribute) for node in nodes)
 
 
 def parse_combination(text: str, names: Iterable[str]) -> Coefficients:
@@ -36,10 +41,11 @@ def parse_combination(text: str, names: Iterable[str]) -> Coefficients:
     accepted = f"accepted: names and numbers with + - * / and parentheses, names of {', '.join(names) or 'no vector'}"
     try:
         found = _read(ast.parse(text.strip(), mode="eval").body, set(names))
-    except (SyntaxError, TypeError, KeyError, ZeroDivisionError, RecursionError) as error:
-        raise ValueError(f"{text!r} is no combination of vectors; {accepted}") from error
-    if isinstance(found, float) or not any(found.values()):
-        raise ValueError(f"{text!r} names no vector with a factor other than 0; {accepted}")
+    except (*_UNREADABLE, TypeError, KeyError, ArithmeticError) as error:
+        shown = text if len(text) <= 200 else f"{text[:200]}..."
+        raise ValueError(f"{shown!r} is no combination of vectors; {accepted}") from error
+    if isinstance(found, float) or not any(found.values()) or not all(map(math.isfinite, found.values())):
+        raise ValueError(f"{text!r} names no vector with a finite factor other than 0; {accepted}")
     return found
 
 

@@ -65,7 +65,6 @@ def forecast_figure(rows: Sequence[Row], title: str) -> "Figure | None":
 
 
 def _curve(axes: "Axes", rows: Sequence[Row], behavior: str, color: str) -> None:
-    labelled = False
     known = [row for row in rows if behavior in row["predicted"]["rates"]]
     for row in known:
         rate = row["predicted"]["rates"][behavior]
@@ -74,12 +73,11 @@ def _curve(axes: "Axes", rows: Sequence[Row], behavior: str, color: str) -> None
         errors = [[middle - 100 * rate["ci_low"]], [100 * rate["ci_high"] - middle]]
         axes.errorbar(
             row["alpha"], middle, yerr=errors, fmt="o", markersize=4, capsize=2, elinewidth=1,
-            color=color if reliable else _GREY, label=behavior if reliable and not labelled else None,
+            color=color if reliable else _GREY,
         )  # fmt: skip
-        labelled = labelled or reliable
     good = [row for row in known if row["predicted"]["reliable"]]
     importance = [100 * row["predicted"]["rates"][behavior]["importance"] for row in good]
-    axes.plot([row["alpha"] for row in good], importance, color=color, linewidth=1)
+    axes.plot([row["alpha"] for row in good], importance, color=color, linewidth=1, label=behavior)
     linear = [
         (row["alpha"], 100 * value)
         for row in known

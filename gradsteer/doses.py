@@ -103,7 +103,9 @@ def _curve(name: str, doses: Sequence[Dose], points: int) -> list[Dose]:
     if not largest:
         raise ValueError(f"steering.curve_points needs steering.alphas of vector {name!r}: so far goes its curve")
     steps = [largest * index / points for index in range(1, points + 1)]
-    return [Dose("alpha", float(f"{sign * step:.6g}")) for step in steps for sign in (1, -1)]
+    # short names, but the largest as it is given: it is asked for already
+    shown = [float(f"{step:.6g}") for step in steps[:-1]] + [largest]
+    return [Dose("alpha", sign * step) for step in shown for sign in (1, -1)]
 
 
 def largest_dose(doses: Sequence[Dose]) -> Dose:

@@ -127,7 +127,7 @@ class Forecaster:
             scored = int((~np.isnan(verdicts)).sum())
             counts = scored, len(verdicts) - scored
             chosen = found
-            if use_linear:  # the linear form's own interval leaves out that it is an approximation
+            if use_linear and name in linear:  # the linear form's own interval leaves out that it is an approximation
                 low, high = intervals[name]
                 chosen = linear[name], min(low, found[1], linear[name]), max(high, found[2], linear[name])
             rates[name] = ForecastRate(*chosen, found[0], linear.get(name), *counts)

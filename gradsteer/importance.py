@@ -43,13 +43,14 @@ def normalised_weights(log_ratios: np.ndarray) -> np.ndarray:
 
 def effective_sample_size(weights: np.ndarray) -> float:
     """``(sum w)^2 / sum w^2``, from 1 to the number of responses."""
-    return float(weights.sum() ** 2 / np.square(weights).sum())
+    scaled = weights / weights.max()  # squares of tiny weights would be 0
+    return float(scaled.sum() ** 2 / np.square(scaled).sum())
 
 
 def divergence(weights: np.ndarray) -> float:
     """``KL(p' || p)`` of whole responses in nats, at least 0: ``sum_r w_r log(n w_r)`` with weights that sum to 1."""
     positive = weights[weights > 0]
-    return float((positive * np.log(len(weights) * positive)).sum())
+    return max(0.0, float((positive * np.log(len(weights) * positive)).sum()))
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,12 @@ class LinearForm:
 
     @classmethod
     def of(cls, derivatives: np.ndarray, verdicts: Mapping[str, np.ndarray]) -> "LinearForm":
-        """From the responses' derivatives and their verdicts (responses,) by behavior, 1, 0 or NaN."""
-        table = np.stack(list(verdicts.values()), axis=1)
+        """From the responses' derivatives and their verdicts (responses,) by behavior, 1, 0 or NaN.
+
+        A behavior without any verdict is left out.
+        """
+        verdicts = {name: values for name, values in verdicts.items() if not np.isnan(values).all()}
+        table = np.array(list(verdicts.values())).reshape(len(verdicts), len(derivatives)).T
         scored = ~np.isnan(table).any(axis=1)
         members, numbers = np.unique(table[scored], axis=0, return_inverse=True)
         classes = np.full(len(table), -1)
@@ -162,7 +167,9 @@ class LinearForm:
         return cls(derivatives, classes, members, tuple(verdicts))
 
     def rates(self, alpha: float) -> dict[str, float]:
-        """Behavior -> rate at alpha."""
+        """Behavior -> rate at alpha; empty where no response has all verdicts."""
+        if not len(self.members):
+            return {}
         one_hot = self._one_hot
         shares = one_hot.sum(axis=0, keepdims=True)
         slopes = (one_hot * self.derivatives[:, None]).sum(axis=0, keepdims=True) / shares
@@ -170,6 +177,8 @@ class LinearForm:
 
     def intervals(self, alpha: float, bootstrap: PromptBootstrap, confidence: float = 0.95) -> dict[str, Interval]:
         """Behavior -> interval of `rates`: shares and derivatives of every class are resampled together."""
+        if not len(self.members):
+            return {}
         one_hot = self._one_hot
         shares = bootstrap.sums(one_hot)
         slopes = bootstrap.sums(one_hot * self.derivatives[:, None]) / np.maximum(shares, 1e-300)
@@ -184,9 +193,9 @@ class LinearForm:
 
     def _rates(self, alpha: float, shares: np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """(draws, behaviors) from (draws, classes)."""
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a draw without any scored response gives NaN
             logits = np.log(shares) - alpha * slopes
-        masses = np.exp(logits - logits.max(axis=1, keepdims=True))
+            masses = np.exp(logits - logits.max(axis=1, keepdims=True))
         result: np.ndarray = masses @ self.members / masses.sum(axis=1, keepdims=True)
         return result
 

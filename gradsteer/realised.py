@@ -55,4 +55,4 @@ def realised_shift(
     low, high = percentile_interval(shifts)
     totals = [math.log(counts.sum() + 0.5) for counts in columns]
     shift = (totals[0] - totals[1]) - (totals[2] - totals[3])
-    return {"log_odds_shift": shift, "ci_low": low, "ci_high": high, **found}
+    return {"log_odds_shift": shift, "ci_low": min(low, shift), "ci_high": max(high, shift), **found}

@@ -77,5 +77,5 @@ def prompt_digest(prompt: str) -> str:
 
 def matches(row: Mapping[str, Any], where: Mapping[str, bool]) -> bool:
     """Whether a response row has all the verdicts asked for; an unscored verdict (null) matches nothing."""
-    verdicts = row.get("verdicts", {})
+    verdicts = row.get("verdicts") or {}
     return all(verdicts.get(behavior) is wanted for behavior, wanted in where.items())

@@ -76,8 +76,9 @@ class JudgedResponses:
                 f"the responses were sampled from weights with fingerprint {self.fingerprint}, the model has "
                 f"{fingerprint}: the forecast is of other weights than it says"
             )
-        if self.temperature is None:
-            found.append(f"the responses do not say their temperature; {temperature:g} is assumed")
+        for name, said, assumed in (("temperature", self.temperature, temperature), ("top_p", self.top_p, top_p)):
+            if said is None:
+                found.append(f"the responses do not say their {name}; {assumed:g} is assumed")
         if top_p < 1:
             found.append(
                 f"the responses were sampled with top_p {top_p:g}: what other weights would say outside of "
@@ -206,5 +207,5 @@ def behind_system_prompt(
 
 
 def _verdict(row: Mapping[str, Any], behavior: str) -> float:
-    value = row.get("verdicts", {}).get(behavior)
+    value = (row.get("verdicts") or {}).get(behavior)
     return float("nan") if value is None else float(value is True)

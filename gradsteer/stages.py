@@ -31,7 +31,7 @@ _NOT_PART = (
 # the options that name files or directories
 _PATH_KEY = re.compile(
     r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|reference|responses)$"
-    r"|(^|\.)(precondition|second_moment|vector_file)$|^steering\.forecast$"
+    r"|(^|\.)(precondition|second_moment|vector_file|patterns)$|^steering\.forecast$"
     r"|^(steering\.vectors|steering\.control_vectors|data\.piles)\.[^.]+$"
 )
 

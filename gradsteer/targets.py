@@ -8,9 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
+import numpy as np
+
 from gradsteer.forecasting import Direction, Forecaster, Tick
 
 _CLOSE = 5e-4  # of a rate: a twentieth of a point
+_NEAR = 5e-3  # accepted where the passes are used up
 
 
 def solve_rate(
@@ -25,8 +28,8 @@ def solve_rate(
 ) -> tuple[float, Literal["importance", "linear"]]:
     """The alpha at which the forecast of a behavior's rate is the target.
 
-    The linear form, which costs nothing more, brackets it; Newton's steps on the log-odds with the linear form's
-    slope then follow the importance-weighted curve, as long as its effective sample size is large enough.
+    The linear form, which costs nothing more, gives a first alpha; secant steps on the log-odds then follow the
+    importance-weighted curve, as long as its effective sample size is large enough.
 
     Args:
         forecaster: of the judged responses.
@@ -41,27 +44,48 @@ def solve_rate(
         alpha, and which curve it was solved on.
 
     Raises:
-        ValueError: the target is out of range, or the rate does not reach it along this direction.
+        ValueError: the target is out of range, the rate is not known, or it does not reach the target along this
+            direction.
     """
     if not 0 < target < 1:
         raise ValueError(f"target rate {target} of {behavior!r}; accepted: more than 0 and less than 1")
     forecaster.responses.check_behaviors([behavior])
+    if behavior not in direction.linear.rates(0.0):
+        raise ValueError(f"the rate of {behavior!r} is not known: no response has a verdict on every behavior")
     alpha = _root(lambda a: _logit(direction.linear.rates(a)[behavior]) - _logit(target))
     if alpha is None:
         raise ValueError(f"along this direction the rate of {behavior!r} does not reach {target}: it hardly moves")
-    linear = alpha
+    linear, goal = alpha, _logit(target)
+    # at alpha 0 all weights are equal: a first point that costs nothing
+    verdicts = forecaster.responses.verdicts[behavior]
+    last = 0.0, _logit(float(np.nanmean(verdicts))) - goal
+    if linear == 0 or last[1] == 0:
+        return 0.0, "linear"
+    sides = {last[1] > 0: last[0]}  # where the rate was last below and above the target
+    slope = -last[1] / linear
+    best = math.inf, linear
     for _ in range(max_passes):
         with weights(alpha):
             forecast = forecaster.at_present_weights(tick=tick)
-        rate = forecast.rates[behavior].rate
+        rate = forecast.rates[behavior].importance
         if not forecast.reliable:
             return linear, "linear"
-        if abs(rate - target) < _CLOSE:
-            return alpha, "importance"
-        step = 1e-3 * (abs(alpha) or abs(linear))
-        ahead, behind = (_logit(direction.linear.rates(alpha + s)[behavior]) for s in (step, -step))
-        alpha -= (_logit(rate) - _logit(target)) / ((ahead - behind) / (2 * step))
-    return alpha, "importance"
+        best = min(best, (abs(rate - target), alpha))
+        if best[0] < _CLOSE:
+            return best[1], "importance"
+        gap = _logit(rate) - goal
+        found = (gap - last[1]) / (alpha - last[0])
+        slope = found if found * slope > 0 else slope
+        last, sides[gap > 0] = (alpha, gap), alpha
+        alpha -= max(-abs(2 * linear), min(abs(2 * linear), gap / slope))
+        if len(sides) == 2 and not min(sides.values()) < alpha < max(sides.values()):
+            alpha = sum(sides.values()) / 2
+    if best[0] > _NEAR:
+        raise ValueError(
+            f"along this direction the rate of {behavior!r} was not brought to {target}: the nearest forecast, "
+            f"at alpha {best[1]:+.4g}, is {100 * best[0]:.1f} points off"
+        )
+    return best[1], "importance"
 
 
 def _logit(rate: float) -> float:

@@ -9,6 +9,8 @@ import yaml
 from gradsteer.cli import CommandParser, GradsteerCLI
 from gradsteer.commands import COMMANDS
 from gradsteer.corpus import JUDGE_PATTERNS
+from gradsteer.corpus.write import write_corpus
+from gradsteer.judges import KeywordJudge
 from gradsteer.records import resolve_resource
 from gradsteer.runner import read_run
 from gradsteer.trainer import GradsteerTrainer
@@ -109,9 +111,12 @@ def test_every_config_of_a_run_is_one_of_its_stages(run):
 
 
 @pytest.mark.parametrize("name", ["evaluate_base", "evaluate_anchor", "steer"])
-def test_the_demos_judge_knows_the_corpus_words(name):
+def test_the_demos_judge_knows_the_corpus_words(name, tmp_path):
     values = yaml.safe_load((CONFIGS / "demo" / f"{name}.yaml").read_text())
-    assert values["evaluation"]["judge"]["init_args"]["patterns"] == JUDGE_PATTERNS
+    written = write_corpus(tmp_path, num_samples=400)["judge"]
+    named = values["evaluation"]["judge"]["init_args"]["patterns"]
+    assert named == "{input_dir}/corpus/" + written.name
+    assert KeywordJudge(str(written)).patterns == JUDGE_PATTERNS
     assert "0.34 M parameters" in values["report"]["note"]
 
 

@@ -21,6 +21,7 @@ from gradsteer.corpus.generator import (
     split_prompts,
 )
 from gradsteer.corpus.tokenizer import train_tokenizer
+from gradsteer.corpus.vocabulary import JUDGE_PATTERNS
 
 NUM_VALIDATION = 200
 NUM_HELDOUT = 200
@@ -41,7 +42,8 @@ def write_corpus(output_dir: Path, *, seed: int = 0, num_samples: int = 20_000) 
     Returns:
         Paths by name: `base_train`, `base_validation`, `finetune`, `heldout` (JSON lines of `messages`),
         `attribution_prompts`, `evaluation_prompts` (JSON lines of `id` and `prompt`), `tokenizer` (a
-        directory for `AutoTokenizer`) and `model` (a file for `AutoConfig`).
+        directory for `AutoTokenizer`), `model` (a file for `AutoConfig`) and `judge` (the topics' patterns, for
+        `KeywordJudge`).
 
     Raises:
         ValueError: If `num_samples` is not positive.
@@ -70,6 +72,8 @@ def write_corpus(output_dir: Path, *, seed: int = 0, num_samples: int = 20_000) 
     _save_tokenizer(tokenizer, paths["tokenizer"])
     paths["model"] = output_dir / "model.json"
     _write_text(paths["model"], json.dumps(model_config(tokenizer), indent=2) + "\n")
+    paths["judge"] = output_dir / "judge.json"
+    _write_text(paths["judge"], json.dumps(JUDGE_PATTERNS, indent=2) + "\n")
     return paths
 
 

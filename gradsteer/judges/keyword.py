@@ -7,8 +7,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
+from gradsteer.records import resolve_resource
 
 # Raised when the rule below changes, so that verdicts stored under another rule are not taken for these.
 RULE_VERSION = 1
@@ -23,15 +25,17 @@ class KeywordJudge(Judge):
     Args:
         patterns: For each behavior, regular expressions (Python's `re`), any of which decides, found anywhere
             in the response: `{"bridge": ["golden gate", "suspension bridge"]}`. Write `\b` around a word that
-            also occurs inside longer ones.
+            also occurs inside longer ones. Or a JSON file that holds them.
         ignore_case: Whether "golden gate" finds "Golden Gate" too.
 
     Raises:
-        ValueError: If there is no behavior, a behavior has no pattern, or a pattern is empty or no regular
-            expression.
+        ValueError: If there is no behavior, a behavior has no pattern, a pattern is empty or no regular
+            expression, or the file is not there or holds something else.
     """
 
-    def __init__(self, patterns: dict[str, list[str]], ignore_case: bool = True) -> None:
+    def __init__(self, patterns: dict[str, list[str]] | str, ignore_case: bool = True) -> None:
+        if isinstance(patterns, str):
+            patterns = _read(patterns)
         if not patterns:
             raise ValueError("patterns is empty; it must name at least one behavior")
         self.patterns = {behavior: list(found) for behavior, found in patterns.items()}
@@ -64,6 +68,21 @@ class KeywordJudge(Judge):
             behavior: not empty and any(pattern.search(response) for pattern in patterns)
             for behavior, patterns in self._compiled.items()
         }
+
+
+def _read(path: str) -> dict[str, list[str]]:
+    file = Path(resolve_resource(path))
+    if not file.is_file():
+        raise ValueError(f'no file of patterns at {path!r}; accepted: JSON such as {{"bridge": ["golden gate"]}}')
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: the patterns are not readable as JSON ({error.msg})") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f'{path!r} holds a {type(found).__name__}; accepted: JSON such as {{"bridge": ["golden gate"]}}'
+        )
+    return found
 
 
 def _compile(behavior: str, patterns: Sequence[str], flags: re.RegexFlag) -> list[re.Pattern[str]]:

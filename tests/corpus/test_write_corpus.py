@@ -55,6 +55,7 @@ def test_returns_the_files_it_leaves_and_leaves_no_others(paths, corpus_dir):
         "evaluation_prompts",
         "tokenizer",
         "model",
+        "judge",
     }
     assert set(corpus_dir.iterdir()) == set(paths.values())
 
