@@ -4,12 +4,14 @@ The text is parsed, never evaluated. Knows of names and numbers only.
 """
 
 import ast
+import json
 import math
 from collections.abc import Iterable, Mapping
 
 from gradsteer.vectors import SteeringVector
 
 Coefficients = dict[str, float]
+_OF_A_CONTRAST = ("plus", "minus", "calibration", "split_half", "derivation", "permutation", "graddiff")
 
 # what reading a text raises: no Python, a null byte, or nested too deep
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
@@ -86,8 +88,15 @@ def combine(coefficients: Coefficients, vectors: Mapping[str, SteeringVector]) -
     Raises:
         ValueError: names or shapes differ.
     """
-    parts = [vectors[name] * factor for name, factor in coefficients.items() if factor]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    used = {name: factor for name, factor in coefficients.items() if factor}
+    first, *others = (vectors[name] * factor for name, factor in used.items())
+    total = first
+    for other in others:
+        total = total + other
+    # a sum is no contrast of two piles, and its slope is its own: it says what its parts agree on
+    sources = [vectors[name].metadata for name in used]
+    shared = {key: value for key, value in total.metadata.items() if all(s.get(key) == value for s in sources)}
+    prompts = sorted({digest for source in sources for digest in json.loads(source.get("prompt_digests", "[]"))})
+    text = " + ".join(f"{factor:g} * {name}" for name, factor in used.items())
+    kept = {key: value for key, value in shared.items() if not key.startswith(_OF_A_CONTRAST)}
+    return SteeringVector(total, {**kept, "combination": text, "prompt_digests": json.dumps(prompts)})

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from gradsteer.rounding import HALF_PRECISIONS
 from gradsteer.scoring import ResponseScorer
 from gradsteer.steering import steered
 from gradsteer.vectors import ParameterVector
 
-# in nats of a whole response: rounding of float32 forward passes is a hundredth of the lower end, and the third order
-# of the expansion, which central differences leave in, a thousandth at the upper one
-_SMALLEST, _LARGEST, _AIM = 0.01, 0.3, 0.05
+# smallest, largest and wished-for change in nats of a whole response: well above the rounding of forward passes, and
+# small enough for what central differences leave in, the third order, to be a few thousandths at most
+_FULL_PRECISION = 0.002, 0.03, 0.01
+# forward passes in half precision are rounded by far more; so are the weights
+_HALF_PRECISION = 0.01, 0.3, 0.05
 _MOST_TRIALS = 8
 
 
@@ -23,8 +26,8 @@ def log_prob_derivatives(
 ) -> tuple[np.ndarray, int]:
     """``d(-log p(r)) / d alpha`` at alpha = 0 for ``theta + alpha V``, response by response: central differences.
 
-    The step is chosen so that the responses' log-probabilities change by about 0.05 nats (root mean square): well above
-    the rounding of a forward pass, well within the linear range.
+    The step is chosen so that the responses' log-probabilities change by about 0.01 nats (root mean square; 0.05 where
+    the weights are in half precision): well above the rounding of a forward pass, well within the linear range.
 
     Args:
         model: the scorer's model, at the weights where the derivative is taken.
@@ -41,6 +44,8 @@ def log_prob_derivatives(
     norm = vector.norm()
     if norm == 0:
         raise ValueError("the vector is zero: it has no direction")
+    half = next(model.parameters()).dtype in HALF_PRECISIONS
+    smallest, largest, aim = _HALF_PRECISION if half else _FULL_PRECISION
     nuclei = scorer.nuclei() if scorer.top_p < 1 else None
     step, passes = 0.01 / norm, 0 if nuclei is None else 1
     for _ in range(_MOST_TRIALS):
@@ -51,13 +56,13 @@ def log_prob_derivatives(
             passes += 1
         differences = scores[1] - scores[0]
         size = float(np.sqrt(np.mean(np.square(differences)))) / 2
-        if _SMALLEST <= size <= _LARGEST:
+        if smallest <= size <= largest:
             return differences / (2 * step), passes
         if not np.isfinite(size):
             step /= 100
         else:
-            step *= min(100.0, max(0.01, _AIM / size)) if size > 0 else 100.0
+            step *= min(100.0, max(0.01, aim / size)) if size > 0 else 100.0
     raise ValueError(
-        f"the log-probabilities change by {size:.1e} nats at +-{step:.1e} V, and no other step came near {_AIM}: the "
+        f"the log-probabilities change by {size:.1e} nats at +-{step:.1e} V, and no other step came near {aim}: the "
         "vector does not move the model, or the scores are not finite"
     )

@@ -48,10 +48,10 @@ class Controls:
     Attributes:
         random: number of Gaussian directions.
         signs: number of random signs.
-        permuted: number of vectors from permuted pile labels.
+        permuted: number of vectors from permuted pile labels; a combination of vectors has none.
         files: name -> vector file, applied at each vector's norm.
         seed: of the first random one; each further one takes the next.
-        graddiff: numbers of GradDiff steps.
+        graddiff: numbers of GradDiff steps; likewise.
         delta_scales: k of the baselines anchor - k * Delta.
         system_prompts: name -> text.
     """
@@ -153,8 +153,8 @@ def _controls_of(
             source: Any = kind
             recipe = Recipe(source, name, pipeline, dose, seed=controls.seed + index)
             made.append(_condition(f"{kind}-{index} of ", "control", recipe))
-    for index in range(controls.permuted):
-        path = _beside(file, f"permuted/{name}-{index}", f"steering.permuted_controls of vector {name!r}")
+    for index in range(controls.permuted if file is not None else 0):
+        path = _beside(str(file), f"permuted/{name}-{index}", f"steering.permuted_controls of vector {name!r}")
         recipe = Recipe("file", name, pipeline, dose, file=path)
         made.append(_condition(f"permuted-{index} of ", "control", recipe))
     for control, path in (controls.files or {}).items():
@@ -166,8 +166,8 @@ def _controls_of(
 def _baselines(vectors: Mapping[str, str | None], controls: Controls) -> Plan:
     made: Plan = []
     for name, file in vectors.items():
-        for steps in controls.graddiff:
-            path = _beside(file, f"graddiff/{name}-{steps}", f"steering.graddiff_steps of vector {name!r}")
+        for steps in controls.graddiff if file is not None else ():
+            path = _beside(str(file), f"graddiff/{name}-{steps}", f"steering.graddiff_steps of vector {name!r}")
             made.append(_condition(f"graddiff-{steps} of ", "baseline", Recipe("graddiff", name, file=path)))
     for scale in controls.delta_scales:
         sign = "-" if scale > 0 else "+"
@@ -178,10 +178,8 @@ def _baselines(vectors: Mapping[str, str | None], controls: Controls) -> Plan:
     return made
 
 
-def _beside(file: str | None, name: str, what: str) -> str:
+def _beside(file: str, name: str, what: str) -> str:
     """The file of a vector's control, which attribute writes in a directory beside the vector's."""
-    if file is None:
-        raise ValueError(f"{what}: it is a combination of vectors, for which there is no such file")
     path = Path(file).parent / f"{name}.safetensors"
     if not path.is_file():
         option = "--data.permutations" if name.startswith("permuted") else "--graddiff.steps"

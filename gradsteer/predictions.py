@@ -142,15 +142,18 @@ def shift_text(realised: Mapping[str, Any] | None) -> str:
 
 
 def pooled_slope(rows: Sequence[Row]) -> tuple[float, float, float, int] | None:
-    """Realised on asked shifts of log-odds through the origin, over the steered conditions with a predicted shift.
+    """Realised on predicted shifts of log-odds through the origin, over the steered conditions with a predicted shift.
+
+    Where shifts were asked for, over those conditions alone.
 
     Returns:
         slope, and a 95% interval from the realised shifts' own intervals (conditions as independent but for the anchor
         that they share, which is counted with each), and the number of conditions; None where there are none.
     """
+    asked = [row for row in rows if row["asked"] and row["asked"]["kind"] == "log_odds_shift"]
     pairs = [
         (shift, row["realised"])
-        for row in rows
+        for row in asked or rows
         if row["kind"] == "steered" and row["model"] == "anchor" and row["realised"]
         if (shift := predicted_shift(row)) and row["realised"]["log_odds_shift"] is not None
     ]
@@ -175,7 +178,7 @@ def print_predictions(rows: Sequence[Row], experiment: str) -> None:
     if (pooled := pooled_slope(rows)) is not None:
         slope, low, high, number = pooled
         said = f"{slope:.2f} [{low:.2f}, {high:.2f}], {number} conditions"
-        lines.append(f"realised on predicted shifts of log-odds: {said}")
+        lines.append(f"realised on predicted shifts of log-odds, slope through 0: {said}")
     print_whole(table, "\n".join(lines))
 
 

@@ -56,7 +56,7 @@ class SampledConditions(L.Callback):
         directory = self.output_dir / "responses"
         before = [row for _, row in read_jsonl(directory / "anchor.jsonl")]
         for condition in conditions:
-            contrast = condition.contrast
+            contrast = condition.contrast if condition.model == "anchor" else None  # the base has another start
             if contrast is not None and contrast.plus is not None and contrast.minus is not None:
                 after = [row for _, row in read_jsonl(directory / f"{condition.slug}.jsonl")]
                 condition.realised = realised_shift(before, after, contrast.plus, contrast.minus)

@@ -79,9 +79,8 @@ def _read(path: str) -> dict[str, list[str]]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: the patterns are not readable as JSON ({error.msg})") from error
     if not isinstance(found, dict):
-        raise ValueError(
-            f'{path!r} holds a {type(found).__name__}; accepted: JSON such as {{"bridge": ["golden gate"]}}'
-        )
+        kind = type(found).__name__
+        raise ValueError(f'{path!r} holds a {kind}; accepted: JSON such as {{"bridge": ["golden gate"]}}')
     return found
 
 

@@ -1,0 +1,62 @@
+"""The tiny experiment's anchor with many judged responses, and calibrated vectors: what forecasts and doses stand on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from road import WORDS, run, write_lines
+
+SAMPLING = ["--model.max_new_tokens", 8, "--data.batch_size", 1000]
+PATTERNS = json.dumps({"a": ["e"], "b": ["o"]})
+JUDGE = ["--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS]
+QUESTIONS = [f"{first} {second}?" for first in WORDS[:8] for second in WORDS[8:13]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Where everything lies.
+
+    Attributes:
+        anchor: the model.
+        base: the base model.
+        directory: output directory of evaluate and attribute.
+        responses: the anchor's responses to prompts that the piles do not hold, at temperature 1.
+        prompts: these prompts.
+    """
+
+    anchor: Path
+    base: Path
+    directory: Path
+    responses: Path
+    prompts: Path
+
+    def vector(self, name):
+        return self.directory / "vectors" / f"{name}.safetensors"
+
+
+@pytest.fixture(scope="session")
+def judged(experiment, tmp_path_factory):
+    """evaluate twice (for the piles, and for the forecasts) and attribute, which calibrates two vectors."""
+    out = tmp_path_factory.mktemp("judged")
+    model = ["--model.model_name_or_path", experiment / "anchor", "--output_dir", out, "--trainer.logger", "false"]
+    for name, words in (("piles", QUESTIONS[:20]), ("fresh", QUESTIONS[20:])):
+        rows = [{"id": f"{name}-{index}", "prompt": text} for index, text in enumerate(words)]
+        write_lines(out / f"{name}.jsonl", rows)
+        run(
+            "evaluate", *model, "--name", name, "--data.prompts", out / f"{name}.jsonl", *SAMPLING, *JUDGE,
+            "--model.num_samples", 40,
+        )  # fmt: skip
+    responses = str(out / "responses" / "piles.jsonl")
+    piles = {
+        f"{name}-{value}": {"responses": responses, "where": {name: value == "yes"}}
+        for name in "ab"
+        for value in ("yes", "no")
+    }
+    run(
+        "attribute", *model, "--data.piles", json.dumps(piles), "--vectors.a", "[a-yes, a-no]", "--vectors.b",
+        "[b-yes, b-no]", "--data.permutations", 1, "--graddiff.steps", "[2]", "--graddiff.alpha", 0.05,
+    )  # fmt: skip
+    return Judged(
+        experiment / "anchor", experiment / "base", out, out / "responses" / "fresh.jsonl", out / "fresh.jsonl"
+    )
