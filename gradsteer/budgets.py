@@ -19,6 +19,8 @@ from gradsteer.vectors import ParameterVector
 Statistic = Literal["mean", "p95"]
 _CLOSE = 0.01  # of the budget
 _TOKEN_BUDGET = 2048
+# logits at a time in the chunked head: 128 MB of float32
+_HEAD_ENTRIES = 1 << 25
 
 
 class TokenDivergence:
@@ -29,6 +31,7 @@ class TokenDivergence:
     Args:
         model: a causal LM in eval mode, with the anchor's weights.
         examples: text; the divergence is taken where tokens are labelled.
+        temperature: that responses are sampled at: the divergence is between what is sampled from.
         statistic: ``mean`` over these tokens, or ``p95``, their 95th percentile.
         pad_token_id: fills padded batches, where the model does not take packs.
 
@@ -37,18 +40,28 @@ class TokenDivergence:
     """
 
     def __init__(
-        self, model: Any, examples: Sequence[EncodedExample], *, statistic: Statistic = "mean", pad_token_id: int = 0
+        self,
+        model: Any,
+        examples: Sequence[EncodedExample],
+        *,
+        temperature: float = 1.0,
+        statistic: Statistic = "mean",
+        pad_token_id: int = 0,
     ) -> None:
         if statistic not in get_args(Statistic):
             raise ValueError(f"the statistic is {statistic!r}; accepted: {', '.join(get_args(Statistic))}")
         if not examples:
             raise ValueError("there is no text to take a divergence on; accepted: at least one example")
-        self.model, self.statistic = model, statistic
+        if not temperature > 0:
+            raise ValueError(f"the temperature is {temperature}; accepted: more than 0")
+        self.model, self.temperature, self.statistic = model, temperature, statistic
+        self._head_chunk = max(64, _HEAD_ENTRIES // model.get_output_embeddings().weight.shape[0])
         self._steered = copy.deepcopy(model)
         device = next(model.parameters()).device
         lengths = [len(example.input_ids) for example in examples]
         chosen = [[examples[index] for index in pack] for pack in plan_packs(lengths, _TOKEN_BUDGET)]
-        if why_not_packs(model, list(examples[:2])) is None:
+        self._chunks = why_not_packs(model, list(examples[:2]), head_chunk=1) is None
+        if self._chunks or why_not_packs(model, list(examples[:2])) is None:
             self._batches: list[Any] = [Pack.of(pack, device) for pack in chosen]
         else:
             padded = [collate(pack, pad_token_id) for pack in chosen]
@@ -80,11 +93,17 @@ class TokenDivergence:
         """(labelled,)."""
         if isinstance(batch, Pack):
             with attending(self.model, batch), attending(self._steered, batch):
-                return pack_token_losses(self.model, batch, reference=Reference(self._steered, "forward"))
+                return pack_token_losses(
+                    self.model,
+                    batch,
+                    head_chunk=self._head_chunk if self._chunks else None,
+                    reference=Reference(self._steered, "forward"),
+                    temperature=self.temperature,
+                )
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         counted = batch["labels"][:, 1:] != IGNORE_INDEX
         ours, theirs = (model(**inputs).logits[:, :-1][counted] for model in (self.model, self._steered))
-        return kl_divergence(ours, theirs, "forward")
+        return kl_divergence(ours, theirs, "forward", self.temperature)
 
 
 def solve_budget(

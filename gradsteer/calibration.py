@@ -20,7 +20,8 @@ class Calibration:
 
     Attributes:
         slope: ``<S, V> = (<S_1, V_2> + <S_2, V_1>) / 2`` over two halves of the prompts, nats a unit of alpha.
-        standard_error: of the slope over prompts.
+        standard_error: of the slope over prompts, with the halves' vectors as they are: where the split-half cosine is
+            low, the noise in V itself adds to it.
         halves: the two terms.
         temperature: that the responses were sampled and scored at.
         top_p: likewise.
@@ -35,6 +36,10 @@ class Calibration:
     top_p: float
     num_plus: int
     num_minus: int
+
+    def is_of(self, temperature: float, top_p: float) -> bool:
+        """Whether it was taken at this way of sampling; at another, alpha would be of another scale."""
+        return (self.temperature, self.top_p) == (temperature, top_p)
 
     def shift(self, alpha: float) -> float:
         """The predicted change of the log-odds of PLUS against MINUS at alpha."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from gradsteer.reports import FORMAT_VERSION
 
 Row = Mapping[str, Any]
+_NEAR = 0.005
 
 
 @dataclass
@@ -98,9 +99,10 @@ def choose(rows: Sequence[Row], behaviors: Mapping[str, str | None], selection: 
 
 
 def _is_candidate(row: Row) -> bool:
-    """Whether a row is of the anchor, steered, and every behavior of it has a rate."""
+    """Whether a row is of the anchor, steered, to be believed, and every behavior of it has a rate."""
     known = all(rate["rate"] is not None for rate in row["behaviors"].values())
-    return row["model"] == "anchor" and row["predicted"]["role"] == "steered" and known
+    said = row["predicted"]
+    return row["model"] == "anchor" and said["role"] == "steered" and said["reliable"] and known
 
 
 def _score(row: Row, anchor: Row, behavior: str, selection: Selection) -> float | None:
@@ -109,7 +111,9 @@ def _score(row: Row, anchor: Row, behavior: str, selection: Selection) -> float 
     if selection.rule == "target_rate":
         assert selection.rate is not None
         rate, before = row["behaviors"][behavior]["rate"], anchor["behaviors"][behavior]["rate"]
-        reached = rate <= selection.rate if selection.rate < before else rate >= selection.rate
+        # half a point more is reached too: so near is a rate solved for
+        below = selection.rate < before
+        reached = rate <= selection.rate + _NEAR if below else rate >= selection.rate - _NEAR
         return -sum(abs(_shift(row, anchor, name)) for name in others) if reached else None
     assert selection.max_kl is not None
     if row["predicted"]["kl_per_token"] > selection.max_kl:
@@ -132,7 +136,7 @@ def _logit(rate: float, number: int) -> float:
 
 def _nearest(rows: Sequence[Row], behavior: str, selection: Selection) -> str:
     if not rows:
-        return "the forecast has no condition of it with rates"
+        return "the forecast has no condition of it that is to be believed"
     if selection.rule == "target_rate":
         rates = [row["behaviors"][behavior]["rate"] for row in rows]
         assert selection.rate is not None

@@ -38,6 +38,7 @@ class Condition:
         forecast: the forecast behind `predicted`, where it was made here.
         by_tensor: parameter -> how much of its step it took; see `gradsteer.applied.TensorStep`.
         behaviors: behavior -> its rate, filled when the condition was judged.
+        classes: class of responses -> its rate, where there are several behaviors; see `gradsteer.classes`.
         metrics: text metrics of the responses, and the perplexity of held-out text.
     """
 
@@ -59,6 +60,7 @@ class Condition:
     forecast: "Forecast | None" = None
     by_tensor: dict[str, dict[str, float | None]] = field(default_factory=dict)
     behaviors: "dict[str, Rate]" = field(default_factory=dict)
+    classes: "dict[str, Rate]" = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(METRICS))
 
     @property
@@ -70,6 +72,7 @@ class Condition:
         """The condition as results.json holds it: every key present."""
         row = {key: getattr(self, key) for key in _ROW_KEYS}
         row["behaviors"] = {name: rate.to_dict() for name, rate in self.behaviors.items()}
+        row["classes"] = {name: rate.to_dict() for name, rate in self.classes.items()}
         row["metrics"] = {key: self.metrics.get(key) for key in METRICS}
         return row
 
@@ -86,7 +89,8 @@ def slug_of(name: str) -> str:
 
 
 _RESERVED = {
-    "corpus", "evaluate", "evaluations", "figures", "fit", "attribute", "gradients", "responses", "second_moments",
+    "corpus", "evaluate", "evaluations", "figures", "fit", "forecast", "attribute", "gradients", "responses",
+    "second_moments",
     "stages", "steer", "validate", "vectors",
 }  # fmt: skip
 

@@ -56,7 +56,8 @@ def forecast_figure(rows: Sequence[Row], title: str) -> "Figure | None":
         axes.set_visible(False)
     grid.flat[0].legend(frameon=False, fontsize=8)
     figure.suptitle(
-        f"{title}\nno sampling: points by importance weights, dashes by the linear form, grey: not to be believed",
+        f"{title}\nnothing sampled: points by importance weights, dashes by the linear form; grey: too few weights, by "
+        "the linear form",
         x=0.01,
         ha="left",
         fontsize=10,

@@ -80,8 +80,7 @@ class DoseSolver:
     def _shift(
         self, shift: float, calibration: Calibration | None, contrast: Contrast, direction: Direction | None
     ) -> float:
-        sampled = self.temperature, self.top_p
-        if calibration is not None and (calibration.temperature, calibration.top_p) == sampled:
+        if calibration is not None and calibration.is_of(self.temperature, self.top_p):
             return calibration.alpha(shift)
         if self.forecaster is not None and direction is not None:
             if contrast.plus is None or contrast.minus is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradsteer.classes import classes_of
 from gradsteer.derivatives import log_prob_derivatives
 from gradsteer.forecasts import Forecast, ForecastRate
 from gradsteer.importance import (
@@ -73,6 +74,7 @@ class Forecaster:
         self.responses, self.scorer, self.min_sample_size = responses, scorer, min_sample_size
         self.bootstrap = PromptBootstrap.draw(responses.prompts, draws=draws, seed=seed)
         self.num_passes = 1
+        self._verdicts = {**responses.verdicts, **_classes(responses.verdicts)}
         self._reference = scorer.log_probs(sampled_here=True, tick=tick)
         if not np.isfinite(self._reference).all():
             bad = int(np.flatnonzero(~np.isfinite(self._reference))[0])
@@ -113,15 +115,21 @@ class Forecaster:
         minus: Where | None = None,
     ) -> Forecast:
         """The forecast from the responses' log-probabilities under the condition's weights (responses,)."""
-        weights = normalised_weights(log_probs - self._reference)
-        size = effective_sample_size(weights)
+        ratios = log_probs - self._reference
+        try:
+            weights = normalised_weights(ratios)
+            size = effective_sample_size(weights)
+        except ValueError:  # weights so far off that nothing of these responses is left: no sample at all
+            weights, size = np.full(len(ratios), 1 / len(ratios)), 0.0
         reliable = size >= self.min_sample_size
         use_linear = direction is not None and not reliable
         linear = direction.linear.rates(alpha) if direction else {}
         intervals = direction.linear.intervals(alpha, self.bootstrap) if direction and use_linear else {}
         rates = {}
-        for name, verdicts in self.responses.verdicts.items():
+        for name, verdicts in self._verdicts.items():
             found = weighted_rate(weights, verdicts, self.bootstrap)
+            if found is not None and size == 0:
+                found = found[0], 0.0, 1.0
             if found is None:
                 continue
             scored = int((~np.isnan(verdicts)).sum())
@@ -137,7 +145,8 @@ class Forecaster:
             size,
             len(weights),
             reliable,
-            rates,
+            {name: rate for name, rate in rates.items() if name in self.responses.verdicts},
+            {name: rate for name, rate in rates.items() if name not in self.responses.verdicts},
             self._log_odds_shift(weights, plus, minus),
             None if direction is None else self._linear_shift(direction, alpha, plus, minus),
             divergence(weights) / float((weights * lengths).sum()),
@@ -151,7 +160,7 @@ class Forecaster:
         """
         derivatives, passes = log_prob_derivatives(model, self.scorer, vector, tick=tick)
         self.num_passes += passes
-        return Direction(derivatives, LinearForm.of(derivatives, self.responses.verdicts))
+        return Direction(derivatives, LinearForm.of(derivatives, self._verdicts))
 
     def slope(self, direction: Direction, plus: Where, minus: Where) -> tuple[float, float]:
         """``<S, V>`` between two classes of these responses, and its standard error; see `mean_difference`.
@@ -183,3 +192,13 @@ class Forecaster:
         if not all(each.any() for each in members):
             return None
         return -alpha * mean_difference(direction.derivatives, *members, self.responses.prompts)[0]
+
+
+def _classes(verdicts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Class -> (responses,) 1 where a response is of it, 0 where not, NaN where a verdict is unscored."""
+    found = {}
+    for name, where in classes_of(list(verdicts)).items():
+        columns = [verdicts[behavior] == float(wanted) for behavior, wanted in where.items()]
+        unscored = np.isnan([verdicts[behavior] for behavior in where]).any(axis=0)
+        found[name] = np.where(unscored, np.nan, np.all(columns, axis=0).astype(np.float64))
+    return found

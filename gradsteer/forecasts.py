@@ -40,6 +40,7 @@ class Forecast:
         num_responses: that the forecast rests on.
         reliable: whether the effective sample size is large enough.
         rates: behavior -> its rate.
+        classes: class of responses -> its rate, where there are several behaviors; see `gradsteer.classes`.
         log_odds_shift: change of the log-odds of the vector's PLUS against its MINUS class; None without classes.
         linear_log_odds_shift: ``-alpha <S, V>``; likewise.
         kl_per_token: ``KL(p' || p)`` of whole responses over their mean length, nats.
@@ -51,6 +52,7 @@ class Forecast:
     num_responses: int
     reliable: bool
     rates: dict[str, ForecastRate]
+    classes: dict[str, ForecastRate]
     log_odds_shift: float | None
     linear_log_odds_shift: float | None
     kl_per_token: float
@@ -67,8 +69,10 @@ class Forecast:
             "linear_log_odds_shift": self.linear_log_odds_shift,
             "kl_per_token": self.kl_per_token,
             "mean_length": self.traits.get("mean_length"),
-            "rates": {
-                name: {key: getattr(rate, key) for key in ("rate", "ci_low", "ci_high", "importance", "linear")}
-                for name, rate in self.rates.items()
-            },
+            "rates": {name: _plain(rate) for name, rate in self.rates.items()},
+            "classes": {name: _plain(rate) for name, rate in self.classes.items()},
         }
+
+
+def _plain(rate: ForecastRate) -> dict[str, float | None]:
+    return {key: getattr(rate, key) for key in ("rate", "ci_low", "ci_high", "importance", "linear")}

@@ -51,7 +51,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> 
     return functional.cross_entropy(scaled, targets, reduction="none")
 
 
-def kl_divergence(logits: Tensor, reference_logits: Tensor, direction: KLDirection) -> Tensor:
+def kl_divergence(logits: Tensor, reference_logits: Tensor, direction: KLDirection, temperature: float = 1.0) -> Tensor:
     """Divergence between two next-token distributions, in nats.
 
     * forward: ``l_t = sum_v p_ref(v) [log p_ref(v) - log p(v)]``;
@@ -61,11 +61,12 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, direction: KLDirecti
         logits: (positions, vocabulary) of the model.
         reference_logits: (positions, vocabulary) of the reference.
         direction: see `Reference`.
+        temperature: divides the logits of both.
 
     Returns:
         (positions,), differentiable.
     """
-    ours, theirs = (precise(part).log_softmax(dim=-1) for part in (logits, reference_logits))
+    ours, theirs = ((precise(part) / temperature).log_softmax(dim=-1) for part in (logits, reference_logits))
     base, other = (theirs, ours) if direction == "forward" else (ours, theirs)
     return functional.kl_div(other, base, reduction="none", log_target=True).sum(dim=-1)
 

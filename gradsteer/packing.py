@@ -130,7 +130,7 @@ def pack_losses(
         head_chunk: with it, the head and its loss run on so many positions at a time, and again in the backward
             pass: less memory for a large vocabulary.
         reference: take the divergence from it instead of the cross-entropy; inside `attending` as well.
-        temperature: of the cross-entropy; see `gradsteer.losses.cross_entropy`.
+        temperature: divides the logits; see `gradsteer.losses.cross_entropy`.
 
     Returns:
         (segments,) nats, differentiable.
@@ -241,4 +241,4 @@ def _losses(
 ) -> Tensor:
     if reference is None or compared is None:
         return cross_entropy(logits, targets, temperature)
-    return kl_divergence(logits, compared, reference.direction)
+    return kl_divergence(logits, compared, reference.direction, temperature)

@@ -68,6 +68,7 @@ class Pile:
         num_considered: examples that the filter chose from (all, without a filter).
         sampled: of each example, whether its token ids are a model's samples (else rendered from text).
         responses: of each example that was sampled, the whole of it with the response's tokens labelled; else None.
+        sampled_from: fingerprints of the weights that examples were sampled from, where their rows say.
         sampling: of each example, the temperature and top_p that it was sampled with; None where nothing says so.
     """
 
@@ -80,6 +81,7 @@ class Pile:
     num_considered: int = 0
     sampled: list[bool] = field(default_factory=list)
     responses: list[EncodedExample | None] = field(default_factory=list)
+    sampled_from: set[str] = field(default_factory=set)
     sampling: list[tuple[float, float] | None] = field(default_factory=list)
 
     @property
@@ -134,6 +136,7 @@ def read_pile(
             example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
         _keep(pile, example, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
+    pile.sampled_from = {row["model_fingerprint"] for _, row in rows if row.get("model_fingerprint")}
     pile.num_considered = len(rows) if considered is None else considered
     return _not_empty(pile, str(source))
 

@@ -3,8 +3,8 @@
 Knows of names, doses and files' names; reads no tensor and knows no model.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ class Recipe:
         dose: how much; None where the file says (``graddiff``) or it is the diff.
         seed: of random numbers.
         file: of another vector.
+        transformed: the other vector too has the transforms before it.
         scale: the condition is anchor - scale * Delta.
         on_base: added to the base's weights rather than the anchor's.
     """
@@ -37,6 +38,7 @@ class Recipe:
     dose: Dose | None = None
     seed: int = 0
     file: str | None = None
+    transformed: bool = True
     scale: float = 0.0
     on_base: bool = False
 
@@ -94,6 +96,7 @@ def plan_conditions(
     *,
     has_base: bool,
     on_base: bool,
+    chosen: Collection[str] | None = None,
 ) -> Plan:
     """The conditions in the report's order: base, anchor, steered, controls, baselines.
 
@@ -104,6 +107,7 @@ def plan_conditions(
         controls: and baselines.
         has_base: there is a base condition.
         on_base: also add every steered condition's step to the base.
+        chosen: names of the steered conditions to keep, by default all; a vector of which none is kept has no control.
 
     Raises:
         ValueError: two conditions would share a name or a file name, or a control needs a file that is not there.
@@ -113,15 +117,50 @@ def plan_conditions(
     for name in vectors:
         for pipeline in pipelines:
             plan += [_steered(Recipe("vector", name, tuple(pipeline), dose)) for dose in doses[name]]
+    if chosen is not None:
+        plan = [(c, recipe) for c, recipe in plan if recipe is None or c.name in chosen]
     if on_base:
         added = [recipe for _, recipe in plan if recipe is not None]
         plan += [_steered(Recipe("vector", r.vector, r.pipeline, r.dose, on_base=True)) for r in added]
     for name, file in vectors.items():
-        for pipeline in pipelines:
-            plan += _controls_of(name, file, tuple(pipeline), largest_dose(doses[name]), controls)
+        for pipeline in map(tuple, pipelines):
+            kept = [r.dose for _, r in plan if r and (r.vector, r.pipeline) == (name, pipeline) and r.dose]
+            plan += _controls_of(name, file, pipeline, largest_dose(kept), controls) if kept else []
     plan += _baselines(vectors, controls)
     _check_names([condition for condition, _ in plan])
     return plan
+
+
+def controls_at_largest(plan: Plan) -> Plan:
+    """The plan with every control at the dose of its vector's largest step, once all alphas are known.
+
+    Which of two rates, or of a rate and a shift, asks for more can only be told by their alphas.
+
+    Args:
+        plan: whose steered conditions have their alphas; the controls' conditions are changed in place.
+
+    Raises:
+        ValueError: two conditions would share a file name.
+    """
+    changed: Plan = []
+    for condition, recipe in plan:
+        if condition.kind != "control" or recipe is None:
+            changed.append((condition, recipe))
+            continue
+        steps = [
+            (abs(c.alpha), c.alpha, r.dose)
+            for c, r in plan
+            if r and r.source == "vector" and not r.on_base and c.alpha is not None
+            if (r.vector, r.pipeline) == (recipe.vector, recipe.pipeline)
+        ]
+        _, condition.alpha, dose = max(steps, key=lambda step: step[:2])
+        assert recipe.dose is not None
+        assert dose is not None
+        condition.name = condition.name.replace(recipe.dose.label, dose.label)
+        condition.asked = {"kind": dose.kind, "value": dose.value}
+        changed.append((condition, replace(recipe, dose=dose)))
+    _check_names([condition for condition, _ in changed])
+    return changed
 
 
 def _labels(pipeline: Sequence[TransformSpec]) -> list[str]:
@@ -158,7 +197,8 @@ def _controls_of(
         recipe = Recipe("file", name, pipeline, dose, file=path)
         made.append(_condition(f"permuted-{index} of ", "control", recipe))
     for control, path in (controls.files or {}).items():
-        recipe = Recipe("file", name, pipeline, dose, file=path)
+        # a direction of its own: made orthogonal to itself, say, nothing would be left of it
+        recipe = Recipe("file", name, pipeline, dose, file=path, transformed=False)
         made.append(_condition(f"{control} at the norm of ", "control", recipe))
     return made
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = Mapping[str, Any]
+_COUNTS = ("num_plus", "num_minus", "num_plus_before", "num_minus_before")
 WITHIN = 0.05  # of a rate: what counts as close
 
 
@@ -37,27 +38,34 @@ class Agreement:
         return f"{share}, mean error {100 * self.mean_error:.1f} points"
 
 
-def cells(rows: Sequence[Row]) -> list[tuple[Row, str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Every pair of a condition and a behavior that was both forecast and measured: row, behavior, forecast, measured.
+Cell = tuple[Row, str, Mapping[str, Any], Mapping[str, Any]]  # row, behavior or class, forecast, measured
+
+
+def cells(rows: Sequence[Row], *, classes: bool = False) -> list[Cell]:
+    """Every pair of a condition and a behavior (or class of responses) that was both forecast and measured.
 
     The anchor is left out: what is forecast of it is what was measured.
     """
     found = []
     for row in rows:
-        rates = (row["predicted"] or {}).get("rates") or {}
+        rates = (row["predicted"] or {}).get("classes" if classes else "rates") or {}
         if row["kind"] == "anchor":
             continue
-        for behavior, measured in row["behaviors"].items():
-            if behavior in rates and measured["rate"] is not None:
-                found.append((row, behavior, rates[behavior], measured))
+        for name, measured in row["classes" if classes else "behaviors"].items():
+            if name in rates and measured["rate"] is not None:
+                found.append((row, name, rates[name], measured))
     return found
 
 
 def agreement(rows: Sequence[Row], *, reliable: bool) -> Agreement:
-    """Over the conditions whose effective sample size is large enough, or over the others."""
+    """Over the conditions whose effective sample size is large enough, or over the others.
+
+    Over the classes of responses; where there is but one behavior, over it.
+    """
+    found = cells(rows, classes=True) or cells(rows)
     errors = [
         abs(forecast["rate"] - measured["rate"])
-        for row, _, forecast, measured in cells(rows)
+        for row, _, forecast, measured in found
         if row["predicted"]["reliable"] is reliable
     ]
     within = sum(error <= WITHIN for error in errors)
@@ -156,6 +164,7 @@ def pooled_slope(rows: Sequence[Row]) -> tuple[float, float, float, int] | None:
         for row in asked or rows
         if row["kind"] == "steered" and row["model"] == "anchor" and row["realised"]
         if (shift := predicted_shift(row)) and row["realised"]["log_odds_shift"] is not None
+        if min(row["realised"][key] for key in _COUNTS)  # an empty class has no log-odds
     ]
     if not pairs:
         return None
@@ -173,8 +182,15 @@ def print_predictions(rows: Sequence[Row], experiment: str) -> None:
         return
     lines = []
     if cells(rows):
-        lines.append(f"forecast rates, effective sample size large enough: {agreement(rows, reliable=True)}")
-        lines.append(f"too small: {agreement(rows, reliable=False)}")
+        lines.append("forecast rates of all classes of responses beside those realised:")
+        groups = {"steered": ("steered",), "controls": ("control",), "baselines and base": ("baseline", "base")}
+        for name, kinds in groups.items():
+            members = [row for row in rows if row["kind"] in kinds]
+            good, poor = (agreement(members, reliable=reliable) for reliable in (True, False))
+            if good.num_cells:
+                lines.append(f"  {name}, effective sample size large enough: {good}")
+            if poor.num_cells:
+                lines.append(f"  {name}, too small: {poor}")
     if (pooled := pooled_slope(rows)) is not None:
         slope, low, high, number = pooled
         said = f"{slope:.2f} [{low:.2f}, {high:.2f}], {number} conditions"

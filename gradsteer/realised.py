@@ -13,7 +13,7 @@ from gradsteer.importance import PromptBootstrap, percentile_interval
 from gradsteer.response_rows import matches
 
 Rows = Sequence[Mapping[str, Any]]
-_DRAWS, _SEED = 2000, 0
+_DRAWS, _SEED, _FEW = 2000, 0, 10
 
 
 def realised_shift(
@@ -23,7 +23,8 @@ def realised_shift(
 
     Half a response is added to every count (Haldane 1956, Ann. Hum. Genet. 20:309), so that a class that is empty after
     steering gives a finite, too small change. The interval is a bootstrap over prompts, paired: a prompt that is drawn
-    brings its replies on both sides.
+    brings its replies on both sides; where a count is below 10, the wider of it and ``+- 1.96 sqrt(sum 1 / (n +
+    1/2))``.
 
     Args:
         before: rows with ``prompt`` and ``verdicts``, the anchor's.
@@ -55,4 +56,7 @@ def realised_shift(
     low, high = percentile_interval(shifts)
     totals = [math.log(counts.sum() + 0.5) for counts in columns]
     shift = (totals[0] - totals[1]) - (totals[2] - totals[3])
+    if min(counts.sum() for counts in columns) < _FEW:  # the bootstrap never draws what was not seen
+        reach = 1.96 * math.sqrt(sum(1 / (counts.sum() + 0.5) for counts in columns))
+        low, high = min(low, shift - reach), max(high, shift + reach)
     return {"log_odds_shift": shift, "ci_low": min(low, shift), "ci_high": max(high, shift), **found}

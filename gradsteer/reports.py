@@ -62,7 +62,7 @@ def flatten(row: Row) -> dict[str, Any]:
     """One level of keys: ``bridge_rate``, ``bridge_ci_low``, ..., ``perplexity``; lists joined by a plus sign."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if key == "behaviors":
+        if key in ("behaviors", "classes"):
             for behavior, rate in value.items():
                 flat.update({f"{behavior}_{field}": number for field, number in rate.items()})
         elif key == "metrics":
@@ -79,8 +79,8 @@ def flatten(row: Row) -> dict[str, Any]:
 
 
 def _flat_prediction(predicted: Mapping[str, Any]) -> dict[str, Any]:
-    rates = predicted.get("rates", {})
-    flat = {key: value for key, value in predicted.items() if key != "rates"}
+    rates = {**predicted.get("rates", {}), **predicted.get("classes", {})}
+    flat = {key: value for key, value in predicted.items() if key not in ("rates", "classes")}
     return {**flat, **{f"{name}_{key}": number for name, rate in rates.items() for key, number in rate.items()}}
 
 

@@ -37,6 +37,7 @@ class JudgedResponses:
         fingerprint: of the weights that they were sampled from; None where the file does not say.
         prompt_digests: of the distinct prompts; see `gradsteer.response_rows.prompt_digest`.
         prompt_texts: (responses,) each one's prompt.
+        seeds: that they were sampled with, where the rows say.
     """
 
     path: str
@@ -51,6 +52,7 @@ class JudgedResponses:
     fingerprint: str | None
     prompt_digests: frozenset[str]
     prompt_texts: list[str]
+    seeds: frozenset[int]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -177,6 +179,7 @@ def read_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> JudgedRes
         known["model_fingerprint"],
         frozenset(numbers),
         [row["prompt"] for row in plain],
+        frozenset(row["seed"] for row in plain if type(row.get("seed")) is int),
     )
 
 

@@ -4,6 +4,7 @@ Every command leaves ``OUTPUT_DIR/stages/KEY.json``: a digest of its configurati
 read, and whether it finished. Knows of files and plain values only; imports nothing heavy.
 """
 
+import glob
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -89,7 +90,17 @@ class Stage:
             digest = self.digest_of(value)
             if digest is not None:
                 digests[value] = digest
+            if key.startswith("steering.vectors."):  # controls that steer finds beside the vector
+                for name in self._beside(value):
+                    digests[name] = str(self.digest_of(name))
         return dict(sorted(digests.items()))
+
+    def _beside(self, vector: str) -> Iterator[str]:
+        """The permuted and GradDiff files of a vector, written as the vector's is."""
+        path = Path(self.resolve(vector))
+        for folder in ("permuted", "graddiff"):
+            for file in sorted(path.parent.glob(f"{folder}/{glob.escape(path.stem)}-*.safetensors")):
+                yield f"{vector.rpartition('/')[0]}/{folder}/{file.name}".removeprefix("/")
 
     def digest_of(self, value: str) -> str | None:
         """Digest of the file or directory that a value of a configuration names; None where there is none."""

@@ -13,6 +13,7 @@ import numpy as np
 from gradsteer.forecasting import Direction, Forecaster, Tick
 
 _CLOSE = 5e-4  # of a rate: a twentieth of a point
+_FARTHEST = 100.0  # nats of a whole response: beyond, the linear form says nothing
 _NEAR = 5e-3  # accepted where the passes are used up
 
 
@@ -52,7 +53,9 @@ def solve_rate(
     forecaster.responses.check_behaviors([behavior])
     if behavior not in direction.linear.rates(0.0):
         raise ValueError(f"the rate of {behavior!r} is not known: no response has a verdict on every behavior")
-    alpha = _root(lambda a: _logit(direction.linear.rates(a)[behavior]) - _logit(target))
+    size = float(np.sqrt(np.mean(np.square(direction.derivatives))))
+    farthest = _FARTHEST / size if size > 0 else 1.0
+    alpha = _root(lambda a: _logit(direction.linear.rates(a)[behavior]) - _logit(target), farthest)
     if alpha is None:
         raise ValueError(f"along this direction the rate of {behavior!r} does not reach {target}: it hardly moves")
     linear, goal = alpha, _logit(target)
@@ -93,20 +96,22 @@ def _logit(rate: float) -> float:
     return math.log(clipped / (1 - clipped))
 
 
-def _root(function: Callable[[float], float]) -> float | None:
-    """A root next to 0, on either side; None where there is none within 2^60 of a first small step."""
+def _root(function: Callable[[float], float], farthest: float) -> float | None:
+    """A root next to 0, on either side; None where there is none between -farthest and farthest."""
     from scipy.optimize import brentq
 
     start = function(0.0)
     if start == 0:
         return 0.0
     # the first step: where the function changes by about a thousandth
-    step = 1e-12
-    while abs(function(step) - start) < 1e-3 and step < 1e12:
+    step = 1e-12 * farthest
+    while abs(function(step) - start) < 1e-3 and step < farthest:
         step *= 2
-    for _ in range(60):
+    while True:
+        step = min(step, farthest)
         for end in (step, -step):
             if function(end) * start < 0:
                 return float(brentq(function, 0.0, end, rtol=1e-12))
+        if step == farthest:
+            return None
         step *= 2
-    return None

@@ -22,6 +22,7 @@ from gradsteer.transforms import TransformSpec, apply_transforms
 from gradsteer.vectors import SteeringVector
 
 _ALPHA = "graddiff_alpha"
+_NOTHING = 1e-6
 
 
 def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
@@ -97,8 +98,13 @@ class ConditionWeights:
         if recipe.source == "vector":
             return vector
         if recipe.source == "file":
-            other = apply_transforms(SteeringVector.load(str(recipe.file)), self.diff, list(recipe.pipeline))
-            return rescaled(other, vector.norm())
+            other = SteeringVector.load(str(recipe.file))
+            if not recipe.transformed:
+                return rescaled(other, vector.norm())
+            changed = apply_transforms(other, self.diff, list(recipe.pipeline))
+            if changed.norm() <= _NOTHING * other.norm():  # rescaled, it would be rounding noise at full size
+                raise ValueError(f"{recipe.file!r}: its transforms leave nothing of it")
+            return rescaled(changed, vector.norm())
         return CONTROLS[recipe.source](vector, seed=recipe.seed, label=recipe.vector)
 
     def fixed_alpha(self, recipe: Recipe) -> float | None:

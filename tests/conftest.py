@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from judged import judged  # noqa: F401 (a fixture)
 from road import experiment, inputs  # noqa: F401 (fixtures)
 from transformers import AutoModelForCausalLM, LlamaConfig
 

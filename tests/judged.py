@@ -1,14 +1,16 @@
-"""The tiny experiment's anchor with many judged responses, and calibrated vectors: what forecasts and doses stand on."""
+"""The tiny anchor with many judged responses, and calibrated vectors: what forecasts and doses stand on."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from road import WORDS, run, write_lines
+from road import QUIET, WORDS, run, write_lines
 
-SAMPLING = ["--model.max_new_tokens", 8, "--data.batch_size", 1000]
-PATTERNS = json.dumps({"a": ["e"], "b": ["o"]})
+from gradsteer.__main__ import main
+
+SAMPLING = ["--model.max_new_tokens", 3, "--data.batch_size", 1000]
+PATTERNS = json.dumps({"a": [r"[^\x00-\x7f]"], "b": [" "]})  # both steerable: what a tiny model's single tokens decide
 JUDGE = ["--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS]
 QUESTIONS = [f"{first} {second}?" for first in WORDS[:8] for second in WORDS[8:13]]
 
@@ -60,3 +62,45 @@ def judged(experiment, tmp_path_factory):
     return Judged(
         experiment / "anchor", experiment / "base", out, out / "responses" / "fresh.jsonl", out / "fresh.jsonl"
     )
+
+
+def words_of(flags, changes):
+    """Words of a command line: flags with some changed (`__` for a dot in a name; None leaves one out)."""
+    merged = flags | {f"--{key.replace('__', '.')}": value for key, value in changes.items()}
+    return [str(word) for flag in merged.items() if flag[1] is not None for word in flag]
+
+
+def forecast_words(judged, out, **changes):
+    """A forecast of vector a at two alphas."""
+    flags = {
+        "--output_dir": out, "--model.model_name_or_path": judged.anchor, "--trainer.logger": "false",
+        "--forecasting.responses": judged.responses, "--forecasting.draws": 100,
+        "--steering.vectors.a": judged.vector("a"), "--steering.alphas": "[0.4]", "--steering.random_controls": 0,
+    }  # fmt: skip
+    return ["forecast", *words_of(flags, changes)]
+
+
+def steer_words(judged, out, **changes):
+    """A steer of vector a at two alphas, with few responses."""
+    flags = {
+        "--output_dir": out, "--model.model_name_or_path": judged.anchor, "--trainer.logger": "false",
+        "--data.prompts": judged.prompts, "--data.max_prompts": 2, "--model.max_new_tokens": 3,
+        "--evaluation.judge": "KeywordJudge", "--evaluation.judge.patterns": PATTERNS,
+        "--steering.vectors.a": judged.vector("a"), "--steering.alphas": "[0.4]", "--steering.random_controls": 0,
+    }  # fmt: skip
+    return ["steer", *words_of(flags, changes)]
+
+
+def rows_of(path):
+    """Name -> row of a report."""
+    return {row["name"]: row for row in json.loads(path.read_text())["conditions"]}
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def message_of(words, capsys):
+    """What a refused command says."""
+    assert main([*words, *QUIET]) == 2
+    return capsys.readouterr().err

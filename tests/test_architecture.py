@@ -8,13 +8,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
     "accumulation", "applied", "assembly", "batching", "budgets", "calibration", "chat", "checkpoints", "choosing",
-    "combinations", "conditions", "controls", "curves", "derivatives", "diff", "doses", "dosing", "edits",
-    "entrywise", "figures", "fingerprints", "forecasting", "forecasts", "formats", "generation", "graddiff",
-    "gradients", "importance", "judges", "layers", "losses", "memory", "metrics", "models", "packing", "parallel",
-    "partial", "parts", "percentiles", "permutations", "piles", "plans", "points", "preconditioning", "predictions",
-    "probing", "provenance", "realised", "records", "reductions", "reports", "response_rows", "responses",
-    "rounding", "scoring", "segments", "selection", "slopes", "statistics", "steering", "subspaces", "sums",
-    "targets", "transforms", "turns", "vectors", "version", "weights",
+    "classes", "combinations", "conditions", "controls", "curves", "derivatives", "diff", "doses", "dosing",
+    "edits", "entrywise", "figures", "fingerprints", "forecasting", "forecasts", "formats", "generation",
+    "graddiff", "gradients", "importance", "judges", "layers", "losses", "memory", "metrics", "models", "packing",
+    "parallel", "partial", "parts", "percentiles", "permutations", "piles", "plans", "points", "preconditioning",
+    "predictions", "probing", "provenance", "realised", "records", "reductions", "reports", "response_rows",
+    "responses", "rounding", "scoring", "segments", "selection", "slopes", "statistics", "steering", "subspaces",
+    "sums", "targets", "transforms", "turns", "vectors", "version", "weights",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

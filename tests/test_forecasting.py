@@ -20,7 +20,7 @@ from test_scoring import (
 from tokenizers_zoo import chatml_tokenizer
 from torch import nn
 
-from gradsteer.chat import EncodedExample, encode_prompt, tokenizer_digest
+from gradsteer.chat import EncodedExample, encode_prompt
 from gradsteer.forecasting import Direction, Forecaster
 from gradsteer.importance import LinearForm
 from gradsteer.responses import JudgedResponses, behind_system_prompt, read_responses
@@ -85,9 +85,9 @@ def test_the_forecast_is_the_exact_rate_under_steered_weights(temperature, alpha
         assert abs(rate.rate - truth) < 4 * math.sqrt(truth * (1 - truth) / found.effective_sample_size)
         assert rate.rate == rate.importance
         assert (rate.num_scored, rate.num_unscored) == (4000, 0)
-    truth = sum(map(_shift, [np.mean(after, axis=0)])) - _shift(np.mean(before, axis=0))
-    assert abs(truth) > 0.2
-    assert found.log_odds_shift == pytest.approx(truth, abs=0.2)
+    truth = _shift(np.mean(after, axis=0)) - _shift(np.mean(before, axis=0))
+    assert abs(truth) > 0.1 or alpha < 0
+    assert found.log_odds_shift == pytest.approx(truth, abs=4 / math.sqrt(0.15 * found.effective_sample_size))
     assert found.linear_log_odds_shift == -alpha * forecaster.slope(direction, PLUS, MINUS)[0]
     divergences = [(q * np.log(q / p)).sum() for p, q in zip(before, after, strict=True)]
     lengths = np.array([len(each) for each in RESPONSES])
@@ -324,7 +324,6 @@ def test_doubts():
         return responses.doubts(fingerprint, temperature, top_p)
 
     assert doubts() == []
-    assert doubts(fingerprint=None) == doubts("g", fingerprint="g") == doubts("g")[:0] or True
     for given, words in [
         ({"fingerprint": "g"}, "sampled from weights with fingerprint f, the model has g"),
         ({"top_p": 0.9}, "with top_p 0.9: what other weights would say outside of the nucleus is never seen"),
@@ -350,7 +349,7 @@ def tokenizer():
     return chatml_tokenizer()
 
 
-def row(tokenizer, prompt="p", completion="bread", *, cut=False, verdicts=None, **changes):
+def row(tokenizer, /, prompt="p", completion="bread", *, cut=False, verdicts=None, **changes):
     made = response(tokenizer, prompt, completion, cut=cut, **(verdicts if verdicts is not None else {"two": True}))
     how = {"temperature": 0.7, "top_p": 1.0, "top_k": None, "max_new_tokens": 32, "model_fingerprint": "f"}
     return {**made, **how, **changes}
@@ -440,6 +439,5 @@ def test_a_system_prompt_is_put_before_the_prompt(tokenizer, tmp_path):
 def test_prompts_of_more_turns_are_refused_behind_a_system_prompt(tokenizer, tmp_path):
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     responses = read(tokenizer, tmp_path, row(tokenizer, "p", prompt_token_ids=encode_prompt(tokenizer, turns)))
-    assert tokenizer_digest(tokenizer)
     with pytest.raises(ValueError, match="the prompt 'p' is more than one turn of a user"):
         behind_system_prompt(responses, tokenizer, "Be brief.")

@@ -117,6 +117,17 @@ def test_rates_of_0_and_1_have_intervals(value, away):
     assert (low, high)[1 - away] == value
 
 
+def test_few_responses_that_carry_the_weight_count_as_few():
+    prompts = np.repeat(np.arange(50), 2)
+    weights = np.full(100, 1e-3)
+    weights[[3, 40, 71]] = 1.0
+    _, low, high = weighted_rate(weights, np.zeros(100), PromptBootstrap.draw(prompts, draws=100, seed=0))
+    size = weights.sum() ** 2 / (weights**2).sum()
+    assert 3 < size < 4
+    assert (low, high) == (0, pytest.approx(wilson(0.0, size / 2)[1]))  # two replies to a prompt: the design effect
+    assert high > 0.5
+
+
 def test_the_interval_is_the_wider_of_bootstrap_and_wilson():
     generator = np.random.default_rng(1)
     prompts = np.repeat(np.arange(30), 4)

@@ -24,7 +24,7 @@ def calibrate(
     name: str,
     piles: tuple[str, str],
     halves: tuple[SteeringVector, SteeringVector],
-) -> Calibration:
+) -> Calibration | None:
     """Takes the slope of a vector, logs and prints it; to be called by every process.
 
     Args:
@@ -33,10 +33,20 @@ def calibrate(
         name: the vector's.
         piles: names of its PLUS and MINUS piles.
         halves: the vectors of the two halves of the prompts.
+
+    Returns:
+        None, with a warning, where the responses are of other weights: their score function is not the model's.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     by_name: dict[str, Pile] = {pile.name: pile for pile in data.piles}
     plus, minus = (by_name[pile] for pile in piles)
+    others = (plus.sampled_from | minus.sampled_from) - {pl_module.fingerprint}
+    if others:
+        rank_zero_warn(
+            f"vector {name}: no slope is taken: responses of its piles were sampled from weights with fingerprint "
+            f"{min(others)}, the model has {pl_module.fingerprint}"
+        )
+        return None
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None and sys.stderr.isatty()
 
     def make_scorer(examples: Any, temperature: float, top_p: float) -> ResponseScorer:

@@ -12,6 +12,7 @@ from gradsteer.budgets import Statistic, TokenDivergence
 from gradsteer.calibration import Calibration, Contrast
 from gradsteer.combinations import is_combination
 from gradsteer.conditions import Condition
+from gradsteer.controls import CONTROLS
 from gradsteer.doses import Dose
 from gradsteer.dosing import DoseSolver
 from gradsteer.fingerprints import model_fingerprint
@@ -19,6 +20,7 @@ from gradsteer.forecasting import Direction, Forecaster
 from gradsteer.plans import Plan, Recipe
 from gradsteer.records import file_digest
 from gradsteer.responses import behind_system_prompt
+from gradsteer.rounding import HALF_PRECISIONS
 from gradsteer.vectors import SteeringVector
 from gradsteer.weights import ConditionWeights
 
@@ -46,6 +48,7 @@ class DoseFinder:
         self._known = {} if forecast is None else {row["name"]: row for row in forecast["conditions"]}
         self._about: dict[str, Any] = {} if forecast is None else forecast["forecast"]
         self._directions: dict[_Key, Direction] = {}
+        self._sampling = (1.0, 1.0)
         self._forecaster: Forecaster | None = None
         self._calibrations = {
             name: None if is_combination(source, sources) else Calibration.read(vectors[name].metadata)
@@ -80,6 +83,7 @@ class DoseFinder:
         forecaster = self._forecaster = None if forecasting is None else forecasting.start(trainer, pl_module)
         sampled = pl_module.sampling if forecasting is None else None
         how = forecasting.sampling(pl_module) if sampled is None else (sampled.temperature, sampled.top_p)
+        self._sampling = how
         norms = (float(p.detach().double().norm()) ** 2 for p in pl_module.model.parameters())
         solver = DoseSolver(
             pl_module.model,
@@ -90,6 +94,7 @@ class DoseFinder:
             lambda: TokenDivergence(
                 pl_module.model,
                 _text(trainer, forecaster),
+                temperature=how[0] or 1.0,  # greedy replies are compared by the model's own distribution
                 statistic=statistic,
                 pad_token_id=int(pl_module.tokenizer.pad_token_id),
             ),
@@ -122,7 +127,7 @@ class DoseFinder:
         name, dose = str(recipe.vector), recipe.dose
         assert dose is not None
         forecast = self._known.get(condition.name)
-        if forecast is not None and condition.kind == "steered":
+        if forecast is not None:
             return float(forecast["alpha"])
         vector = weights.transformed(name, recipe.pipeline)
         try:
@@ -141,6 +146,12 @@ class DoseFinder:
         """Takes the responses' derivatives along a transformed vector, once."""
         key, name, forecaster = _key(recipe), str(recipe.vector), self._forecaster
         if forecaster is None or key in self._directions:
+            return
+        if next(weights.model.parameters()).dtype in HALF_PRECISIONS:
+            rank_zero_warn(
+                "no linear form of the forecast: weights in half precision round the small steps away that its "
+                "derivatives are taken by (--model.dtype float32)"
+            )
             return
         self._directions[key] = forecaster.along(weights.model, weights.transformed(name, recipe.pipeline))
         prompts = set(json.loads(self.vectors[name].metadata.get("prompt_digests", "[]")))
@@ -166,6 +177,22 @@ class DoseFinder:
                 f"the forecast is of temperature {about[0]:g} and top_p {about[1]:g}; this run samples at "
                 f"{sampling.temperature:g} and {sampling.top_p:g}"
             )
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Refuses a forecast made with another weight diff, precision or rounding."""
+        theirs: dict[str, Any] = self._about.get("settings") or {}
+        for key, value in theirs.items():
+            if settings.get(key) != value:
+                raise ValueError(f"the forecast is of {key} {value!r}, this run of {settings.get(key)!r}; make it anew")
+
+    def check_conditions(self, plan: Plan) -> None:
+        """Refuses a forecast of conditions that have the same names, but are made from something else."""
+        sources: dict[str, str] = self._about.get("sources") or {}
+        for name, source in sources_of(plan).items():
+            if name in self._known and sources.get(name) != source:
+                raise ValueError(
+                    f"the forecast of {name!r} is of another seed, vector file or system prompt; make it anew"
+                )
 
     def predict(self, trainer: L.Trainer, pl_module: Any, condition: Condition, recipe: Recipe | None) -> None:
         """Says what is predicted of a condition whose weights the model has now."""
@@ -194,12 +221,33 @@ class DoseFinder:
                 )
             predicted = {"role": condition.kind, **forecast.to_dict()}
             condition.forecast = forecast
+            if forecast.effective_sample_size == 0:
+                rank_zero_warn(f"condition {condition.name!r}: these weights leave no response possible; no forecast")
+            if condition.asked is not None and condition.asked["kind"] == "target_rate" and not forecast.reliable:
+                rank_zero_warn(
+                    f"condition {condition.name!r}: at its alpha the effective sample size is "
+                    f"{forecast.effective_sample_size:.0f}; the rate was solved on the linear form"
+                )
         calibration = self._calibrations.get(str(condition.vector))
-        if own and recipe is not None and not recipe.pipeline and calibration is not None:
+        fits = calibration is not None and calibration.is_of(*self._sampling)
+        if own and recipe is not None and not recipe.pipeline and calibration is not None and fits:
             error = abs(alpha) * calibration.standard_error
             said = {"calibrated_log_odds_shift": calibration.shift(alpha), "calibrated_standard_error": error}
             predicted = {**(predicted or {"role": condition.kind}), **said}
         condition.predicted = predicted
+
+
+def sources_of(plan: Plan) -> dict[str, str]:
+    """Condition -> what its name does not tell: the seed, the digest of the file, or the system prompt behind it."""
+    found = {}
+    for condition, recipe in plan:
+        if condition.system_prompt is not None:
+            found[condition.name] = condition.system_prompt
+        elif recipe is not None and recipe.file is not None:
+            found[condition.name] = file_digest(recipe.file)
+        elif recipe is not None and recipe.source in CONTROLS:
+            found[condition.name] = f"seed {recipe.seed}"
+    return found
 
 
 def _key(recipe: Recipe) -> _Key:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradsteer.batching import plan_batches
 from gradsteer.callbacks.tensorboard import log_metrics, log_table
 from gradsteer.chat import EncodedExample, collate, encode_chat, tokenizer_digest
+from gradsteer.classes import classes_of, in_class
 from gradsteer.conditions import Condition, Kind, ModelKind, slug_of
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.formats import read_chat_examples
@@ -182,6 +183,8 @@ class JudgeEvaluation(L.Callback):
         for behavior in self.judge.behaviors:
             verdicts = [row["verdicts"][behavior] for row in rows]
             condition.behaviors[behavior] = rate_with_interval(verdicts, clusters)
+        for name, where in classes_of(list(self.judge.behaviors)).items():
+            condition.classes[name] = rate_with_interval([in_class(row["verdicts"], where) for row in rows], clusters)
         condition.metrics.update(response_metrics(rows))
         scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
         scalars.update({f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None})

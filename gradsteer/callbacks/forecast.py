@@ -40,8 +40,9 @@ class Forecasting(L.Callback):
         min_sample_size: float = MIN_SAMPLE_SIZE,
         token_budget: int | None = None,
     ) -> None:
-        if responses is None and (temperature, top_p) != (None, None):
-            raise ValueError("forecasting.temperature and top_p have no effect without forecasting.responses")
+        given = (temperature, top_p, draws, seed, min_sample_size, token_budget)
+        if responses is None and given != (None, None, 1000, 0, MIN_SAMPLE_SIZE, None):
+            raise ValueError("the options of forecasting have no effect without --forecasting.responses FILE")
         if temperature is not None and not temperature > 0:
             raise ValueError(f"forecasting.temperature is {temperature}; accepted: more than 0")
         if top_p is not None and not 0 < top_p <= 1:
@@ -69,17 +70,40 @@ class Forecasting(L.Callback):
         for option, given in (("temperature", self.temperature), ("top_p", self.top_p)):
             known = getattr(responses, option)
             if known is not None and given not in (None, known):
-                raise ValueError(f"forecast.{option} is {given:g}, but {self.file!r} says {known:g}; leave it out")
+                raise ValueError(f"forecasting.{option} is {given:g}, but {self.file!r} says {known:g}; leave it out")
         if self._sampled_at()[0] == 0:
             raise ValueError(f"{self.file!r} was sampled at temperature 0: greedy replies have no weights; sample at 1")
         sampling = getattr(pl_module, "sampling", None)
-        if sampling is not None and self._sampled_at() != (sampling.temperature, sampling.top_p):
-            raise ValueError(
-                "forecasting.responses were sampled at temperature {:g} and top_p {:g}, ".format(*self._sampled_at())
-                + f"this run samples at {sampling.temperature:g} and {sampling.top_p:g}: the two cannot be compared"
-            )
+        if sampling is not None:
+            self._check_alike(trainer, pl_module)
         shown = ", ".join(f"{int((values == 1).sum())} {name}" for name, values in responses.verdicts.items())
         rank_zero_info(f"forecast from {len(responses)} judged responses to {responses.num_prompts} prompts: {shown}")
+
+    def _check_alike(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuses responses that were sampled otherwise than this run samples; warns where samples are shared."""
+        assert self.responses is not None
+        sampling, responses = pl_module.sampling, self.responses
+        theirs = (*self._sampled_at(), responses.max_new_tokens or sampling.max_new_tokens)
+        ours = (sampling.temperature, sampling.top_p, sampling.max_new_tokens)
+        if theirs != ours:
+            raise ValueError(
+                "forecasting.responses were sampled at temperature {:g}, top_p {:g} and max_new_tokens {}, ".format(
+                    *theirs
+                )
+                + "this run samples at {:g}, {:g} and {}: the two cannot be compared".format(*ours)
+            )
+        sampled = {row["prompt"] for batch in trainer.datamodule.batches for row in batch}  # type: ignore[attr-defined]
+        known = set(responses.prompt_texts)
+        if sampled != known:
+            rank_zero_warn(
+                f"forecast: {len(sampled - known)} of the {len(sampled)} prompts that are sampled have no response in "
+                f"{self.file!r}, and {len(known - sampled)} of its {len(known)} are not sampled: it is of other prompts"
+            )
+        if sampled & known and pl_module.sampling_seed in responses.seeds:
+            rank_zero_warn(
+                f"forecast: its responses and this run's share the seed {pl_module.sampling_seed}, so the anchor's are the "
+                "same ones, and the two agree better than they should; give another --model.sampling_seed"
+            )
 
     def sampling(self, pl_module: Any) -> tuple[float, float]:
         """Temperature and top-p of what is sampled or forecast."""

@@ -6,12 +6,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from gradsteer.callbacks.doses import sources_of
 from gradsteer.callbacks.report import save_figure
 from gradsteer.callbacks.tensorboard import log_metrics, log_table
 from gradsteer.conditions import METRICS, Condition
 from gradsteer.curves import forecast_figure
 from gradsteer.fingerprints import model_fingerprint
-from gradsteer.forecasts import Forecast
+from gradsteer.forecasts import Forecast, ForecastRate
 from gradsteer.predictions import forecast_table
 from gradsteer.reports import print_whole, rate_text, write_results
 
@@ -29,13 +30,17 @@ class ForecastReport(L.Callback):
         self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses to start without responses."""
+        """Refuses to start without responses, or with what is read from another forecast."""
         del pl_module, stage
+        if trainer.steering.forecast is not None:  # type: ignore[attr-defined]
+            raise ValueError("steering.forecast and steering.select belong to steer: forecast makes its own")
         if trainer.forecasting.file is None:  # type: ignore[attr-defined]
             raise ValueError(
                 "forecast needs the anchor's judged responses: --forecasting.responses FILE (a responses/NAME.jsonl "
                 "that evaluate wrote, of the prompts that steer will be evaluated on)"
             )
+        if trainer.steering.forecast is not None:  # type: ignore[attr-defined]
+            raise ValueError("forecast makes a forecast: steering.forecast and steering.select are for steer")
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Reports all conditions."""
@@ -54,6 +59,8 @@ class ForecastReport(L.Callback):
             "min_sample_size": forecasting.min_sample_size,
             "model_fingerprint": model_fingerprint(pl_module.model),
             "vectors": steering.vector_digests(),
+            "sources": sources_of(steering.plan),
+            "settings": steering.settings,
             "num_passes": forecasting.forecaster.num_passes,
             "warnings": forecasting.warnings,
         }
@@ -86,16 +93,13 @@ def _row(condition: Condition) -> dict[str, Any]:
     assert isinstance(forecast, Forecast)
     row = condition.row()
     row["kind"] = "forecast"
-    row["behaviors"] = {
-        name: {
-            "num_scored": rate.num_scored,
-            "num_unscored": rate.num_unscored,
-            "num_positive": None,
-            "rate": rate.rate,
-            "ci_low": rate.ci_low,
-            "ci_high": rate.ci_high,
-        }
-        for name, rate in forecast.rates.items()
-    }
+    row["behaviors"] = {name: _as_measured(rate) for name, rate in forecast.rates.items()}
+    row["classes"] = {name: _as_measured(rate) for name, rate in forecast.classes.items()}
     row["metrics"] = {key: forecast.traits.get(key) for key in METRICS}
     return row
+
+
+def _as_measured(rate: ForecastRate) -> dict[str, float | int | None]:
+    """A forecast rate with the keys of a measured one; nothing was counted."""
+    counts = {"num_scored": rate.num_scored, "num_unscored": rate.num_unscored, "num_positive": None}
+    return {**counts, "rate": rate.rate, "ci_low": rate.ci_low, "ci_high": rate.ci_high}

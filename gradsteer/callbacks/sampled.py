@@ -1,14 +1,17 @@
 """What a run of sampled conditions keeps, removes and compares: never another run's responses."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.conditions import Condition, slug_of
 from gradsteer.realised import realised_shift
 from gradsteer.records import read_jsonl, write_json
 from gradsteer.reports import read_results
+from gradsteer.response_rows import prompt_digest
 
 
 class SampledConditions(L.Callback):
@@ -32,6 +35,14 @@ class SampledConditions(L.Callback):
                     f"in {str(self.output_dir)!r}; give that evaluation another --name, such as "
                     f"{condition.slug}-attribution, or steer another --output_dir"
                 )
+        sampled = {prompt_digest(row["prompt"]) for batch in trainer.datamodule.batches for row in batch}  # type: ignore[attr-defined]
+        for name, vector in trainer.steering.vectors.items():  # type: ignore[attr-defined]
+            shared = sampled & set(json.loads(vector.metadata.get("prompt_digests", "[]")))
+            if shared:
+                rank_zero_info(
+                    f"vector {name} was made on responses to {len(shared)} of the {len(sampled)} prompts that it is "
+                    "measured on: its effect will look larger than on prompts that it has not seen"
+                )
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -54,12 +65,16 @@ class SampledConditions(L.Callback):
         conditions = _conditions(trainer)
         write_json(self.output_dir / "steps.json", {c.name: c.by_tensor for c in conditions if c.by_tensor})
         directory = self.output_dir / "responses"
-        before = [row for _, row in read_jsonl(directory / "anchor.jsonl")]
+        starts = {model: _rows(directory / f"{model}.jsonl") for model in ("anchor", "base")}
         for condition in conditions:
-            contrast = condition.contrast if condition.model == "anchor" else None  # the base has another start
+            contrast, before = condition.contrast, starts[condition.model]
             if contrast is not None and contrast.plus is not None and contrast.minus is not None:
                 after = [row for _, row in read_jsonl(directory / f"{condition.slug}.jsonl")]
                 condition.realised = realised_shift(before, after, contrast.plus, contrast.minus)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_jsonl(path)] if path.is_file() else []
 
 
 def _conditions(trainer: L.Trainer) -> list[Condition]:

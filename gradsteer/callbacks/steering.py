@@ -2,14 +2,16 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.calibration import Contrast
 from gradsteer.callbacks.doses import DoseFinder
+from gradsteer.callbacks.retained import check_steps
 from gradsteer.checkpoints import CheckpointWeights
 from gradsteer.choosing import Selection, choose, read_forecast
 from gradsteer.combinations import is_combination
@@ -17,13 +19,12 @@ from gradsteer.conditions import Condition, check_name
 from gradsteer.diff import DELTA, WeightDiff, named_weights
 from gradsteer.doses import Doses, plan_doses
 from gradsteer.models import check_model_path, load_causal_lm
-from gradsteer.plans import Controls, Plan, plan_conditions
+from gradsteer.plans import Controls, Plan, controls_at_largest, plan_conditions
+from gradsteer.records import file_digest
 from gradsteer.steering import Rounding, holding, steered
 from gradsteer.transforms import TransformSpec, needs_diff, parse_transform
 from gradsteer.vectors import SteeringVector
 from gradsteer.weights import ConditionWeights, load_vectors
-
-_WHOLE = 0.99  # of a step: less is worth a warning
 
 
 class WeightSteering(L.Callback):
@@ -67,8 +68,8 @@ class WeightSteering(L.Callback):
         delta_scales: baselines anchor - k * Delta, the weight diff subtracted without any gradient.
         system_prompts: baselines: name to a system prompt for the anchor.
         forecast: a forecast.json of the same conditions; its alphas are taken, and its rates set beside what comes out.
-        select: sample and judge only the conditions that the forecast says are best, such as {rule: target_rate, rate:
-            0.05} or {rule: selectivity, max_kl: 0.02}.
+        select: of the steered conditions, sample and judge only those that the forecast says are best, such as {rule:
+            target_rate, rate: 0.05} or {rule: selectivity, max_kl: 0.02}; controls follow them, baselines stay.
         rounding: of weights in half precision: "nearest", or "stochastic", by which small steps arrive on average.
         rounding_seed: of stochastic rounding.
         min_retained: refuse a step of which the weights take less than this share; 0 takes any.
@@ -118,6 +119,12 @@ class WeightSteering(L.Callback):
             check_model_path(base)
         elif on_base or delta_scales:
             raise ValueError("steering.on_base and delta_scales need the base model: give --steering.base")
+        if kl_budgets is None and kl_statistic != "mean":
+            raise ValueError("steering.kl_statistic has no effect without steering.kl_budgets")
+        if rounding != "stochastic" and rounding_seed:
+            raise ValueError("steering.rounding_seed has no effect without steering.rounding stochastic")
+        if control_seed and not random_controls and not sign_controls:
+            raise ValueError("steering.control_seed has no effect without random_controls or sign_controls")
         if select is not None and forecast is None:
             raise ValueError("steering.select chooses from a forecast: give --steering.forecast FORECAST_JSON")
         if not 0 <= min_retained <= 1:
@@ -148,12 +155,13 @@ class WeightSteering(L.Callback):
             *(graddiff_steps or (), delta_scales or (), system_prompts),
         )
         files = {name: None if is_combination(text, vectors) else text for name, text in vectors.items()}
-        self.plan: Plan = plan_conditions(
-            files, doses, self.pipelines, controls, has_base=base is not None, on_base=on_base
-        )
+        said = files, doses, self.pipelines, controls
+        self._planned = partial(plan_conditions, *said, has_base=base is not None, on_base=on_base)
+        self.plan: Plan = self._planned(chosen=None)
         self.vectors: dict[str, SteeringVector] = {}
         self.contrasts: dict[str, Contrast] = {}
         self._doses: DoseFinder | None = None
+        self.settings: dict[str, Any] = {"diff": None}
         self._weights: ConditionWeights | None = None
         self._held, self._stack = ExitStack(), ExitStack()
 
@@ -168,15 +176,18 @@ class WeightSteering(L.Callback):
         self.vectors = load_vectors(self.sources)
         for name, vector in self.vectors.items():
             self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))
-        for condition in self.conditions:
-            condition.contrast = self.contrasts.get(str(condition.vector))
         self._doses = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
         if self.select is not None and self.forecast is not None:
             behaviors = {name: contrast.behavior for name, contrast in self.contrasts.items()}
             kept = set(choose(self.forecast["conditions"], behaviors, self.select))
             rule = self.select.rule
             rank_zero_info(f"chosen by {rule}: {', '.join(c.name for c in self.conditions if c.name in kept)}")
-            self.plan = [(c, recipe) for c, recipe in self.plan if c.kind != "steered" or c.name in kept]
+            self.plan = self._planned(chosen=kept)
+        for condition in self.conditions:
+            condition.contrast = self.contrasts.get(str(condition.vector))
+        for _, recipe in self.plan:
+            if recipe is not None and recipe.file is not None:
+                SteeringVector.read_header(recipe.file)  # a missing or foreign file is named now
         trainer.steering = self  # type: ignore[attr-defined]
         trainer.conditions = self.conditions  # type: ignore[attr-defined]
         trainer.datamodule.num_passes = len(self.plan)  # type: ignore[attr-defined]
@@ -184,6 +195,7 @@ class WeightSteering(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Checks that the vectors fit the model, finds the doses' alphas, and reads the base."""
+        assert self._doses is not None
         for name, vector in self.vectors.items():
             try:
                 with steered(pl_module.model, vector, 0.0, allow_other_model=self.allow_other_model):
@@ -192,33 +204,44 @@ class WeightSteering(L.Callback):
                 hint = " (--steering.allow_other_model true)" if "allow_other_model" in str(error) else ""
                 raise ValueError(f"steering.vectors.{name} ({self.sources[name]}): {error}{hint}") from error
         weights = self._weights = self._read_base(trainer, pl_module)
+        self.settings |= {"dtype": pl_module.dtype_name, "rounding": self.rounding, "rounding_seed": self.rounding_seed}
+        self._doses.check_settings(self.settings)
         for name in self.vectors:
             for pipeline in self.pipelines:
                 try:
                     weights.transformed(name, tuple(pipeline))  # refuses before anything is sampled
                 except ValueError as error:
                     raise ValueError(f"steering.vectors.{name}: {error}") from error
-        self._held.enter_context(holding(pl_module.model))
-        assert self._doses is not None
+        half = pl_module.dtype_name in ("bfloat16", "float16")
+        if self.rounding == "stochastic" and not half:
+            raise ValueError(f"steering.rounding stochastic has no effect on weights in {pl_module.dtype_name}")
+        touched = None if self.base is not None else {name for vector in self.vectors.values() for name in vector}
+        self._held.enter_context(holding(pl_module.model, touched))
         self._doses.find(trainer, pl_module, self.plan, weights, self.kl_statistic)
-        if pl_module.dtype_name in ("bfloat16", "float16"):
-            for condition, recipe in self.plan:  # refused before anything is sampled
-                with weights.of(condition, recipe) as step:
-                    self._check_retained(condition, step)
+        self.plan = controls_at_largest(self.plan)
+        self._doses.check_conditions(self.plan)
+        check_steps(self.plan, weights, half=half, min_retained=self.min_retained)
 
     def _read_base(self, trainer: L.Trainer, pl_module: Any) -> ConditionWeights:
         """What gives the model its weights; reads the base tensor by tensor where its files allow."""
         base: Any = None
         diff: WeightDiff | None = None
         if self.base is not None:
+            half = pl_module.dtype_name in ("bfloat16", "float16")
             trust = pl_module.loading["trust_remote_code"]  # code of its own may name parameters otherwise
             base = None if trust else CheckpointWeights.try_open(self.base)
             if base is None:  # the revision is the anchor's, not the base's
                 base = named_weights(load_causal_lm(self.base, trust_remote_code=trust))
-            diff = WeightDiff.streamed(named_weights(pl_module.model), base)
+            # rounded weights less exact ones would be rounding noise in part: the anchor's own file, where it can be
+            # read
+            exact = None if trust or not half else CheckpointWeights.try_open(pl_module.model_name_or_path)
+            diff = WeightDiff.streamed(named_weights(pl_module.model) if exact is None else exact, base)
+            path = self.output_dir / "vectors" / f"{DELTA}.safetensors"
             if trainer.is_global_zero:
-                path = diff.save(self.output_dir / "vectors" / f"{DELTA}.safetensors")
+                diff.save(path)
                 rank_zero_info(f"weight diff Delta = anchor - base: norm {diff.norm():.4g} -> {path}")
+            trainer.strategy.barrier()
+            self.settings["diff"] = file_digest(path)
         return ConditionWeights(
             pl_module.model,
             self.vectors,
@@ -233,19 +256,6 @@ class WeightSteering(L.Callback):
         """Vector -> digest of its file, or the text of a combination."""
         assert self._doses is not None
         return self._doses.digests()
-
-    def _check_retained(self, condition: Condition, step: Any) -> None:
-        """Warns of a step that the weights took in part, refuses one that they hardly took."""
-        if step is None or step.retained_fraction is None or step.retained_fraction >= _WHOLE:
-            return
-        text = (
-            f"condition {condition.name!r}: the weights take {100 * step.retained_fraction:.1f}% of the step, in "
-            f"{100 * step.changed_fraction:.1f}% of their entries; float32 weights (--model.dtype float32) take all of "
-            "it, stochastic rounding (--steering.rounding stochastic) all of it on average"
-        )
-        if step.retained_fraction < self.min_retained:
-            raise ValueError(f"{text}; --steering.min_retained {self.min_retained:g} refuses that")
-        rank_zero_warn(text)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

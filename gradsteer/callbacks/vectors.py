@@ -73,8 +73,13 @@ class VectorWriter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses a vector of an unknown pile before the model is loaded."""
-        del pl_module, stage
+        del stage
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if (self.unit or self.precondition is not None) and (pl_module.calibrate or data.calibrated):
+            text = "no slope is taken with writing.unit_contrast or precondition: their norms are the halves' own"
+            if pl_module.calibrate:
+                raise ValueError(f"model.calibrate: {text}")
+            rank_zero_info(text)
         for name, piles in self.contrasts.items():
             for pile in piles:
                 if pile not in data.sources:
@@ -161,7 +166,9 @@ class VectorWriter(L.Callback):
         trainer.strategy.barrier()  # every process takes its share of the slopes, along what is written now
         moment = self._second_moment(assembly)
         for name, piles in self.contrasts.items():
-            calibrated = name in trainer.datamodule.calibrated  # type: ignore[attr-defined]
+            # normalised by its own, noisier norm, half a vector points less along V: its slope would be too small
+            plain = not self.unit and self.precondition is None
+            calibrated = plain and name in trainer.datamodule.calibrated  # type: ignore[attr-defined]
             if not (trainer.is_global_zero or calibrated):
                 continue
             halves = [half[0] for number in (1, 2) if (half := self._contrast(assembly, piles, number, moment))]
