@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = Mapping[str, Any]
+_METHODS = {
+    ("importance", True): "weights",
+    ("importance", False): "too few weights",
+    ("linear", True): "linear form",
+    ("linear", False): "linear form",
+}
 _COUNTS = ("num_plus", "num_minus", "num_plus_before", "num_minus_before")
 WITHIN = 0.05  # of a rate: what counts as close
 
@@ -84,19 +90,33 @@ def forecast_table(rows: Sequence[Row], title: str) -> "Table":
         table.add_column(Text(f"{behavior} % [95% interval]"), justify="right", no_wrap=True)
     for column in ("effective sample", "by", "shift", "KL a token", "tokens"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
+    for row in _as_curves(rows):
         said = row["predicted"]
         table.add_row(
             Text(row["name"]),
             *(Text(rate_text(row["behaviors"].get(name))) for name in behaviors),
             f"{said['effective_sample_size']:.0f} of {said['num_responses']}",
-            "weights" if said["method"] == "importance" else "linear form",
+            _METHODS[said["method"], said["reliable"]],
             _number(said["log_odds_shift"] if said["reliable"] else said["linear_log_odds_shift"], "+.2f"),
             _number(said["kl_per_token"], ".4f"),
             _number(said["mean_length"], ".1f"),
             style=None if said["reliable"] else "dim",
         )
     return table
+
+
+def _as_curves(rows: Sequence[Row]) -> list[Row]:
+    """The rows in their order, but for each vector's steps, which go from the largest alpha to the smallest."""
+    place: dict[tuple[str, ...], int] = {}
+    for index, row in enumerate(rows):
+        place.setdefault(_curve_of(row), index)
+    return sorted(rows, key=lambda row: (place[_curve_of(row)], -(row["alpha"] or 0.0)))
+
+
+def _curve_of(row: Row) -> tuple[str, ...]:
+    if row["predicted"]["role"] != "steered":
+        return (row["name"],)
+    return ("steps of", str(row["vector"]), row["model"], *row["transforms"])
 
 
 def predictions_table(rows: Sequence[Row], title: str) -> "Table | None":

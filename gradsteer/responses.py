@@ -52,7 +52,7 @@ class JudgedResponses:
     fingerprint: str | None
     prompt_digests: frozenset[str]
     prompt_texts: list[str]
-    seeds: frozenset[int]
+    seeds: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.examples)

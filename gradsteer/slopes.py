@@ -6,6 +6,7 @@ vectors and a model; knows nothing of files or Trainers.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,9 +49,14 @@ def why_not_calibrate(piles: Sequence[Pile], *, num_responses: int = MIN_RESPONS
 
 
 def has_both_halves(plus: Pile, minus: Pile, piles: Sequence[Pile]) -> bool:
-    """Whether both piles of a vector have responses in both halves of the prompts (see `halves_of_prompts`)."""
+    """Whether both piles of a vector have responses in both halves of the prompts, and each half two prompts.
+
+    See `halves_of_prompts`; one prompt has no spread, and so no standard error.
+    """
     half_of = halves_of_prompts(piles)
-    return all({half_of[prompt] for prompt in pile.prompts} == {1, 2} for pile in (plus, minus))
+    counts = Counter(half_of[prompt] for prompt in {*plus.prompts, *minus.prompts})
+    both = all({half_of[prompt] for prompt in pile.prompts} == {1, 2} for pile in (plus, minus))
+    return both and min(counts.values()) >= 2
 
 
 def cross_fitted_slope(

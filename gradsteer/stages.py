@@ -6,6 +6,7 @@ read, and whether it finished. Knows of files and plain values only; imports not
 
 import glob
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Stage:
     def digest_of(self, value: str) -> str | None:
         """Digest of the file or directory that a value of a configuration names; None where there is none."""
         path = Path(resolve_resource(self.resolve(value)))
-        return file_digest(path) if path.exists() else None
+        return file_digest(path) if os.path.exists(path) else None  # which takes a text too long for a name
 
     def state(self, config: Mapping[str, Any]) -> State:
         """How the record compares with a command that is about to run.

@@ -71,8 +71,8 @@ def solve_rate(
         with weights(alpha):
             forecast = forecaster.at_present_weights(tick=tick)
         rate = forecast.rates[behavior].importance
-        if not forecast.reliable:
-            return linear, "linear"
+        if not forecast.reliable:  # past what the weights can say: where they last came near, else the linear form
+            return (best[1], "importance") if best[0] <= _NEAR else (linear, "linear")
         best = min(best, (abs(rate - target), alpha))
         if best[0] < _CLOSE:
             return best[1], "importance"

@@ -36,6 +36,9 @@ def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
         ValueError: a file is no vector's, or two that are combined do not fit.
     """
     files = {name for name, source in sources.items() if not is_combination(source, sources)}
+    for name in files:
+        if not sources[name].endswith(".safetensors") and set(sources[name]) & set("+*()"):
+            parse_combination(sources[name], sorted(files - {name}))  # says which names there are
     loaded = {name: SteeringVector.load(sources[name]) for name in sources if name in files}
     for name in sources:
         if name not in files:

@@ -85,6 +85,7 @@ def steer_words(judged, out, **changes):
     flags = {
         "--output_dir": out, "--model.model_name_or_path": judged.anchor, "--trainer.logger": "false",
         "--data.prompts": judged.prompts, "--data.max_prompts": 2, "--model.max_new_tokens": 3,
+        "--model.sampling_seed": 1,
         "--evaluation.judge": "KeywordJudge", "--evaluation.judge.patterns": PATTERNS,
         "--steering.vectors.a": judged.vector("a"), "--steering.alphas": "[0.4]", "--steering.random_controls": 0,
     }  # fmt: skip

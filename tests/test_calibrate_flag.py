@@ -94,7 +94,8 @@ def test_too_few_responses_are_said_by_default_and_taken_where_asked(judged, few
 def test_false_takes_no_slope_and_says_nothing(judged, tmp_path, caplog):
     with caplog.at_level("INFO"):
         run(*attribute_words(judged, tmp_path, judged.directory / "responses" / "piles.jsonl", calibrate="false"))
-    assert "slope" not in caplog.text
+    assert "slope <S, V>" not in caplog.text
+    assert "no slope" not in caplog.text
     assert "calibration" not in metadata_of(tmp_path)
 
 
@@ -119,27 +120,22 @@ def test_a_slope_that_cannot_be_taken_is_refused_where_asked(judged, few, inputs
     assert "pile 'shown' holds texts, not sampled responses with token ids" in refused(few, *texts)
 
 
+def on_one_and_two(words, out):
+    """The output directories of a command line on one process and on two."""
+    process = start_on_two(words, out, "ddp")
+    try:
+        run(*words, "--output_dir", out / "one")
+        finish_on_two(process, out)
+    finally:
+        kill_both(process)
+    return out / "one", out / "two"
+
+
 @pytest.mark.distributed
 @pytest.mark.timeout(120)
-def test_forecast_and_calibrate_on_two_processes_equal_one(judged, tmp_path):
-    responses = judged.directory / "responses" / "piles.jsonl"
-    attribute = [*attribute_words(judged, tmp_path, responses)]
-    forecast = forecast_words(judged, tmp_path, steering__system_prompts='{"x": "be brief"}', steering__kl_budgets=0.01)
-    started = []
-    try:
-        for name, words in (("attribute", attribute), ("forecast", forecast)):
-            (tmp_path / name).mkdir()
-            started.append(start_on_two(words, tmp_path / name, "ddp"))
-            run(*words, "--output_dir", tmp_path / name / "one")
-        for name, process in zip(("attribute", "forecast"), started, strict=True):
-            finish_on_two(process, tmp_path / name)
-    finally:
-        for process in started:
-            kill_both(process)
-    one, two = (Calibration.read(metadata_of(tmp_path / "attribute" / name)) for name in ("one", "two"))
-    assert two.slope == pytest.approx(one.slope, rel=1e-3)  # differences of forward passes, rounded otherwise
-    assert two.standard_error == pytest.approx(one.standard_error, rel=1e-3)
-    one, two = (rows_of(tmp_path / "forecast" / name / "forecast.json") for name in ("one", "two"))
+def test_forecast_on_two_processes_equals_one(judged, tmp_path):
+    words = forecast_words(judged, tmp_path, steering__system_prompts='{"x": "be brief"}', steering__kl_budgets=0.01)
+    one, two = (rows_of(directory / "forecast.json") for directory in on_one_and_two(words, tmp_path))
     assert list(two) == list(one)
     for name, row in one.items():
         assert two[name]["alpha"] == pytest.approx(row["alpha"], rel=1e-6)
@@ -147,6 +143,16 @@ def test_forecast_and_calibrate_on_two_processes_equal_one(judged, tmp_path):
             assert two[name]["behaviors"][behavior] == pytest.approx(rate, abs=1e-6)
         sizes = [rows[name]["predicted"]["effective_sample_size"] for rows in (one, two)]
         assert sizes[1] == pytest.approx(sizes[0], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(120)
+def test_calibrate_on_two_processes_equals_one(judged, tmp_path):
+    words = attribute_words(judged, tmp_path, judged.directory / "responses" / "piles.jsonl")
+    one, two = (Calibration.read(metadata_of(directory)) for directory in on_one_and_two(words, tmp_path))
+    assert two.slope == pytest.approx(one.slope, rel=1e-3)  # differences of forward passes, rounded otherwise
+    assert two.standard_error == pytest.approx(one.standard_error, rel=1e-3)
 
 
 @pytest.mark.parametrize("directory", ["demo", "demo-calibration"])

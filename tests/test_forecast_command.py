@@ -3,17 +3,18 @@
 import csv
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from judged import forecast_words, lines_of, message_of, rows_of
-from road import QUIET, run, write_lines
+from road import run, write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gradsteer.__main__ import main
 from gradsteer.callbacks.forecast import Forecasting
-from gradsteer.conditions import _ROW_KEYS
+from gradsteer.conditions import Condition
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.forecasting import Forecaster
 from gradsteer.importance import effective_sample_size, normalised_weights
@@ -69,7 +70,7 @@ def test_the_report_has_the_rows_of_results_json_and_says_what_it_is_made_from(j
     assert [row["predicted"]["role"] for row in rows] == roles
     assert {row["kind"] for row in rows} == {"forecast"}
     for row in rows:
-        assert list(row) == [*_ROW_KEYS, "behaviors", "metrics"]
+        assert list(row) == list(Condition("anchor", "anchor").row())
         assert list(row["behaviors"]) == ["a", "b"]
         for rate in row["behaviors"].values():
             assert list(rate) == ["num_scored", "num_unscored", "num_positive", "rate", "ci_low", "ci_high"]
@@ -226,7 +227,7 @@ def no_model(monkeypatch):
     ("changes", "said"),
     [
         (
-            {"forecasting__responses": None},
+            {"forecasting__responses": None, "forecasting__draws": None},
             "forecast needs the anchor's judged responses: --forecasting.responses FILE (a responses/NAME.jsonl that",
         ),
         ({"forecasting__responses": "no.jsonl"}, "no response file at 'no.jsonl'; accepted: a responses/NAME.jsonl"),
@@ -247,7 +248,7 @@ def test_bad_values_are_refused_before_the_model_is_loaded(judged, no_model, tmp
         ({"top_p": 1.5}, "forecasting.top_p is 1.5; accepted: more than 0, at most 1"),
         ({"min_sample_size": 0.5}, "forecasting.min_sample_size is 0.5; accepted: at least 1"),
         ({"token_budget": 0}, "forecasting.token_budget is 0; accepted: at least 1"),
-        ({"responses": None, "top_p": 0.9}, "temperature and top_p have no effect without forecasting.responses"),
+        ({"responses": None, "top_p": 0.9}, "have no effect without --forecasting.responses FILE"),
     ],
 )
 def test_options_out_of_range_are_refused(options, said):
@@ -275,8 +276,9 @@ def test_a_forecast_is_no_input_of_a_forecast(judged, forecast, no_model, tmp_pa
 
 
 def warnings_of(words):
-    with pytest.warns(UserWarning, match="forecast: ") as caught:
-        assert main([*words, *QUIET]) == 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(*words)
     return [str(warning.message) for warning in caught]
 
 

@@ -138,7 +138,7 @@ class PileDataModule(L.LightningDataModule):
             plus, minus = (by_name[pile] for pile in names)
             why = reason or why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
             if why is None and not has_both_halves(plus, minus, self.piles):
-                why = "a pile has all of its prompts in one half"
+                why = "a half of the prompts has too few of them: two, and responses of both piles, are needed"
             if why is None:
                 found.append(name)
             elif asked:
