@@ -55,13 +55,14 @@ class TokenDivergence:
         if not temperature > 0:
             raise ValueError(f"the temperature is {temperature}; accepted: more than 0")
         self.model, self.temperature, self.statistic = model, temperature, statistic
-        self._head_chunk = max(64, _HEAD_ENTRIES // model.get_output_embeddings().weight.shape[0])
         self._steered = copy.deepcopy(model)
         device = next(model.parameters()).device
         lengths = [len(example.input_ids) for example in examples]
         chosen = [[examples[index] for index in pack] for pack in plan_packs(lengths, _TOKEN_BUDGET)]
-        self._chunks = why_not_packs(model, list(examples[:2]), head_chunk=1) is None
-        if self._chunks or why_not_packs(model, list(examples[:2])) is None:
+        self._head_chunk: int | None = None
+        if why_not_packs(model, list(examples[:2]), head_chunk=1) is None:
+            self._head_chunk = max(64, _HEAD_ENTRIES // model.get_output_embeddings().weight.shape[0])
+        if self._head_chunk is not None or why_not_packs(model, list(examples[:2])) is None:
             self._batches: list[Any] = [Pack.of(pack, device) for pack in chosen]
         else:
             padded = [collate(pack, pad_token_id) for pack in chosen]
@@ -96,7 +97,7 @@ class TokenDivergence:
                 return pack_token_losses(
                     self.model,
                     batch,
-                    head_chunk=self._head_chunk if self._chunks else None,
+                    head_chunk=self._head_chunk,
                     reference=Reference(self._steered, "forward"),
                     temperature=self.temperature,
                 )

@@ -13,7 +13,7 @@ def classes_of(behaviors: Sequence[str]) -> dict[str, dict[str, bool]]:
     """Every combination of verdicts by name: ``only bridge``, ``only recipe``, ``bridge and recipe``, ``neither``.
 
     Args:
-        behaviors: their names.
+        behaviors: their names; their order does not matter, so that classes forecast and measured have the same names.
 
     Returns:
         Name -> the verdict on each behavior; empty for one behavior, whose classes are its verdicts, and for more than
@@ -23,10 +23,12 @@ def classes_of(behaviors: Sequence[str]) -> dict[str, dict[str, bool]]:
         return {}
     found = {}
     for values in product((True, False), repeat=len(behaviors)):
-        where = dict(zip(behaviors, values, strict=True))
+        where = dict(zip(sorted(behaviors), values, strict=True))
         shown = [name for name, value in where.items() if value]
         nothing = "neither" if len(behaviors) == 2 else "none"
         name = " and ".join(shown) if len(shown) > 1 else f"only {shown[0]}" if shown else nothing
+        while name in behaviors or name in found:  # a behavior may be called like one
+            name = f"class {name}"
         found[name] = where
     return found
 

@@ -114,21 +114,26 @@ class Forecaster:
         plus: Where | None = None,
         minus: Where | None = None,
     ) -> Forecast:
-        """The forecast from the responses' log-probabilities under the condition's weights (responses,)."""
+        """The forecast from the responses' log-probabilities under the condition's weights (responses,).
+
+        Where no response is possible under these weights, or a score is not finite, the effective sample size is 0 and
+        intervals of rates are [0, 1]; only the linear form then says anything.
+        """
         ratios = log_probs - self._reference
         try:
             weights = normalised_weights(ratios)
             size = effective_sample_size(weights)
-        except ValueError:  # weights so far off that nothing of these responses is left: no sample at all
+        except ValueError:  # nothing of these responses is left
             weights, size = np.full(len(ratios), 1 / len(ratios)), 0.0
-        reliable = size >= self.min_sample_size
+        empty = size == 0
+        reliable = not empty and size >= self.min_sample_size
         use_linear = direction is not None and not reliable
         linear = direction.linear.rates(alpha) if direction else {}
         intervals = direction.linear.intervals(alpha, self.bootstrap) if direction and use_linear else {}
         rates = {}
         for name, verdicts in self._verdicts.items():
             found = weighted_rate(weights, verdicts, self.bootstrap)
-            if found is not None and size == 0:
+            if found is not None and empty:
                 found = found[0], 0.0, 1.0
             if found is None:
                 continue
@@ -147,10 +152,10 @@ class Forecaster:
             reliable,
             {name: rate for name, rate in rates.items() if name in self.responses.verdicts},
             {name: rate for name, rate in rates.items() if name not in self.responses.verdicts},
-            self._log_odds_shift(weights, plus, minus),
+            None if empty else self._log_odds_shift(weights, plus, minus),
             None if direction is None else self._linear_shift(direction, alpha, plus, minus),
-            divergence(weights) / float((weights * lengths).sum()),
-            {name: float((weights * values).sum()) for name, values in self.responses.traits.items()},
+            None if empty else divergence(weights) / float((weights * lengths).sum()),
+            {} if empty else {name: float((weights * values).sum()) for name, values in self.responses.traits.items()},
         )
 
     def along(self, model: Any, vector: ParameterVector, *, tick: Tick | None = None) -> Direction:

@@ -43,7 +43,7 @@ class Forecast:
         classes: class of responses -> its rate, where there are several behaviors; see `gradsteer.classes`.
         log_odds_shift: change of the log-odds of the vector's PLUS against its MINUS class; None without classes.
         linear_log_odds_shift: ``-alpha <S, V>``; likewise.
-        kl_per_token: ``KL(p' || p)`` of whole responses over their mean length, nats.
+        kl_per_token: ``KL(p' || p)`` of whole responses over their mean length, nats; None where none is possible.
         traits: importance-weighted means of what else is known of the responses: their length, the share cut, ...
     """
 
@@ -55,7 +55,7 @@ class Forecast:
     classes: dict[str, ForecastRate]
     log_odds_shift: float | None
     linear_log_odds_shift: float | None
-    kl_per_token: float
+    kl_per_token: float | None
     traits: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

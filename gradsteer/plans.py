@@ -156,7 +156,7 @@ def controls_at_largest(plan: Plan) -> Plan:
         _, condition.alpha, dose = max(steps, key=lambda step: step[:2])
         assert recipe.dose is not None
         assert dose is not None
-        condition.name = condition.name.replace(recipe.dose.label, dose.label)
+        condition.name = condition.name.removesuffix(recipe.dose.label) + dose.label
         condition.asked = {"kind": dose.kind, "value": dose.value}
         changed.append((condition, replace(recipe, dose=dose)))
     _check_names([condition for condition, _ in changed])

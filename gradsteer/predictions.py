@@ -50,12 +50,13 @@ Cell = tuple[Row, str, Mapping[str, Any], Mapping[str, Any]]  # row, behavior or
 def cells(rows: Sequence[Row], *, classes: bool = False) -> list[Cell]:
     """Every pair of a condition and a behavior (or class of responses) that was both forecast and measured.
 
-    The anchor is left out: what is forecast of it is what was measured.
+    The anchor is left out: what is forecast of it is what was measured. So are classes of other behaviors: ``only a``
+    of two behaviors is not that of three.
     """
     found = []
     for row in rows:
         rates = (row["predicted"] or {}).get("classes" if classes else "rates") or {}
-        if row["kind"] == "anchor":
+        if row["kind"] == "anchor" or (classes and set(rates) != set(row["classes"])):
             continue
         for name, measured in row["classes" if classes else "behaviors"].items():
             if name in rates and measured["rate"] is not None:
@@ -203,9 +204,11 @@ def print_predictions(rows: Sequence[Row], experiment: str) -> None:
     lines = []
     if cells(rows):
         lines.append("forecast rates of all classes of responses beside those realised:")
-        groups = {"steered": ("steered",), "controls": ("control",), "baselines and base": ("baseline", "base")}
-        for name, kinds in groups.items():
-            members = [row for row in rows if row["kind"] in kinds]
+        groups: dict[str, list[Row]] = {"steered": [], "controls": [], "baselines, base": []}
+        for row in rows:
+            known = {"steered": "steered", "control": "controls"} if row["model"] == "anchor" else {}
+            groups[known.get(row["kind"], "baselines, base")].append(row)
+        for name, members in groups.items():
             good, poor = (agreement(members, reliable=reliable) for reliable in (True, False))
             if good.num_cells:
                 lines.append(f"  {name}, effective sample size large enough: {good}")

@@ -81,9 +81,13 @@ def cross_fitted_slope(
         tick: called after every batch.
 
     Raises:
-        ValueError: a half has no response of one of the piles, or a half's vector is zero.
+        ValueError: a half has no response of one of the piles, a half's vector is zero, or the PLUS pile does not say
+            how it was sampled.
     """
-    (temperature, top_p), *_ = [how for how in plus.sampling if how is not None]
+    how = next((how for how in plus.sampling if how is not None), None)
+    if how is None:
+        raise ValueError(f"pile {plus.name!r} does not say at which temperature and top_p its responses were sampled")
+    temperature, top_p = how
     slopes, errors = [], []
     for half in (1, 2):
         examples: list[EncodedExample] = []

@@ -99,9 +99,12 @@ class Stage:
     def _beside(self, vector: str) -> Iterator[str]:
         """The permuted and GradDiff files of a vector, written as the vector's is."""
         path = Path(self.resolve(vector))
+        directory = "".join(vector.rpartition("/")[:2])
         for folder in ("permuted", "graddiff"):
             for file in sorted(path.parent.glob(f"{folder}/{glob.escape(path.stem)}-*.safetensors")):
-                yield f"{vector.rpartition('/')[0]}/{folder}/{file.name}".removeprefix("/")
+                if not file.stem.removeprefix(f"{path.stem}-").isdigit():  # of a vector whose name goes on
+                    continue
+                yield f"{directory}{folder}/{file.name}"
 
     def digest_of(self, value: str) -> str | None:
         """Digest of the file or directory that a value of a configuration names; None where there is none."""

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 .venv/bin/python scripts/bench_forecast.py --model lightning_logs/demo/anchor \
         --prompts lightning_logs/demo/corpus/evaluation_prompts.jsonl --judge lightning_logs/demo/corpus/judge.json
 
-Without --model a Llama of --size with random weights, on random prompts. Both move the weights to the condition's first.
-They take turns in every round, so that a busy moment falls on both, and the ratio is taken within a round. Processor
-time, startup and loading left out.
+Without --model a Llama of --size with random weights, on random prompts. Both move the weights to the condition's
+first. They take turns in every round, so that a busy moment falls on both, and the ratio is taken within a round.
+Processor time, startup and loading left out.
 """
 
 import argparse
@@ -56,7 +56,8 @@ def random_llama(size: str) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8192, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, eos_token_id=2, pad_token_id=0,
+        num_attention_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, eos_token_id=2,
+        pad_token_id=0,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config).eval()
 

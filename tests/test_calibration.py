@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from test_forecasting import Bigram
 from test_scoring import autograd_derivatives, direction_of
 
 from gradsteer.calibration import Calibration, Contrast
+from gradsteer.callbacks.calibration import calibrate
+from gradsteer.callbacks.vectors import VectorWriter
 from gradsteer.chat import EncodedExample
 from gradsteer.parts import halves_of_prompts
 from gradsteer.piles import Pile
@@ -25,7 +28,8 @@ def pile_of(name, examples, prompts, how=(1.0, 1.0)) -> Pile:
     number = len(examples)
     return Pile(
         name, list(examples), [f"{name}.jsonl:{line + 1}" for line in range(number)], list(prompts),
-        sorted(set(prompts)), 0, number, [True] * number, list(examples), [how] * number,
+        sorted(set(prompts)), num_considered=number, sampled=[True] * number, responses=list(examples),
+        sampling=[how] * number,
     )  # fmt: skip
 
 
@@ -187,6 +191,9 @@ def test_a_half_without_responses_is_refused():
         slope_of(model, fewer, minus, halves)
     with pytest.raises(ValueError, match="the vector is zero"):
         slope_of(model, plus, minus, (halves[0], halves[1] * 0.0))
+    plus.sampling = [None] * 8
+    with pytest.raises(ValueError, match="pile 'plus' does not say at which temperature and top_p its responses were"):
+        slope_of(model, plus, minus, halves)
 
 
 def test_why_a_slope_is_not_taken():
@@ -207,6 +214,27 @@ def test_why_a_slope_is_not_taken():
     assert (
         why_not_calibrate(zero) == "the responses were sampled at temperature 0: greedy replies have no score function"
     )
+
+
+def test_no_slope_is_taken_from_responses_of_other_weights():
+    plus, minus = random_piles(14)
+    halves = direction_of(tiny_llama(), seed=1), direction_of(tiny_llama(), seed=2)
+    minus.sampled_from = {"g", "f"}
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(piles=[plus, minus]))
+    with pytest.warns(UserWarning, match="vector v: no slope is taken: .* fingerprint g, the model has f"):
+        assert calibrate(trainer, SimpleNamespace(fingerprint="f"), "v", ("plus", "minus"), halves) is None
+
+
+@pytest.mark.parametrize("options", [{"unit_contrast": True}, {"precondition": "fisher"}])
+def test_no_slope_is_taken_of_vectors_whose_halves_have_norms_of_their_own(options, tmp_path, caplog):
+    writer = VectorWriter(str(tmp_path), {"v": ["plus", "minus"]}, **options)
+    data = SimpleNamespace(calibrated=("v",), sources={"plus": "x", "minus": "y"}, fisher="plus")
+    trainer = SimpleNamespace(datamodule=data)
+    with pytest.raises(ValueError, match="model.calibrate: no slope is taken with writing.unit_contrast or precondit"):
+        writer.setup(trainer, SimpleNamespace(calibrate=True), "test")
+    with caplog.at_level("INFO"):
+        writer.setup(trainer, SimpleNamespace(calibrate=None), "test")
+    assert "no slope is taken with writing.unit_contrast" in caplog.text
 
 
 # --- what a vector's file says ---------------------------------------------------------------------------------------
@@ -275,9 +303,23 @@ def test_a_realised_shift_by_hand():
     weights = np.random.default_rng(0).multinomial(3, np.full(3, 1 / 3), size=2000)
     sums = np.log(weights @ table + 0.5)
     draws = sums[:, 0] - sums[:, 1] - sums[:, 2] + sums[:, 3]
-    assert (found["ci_low"], found["ci_high"]) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    reach = 1.96 * math.sqrt(1 / 2.5 + 1 / 9.5 + 1 / 6.5 + 1 / 6.5)  # fewer than ten of a class
+    shift = found["log_odds_shift"]
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((min(low, shift - reach), max(high, shift + reach)))
+    assert (low < shift - reach, high > shift + reach) == (True, False)  # each is the wider one on a side
     mirrored = realised_shift(after, before, PLUS, MINUS)
     assert mirrored["log_odds_shift"] == pytest.approx(-found["log_odds_shift"])
+
+
+@pytest.mark.parametrize("few", [9, 10])
+def test_few_responses_of_a_class_widen_the_interval(few):
+    """Both sides are the same replies to the same prompts: the paired bootstrap is a point."""
+    rows = rows_of(*((str(prompt), 1, 2, 0) for prompt in range(few)), ("more", 0, 20, 0))
+    found = realised_shift(rows, rows, PLUS, MINUS)
+    assert found["num_plus"] == few
+    reach = 1.96 * math.sqrt(2 / (few + 0.5) + 2 / (2 * few + 20.5)) if few < 10 else 0.0
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((-reach, reach))
 
 
 def test_empty_classes_are_finite_and_no_rows_are_none():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from gradsteer.choosing import Selection, choose, read_forecast
 from gradsteer.curves import agreement_figure, forecast_figure
 from gradsteer.doses import Dose
-from gradsteer.plans import Controls, Recipe, plan_conditions
+from gradsteer.plans import Controls, Recipe, controls_at_largest, plan_conditions
 from gradsteer.predictions import (
     Agreement,
     agreement,
@@ -23,6 +24,7 @@ from gradsteer.predictions import (
 )
 from gradsteer.reports import write_results
 from gradsteer.vectors import SteeringVector
+from gradsteer.weights import ConditionWeights
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -37,6 +39,7 @@ def predicted(rates, *, role="steered", reliable=True, kl=0.01, shift=None, line
         "effective_sample_size": 400.0 if reliable else 20.0, "kl_per_token": kl, "mean_length": 12.0,
         "log_odds_shift": shift, "linear_log_odds_shift": None if shift is None else 2 * shift,
         "rates": {name: {**interval(rate), "importance": rate, "linear": linear} for name, rate in rates.items()},
+        "classes": {},
         **more,
     }  # fmt: skip
 
@@ -53,11 +56,13 @@ def row(
     realised=None,
     transforms=(),
     asked=None,
+    classes=(),
 ):
     return {
         "name": name, "kind": kind, "model": model, "vector": vector if kind != "anchor" else None, "alpha": alpha,
         "transforms": list(transforms), "relative_norm": 0.01, "asked": asked, "predicted": said,
         "realised": realised,
+        "classes": {name: interval(rate) for name, rate in dict(classes).items()},
         "behaviors": {
             behavior: {"num_scored": 400, "num_unscored": 0, "num_positive": 1, **interval(rate)}
             if rate is not None else {"num_scored": 0, "rate": None, "ci_low": None, "ci_high": None}
@@ -89,6 +94,7 @@ ROWS = [
     forecast_row("fair", {"a": 0.09, "b": 0.15}, kl=0.02),
     forecast_row("other way", {"a": 0.7, "b": 0.19}, kl=0.03),
     forecast_row("unscored", {"a": 0.01, "b": None}),
+    forecast_row("unreliable", {"a": 0.01, "b": 0.2}, kl=1e-5, reliable=False),
     forecast_row("a control", {"a": 0.01, "b": 0.2}, role="control"),
     forecast_row("on base", {"a": 0.01, "b": 0.2}, model="base"),
     forecast_row("of b", {"a": 0.4, "b": 0.05}, vector="b"),
@@ -99,6 +105,9 @@ ROWS = [
     ("selection", "expected"),
     [
         (Selection("target_rate", rate=0.1), ["clean"]),  # at the target counts
+        (Selection("target_rate", rate=0.0951), ["clean"]),  # so does half a point beside it
+        (Selection("target_rate", rate=0.0949), ["fair"]),
+        (Selection("target_rate", rate=0.7049), ["other way"]),
         (Selection("target_rate", rate=0.1, keep=2), ["clean", "fair"]),
         (Selection("target_rate", rate=0.1, keep=9), ["strong", "clean", "fair"]),
         (Selection("target_rate", rate=0.06), ["strong"]),
@@ -145,7 +154,8 @@ def test_every_vector_has_its_own():
         ({"a": "a"}, Selection("target_rate", rate=0.9), "the nearest comes to 0.7"),
         ({"a": "a"}, Selection("selectivity", max_kl=1e-4), "no condition stays within 0.0001 nats a token; the "
          "least is 0.001"),
-        ({"c": "a"}, Selection("selectivity", max_kl=1), "vector 'c': the forecast has no condition of it with rates"),
+        ({"c": "a"}, Selection("selectivity", max_kl=1), "vector 'c': the forecast has no condition of it that "
+         "is to be believed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_chosen(behaviors, selection, message):
@@ -190,7 +200,8 @@ def test_a_forecast_is_read_and_nothing_else(tmp_path):
 
 
 def realised(shift, width=0.4):
-    return {"log_odds_shift": shift, "ci_low": shift - width / 2, "ci_high": shift + width / 2}
+    counts = dict.fromkeys(("num_plus", "num_minus", "num_plus_before", "num_minus_before"), 50)
+    return {"log_odds_shift": shift, "ci_low": shift - width / 2, "ci_high": shift + width / 2, **counts}
 
 
 NONE = {"log_odds_shift": None, "ci_low": None, "ci_high": None}
@@ -219,6 +230,37 @@ def test_agreement_by_hand():
     assert (bad.num_cells, bad.num_within, bad.mean_error) == (1, 0, pytest.approx(0.21))
     assert agreement(PAIRS[:1], reliable=True) == Agreement(0, 0, None)
     assert str(Agreement(0, 0, None)) == "none"
+
+
+CLASSES = ("only a", "only b", "a and b", "neither")
+
+
+def with_classes(name, measured, said, **more):
+    """A row with rates of the four classes of two behaviors, measured and forecast."""
+    forecast = {each: interval(rate) for each, rate in zip(CLASSES, said, strict=True)}
+    given = dict(zip(CLASSES, measured, strict=True))
+    return row(name, {"a": 0.5, "b": 0.5}, predicted({"a": 0.1, "b": 0.1}, classes=forecast, **more), classes=given)
+
+
+def test_agreement_is_over_the_classes_where_there_are_some():
+    rows = [with_classes("one", (0.1, 0.2, 0.3, 0.4), (0.1, 0.22, 0.28, 0.5)), PAIRS[0]]
+    assert [name for _, name, _, _ in cells(rows, classes=True)] == list(CLASSES)
+    assert [name for _, name, _, _ in cells(rows)] == ["a", "b"]
+    found = agreement(rows, reliable=True)
+    assert (found.num_cells, found.num_within) == (4, 3)
+    assert found.mean_error == pytest.approx((0 + 0.02 + 0.02 + 0.1) / 4)
+    rows[0]["classes"]["only c"] = interval(0.0)  # judged for more behaviors than were forecast: other classes
+    assert cells(rows, classes=True) == []
+    assert agreement(rows, reliable=True).num_cells == 2
+
+
+@pytest.mark.parametrize("count", ["num_plus", "num_minus", "num_plus_before", "num_minus_before"])
+def test_an_empty_class_is_left_out_of_the_pooled_slope(count):
+    rows = [row(str(x), {}, predicted({}, shift=x), realised=realised(0.9 * x)) for x in (-1.0, 0.5)]
+    rows.append(row("far", {}, predicted({}, shift=3.0), realised={**realised(-7.0), count: 0}))
+    slope, *_, number = pooled_slope(rows)
+    assert (slope, number) == (pytest.approx(0.9), 2)
+    assert pooled_slope(rows[2:]) is None
 
 
 def test_which_shift_was_predicted():
@@ -260,7 +302,13 @@ def test_tables_say_what_they_should(capsys):
     print_predictions(PAIRS, "e")
     shown = capsys.readouterr().out
     assert "e: asked and predicted beside realised" in shown
-    assert "4 of 5 (80%) within 5 points, mean error 3.4 points" in shown
+    for line in (
+        "  steered, effective sample size large enough: 3 of 4 (75%) within 5 points, mean error 4.2 points",
+        "  steered, too small: 0 of 1 (0%) within 5 points, mean error 21.0 points",
+        "  controls, effective sample size large enough: 1 of 1 (100%) within 5 points, mean error 0.0 points",
+    ):
+        assert line in shown
+    assert "baselines" not in shown
     assert "realised on predicted shifts of log-odds, slope through 0: 0." in shown
     forecast = forecast_table(ROWS, "f")
     assert forecast.row_count == len(ROWS)
@@ -277,7 +325,9 @@ def drawn(figure):
 
 def test_figures_without_anything_to_draw_are_none():
     assert forecast_figure([ANCHOR], "t") is None
-    assert forecast_figure([ANCHOR, ROWS[7], ROWS[8]], "t") is None  # a control, and one on the base
+    others = [each for each in ROWS if each["name"] in ("a control", "on base")]
+    assert len(others) == 2
+    assert forecast_figure([ANCHOR, *others], "t") is None
     assert agreement_figure([PAIRS[0], PAIRS[4]], "t") is None
     assert agreement_figure([], "t") is None
 
@@ -378,6 +428,61 @@ def test_controls_take_each_vectors_largest_dose(files):
     plan = plan_conditions(vectors, doses, [[]], Controls(random=1), has_base=False, on_base=False)
     assert [c.name for c, r in plan if c.kind == "control"] == ["random-0 of a alpha=+0.2", "random-0 of b alpha=+3"]
     assert plan[0][0].name == "anchor"
+
+
+def test_only_chosen_conditions_are_planned_with_what_belongs_to_them(files):
+    doses = {name: [Dose("alpha", value) for value in (0.1, -0.1, 0.2, -0.2)] for name in ("a", "b")}
+    vectors, given = {"a": str(files / "a.safetensors"), "b": str(files / "other.safetensors")}, Controls(random=1)
+
+    def names(chosen):
+        plan = plan_conditions(vectors, doses, [[]], given, has_base=True, on_base=True, chosen=chosen)
+        return [condition.name for condition, _ in plan]
+
+    assert names({"a alpha=+0.1", "a alpha=-0.2"}) == [
+        "base", "anchor", "a alpha=+0.1", "a alpha=-0.2", "a alpha=+0.1 on base", "a alpha=-0.2 on base",
+        "random-0 of a alpha=-0.2",
+    ]  # fmt: skip
+    assert names(set()) == ["base", "anchor"]
+    everything = {f"{name} {dose.label}" for name in doses for dose in doses[name]}
+    assert names(everything) == names(None)
+
+
+def test_controls_are_moved_to_the_largest_step(files):
+    doses = {"a": [Dose("target_rate", 0.1), Dose("target_rate", 0.6)], "rate=0.6": [Dose("alpha", 1.0)]}
+    vectors = {"a": str(files / "a.safetensors"), "rate=0.6": None}
+    plan = plan_conditions(vectors, doses, [[]], Controls(random=1, signs=1), has_base=False, on_base=True)
+    alphas = {"a rate=0.1": 0.5, "a rate=0.6": -0.25, "rate=0.6 alpha=+1": 1.0, "a rate=0.1 on base": 9.0}
+    assert [c.name for c, _ in plan if c.kind == "control"][:2] == ["random-0 of a rate=0.6", "signs-0 of a rate=0.6"]
+    for condition, _ in plan:
+        condition.alpha = alphas.get(condition.name, -0.25)
+    moved = controls_at_largest(plan)
+    controls = [(condition, recipe) for condition, recipe in moved if condition.kind == "control"]
+    assert [(c.name, c.alpha, c.asked["value"], r.dose) for c, r in controls] == [
+        ("random-0 of a rate=0.1", 0.5, 0.1, doses["a"][0]), ("signs-0 of a rate=0.1", 0.5, 0.1, doses["a"][0]),
+        ("random-0 of rate=0.6 alpha=+1", 1.0, 1.0, Dose("alpha", 1.0)),
+        ("signs-0 of rate=0.6 alpha=+1", 1.0, 1.0, Dose("alpha", 1.0)),
+    ]  # fmt: skip
+    assert [pair for pair in moved if pair[0].kind != "control"] == [p for p in plan if p[0].kind != "control"]
+
+
+def test_another_vectors_file_is_not_transformed_and_a_permuted_one_is(files):
+    controls = Controls(permuted=1, files={"len": str(files / "other.safetensors")})
+    dose = {"a": [Dose("alpha", 0.1)]}
+    vectors = {"a": str(files / "a.safetensors")}
+    plan = plan_conditions(vectors, dose, [[{"top_k": {"percent": 1}}]], controls, has_base=False, on_base=False)
+    assert [r.transformed for c, r in plan if c.kind == "control"] == [True, False]
+
+
+def test_a_file_that_its_transforms_leave_nothing_of_is_refused(tmp_path):
+    parameters = SimpleNamespace(named_parameters=dict)
+    one, other = SteeringVector({"w": torch.tensor([1.0, 0.0])}), SteeringVector({"w": torch.tensor([0.0, 2.0])})
+    path = str(other.save(tmp_path / "other.safetensors"))
+    weights = ConditionWeights(parameters, {"a": one})
+    pipeline = ({"orthogonal_to": {"vector_file": path}},)
+    assert weights.direction(Recipe("file", "a", (), file=path))["w"].tolist() == [0.0, 1.0]  # at the norm of a
+    assert weights.direction(Recipe("file", "a", pipeline, file=path, transformed=False))["w"].tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match="other.safetensors': its transforms leave nothing of it"):
+        weights.direction(Recipe("file", "a", pipeline, file=path))
 
 
 def test_two_conditions_of_one_name_are_refused(files):

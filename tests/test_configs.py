@@ -44,7 +44,10 @@ def test_every_stage_is_read_by_its_commands_parser(run, stage, parsers):
     if COMMANDS[stage["command"]].module:
         parser = parsers[stage["command"]]
         config = parser.parse_object(values)
-        assert config.experiment == yaml.safe_load(run.read_text())["experiment"]
+        # a stage of another run's directory is of that run's experiment: read_run passes --experiment
+        own = (run.parent / stage["config"]).resolve().parent
+        assert own == run.parent or own in [other.parent for other in RUNS]
+        assert config.experiment == yaml.safe_load((own / "run.yaml").read_text())["experiment"]
     for value in leaves(values):
         if isinstance(value, str) and value.startswith("gradsteer://"):
             assert Path(resolve_resource(value)).is_file()
@@ -106,8 +109,11 @@ def test_the_launch_line_of_fsdp_gives_every_process_its_place(attribute_parser)
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.parent.name)
 def test_every_config_of_a_run_is_one_of_its_stages(run):
-    stages = {stage.config.name for stage in read_run(run).stages}
-    assert stages | {"run.yaml"} == {path.name for path in run.parent.glob("*.yaml")}
+    stages = {stage.config.resolve() for stage in read_run(run).stages}
+    beside = {path.resolve() for path in run.parent.glob("*.yaml")}
+    assert {path for path in stages if path.parent == run.parent} | {run} == beside
+    elsewhere = stages - beside
+    assert elsewhere <= {path.resolve() for other in RUNS for path in other.parent.glob("*.yaml")} - set(RUNS)
 
 
 @pytest.mark.parametrize("name", ["evaluate_base", "evaluate_anchor", "steer"])

@@ -187,13 +187,14 @@ def test_vectors_are_combined(tmp_path):
 # --- divergences -----------------------------------------------------------------------------------------------------
 
 
-def hand_divergences(anchor, moved, examples):
+def hand_divergences(anchor, moved, examples, temperature=1.0):
     """KL(steered || anchor) at every labelled token, example by example, in float64."""
     found = []
     for example in examples:
         ids = torch.tensor([example.input_ids])
         with torch.no_grad():
-            p, q = (model(input_ids=ids).logits[0].double().log_softmax(-1) for model in (moved, anchor))
+            logits = [model(input_ids=ids).logits[0].double() / temperature for model in (moved, anchor)]
+        p, q = (each.log_softmax(-1) for each in logits)
         places = [place - 1 for place, label in enumerate(example.labels) if label != -100 and place > 0]
         found += [(p[place].exp() * (p[place] - q[place])).sum() for place in places]
     return np.array(found)
@@ -204,7 +205,7 @@ def test_the_divergence_is_that_of_steered_from_anchor(packs, monkeypatch):
     model, examples = tiny_llama(initializer_range=0.2), ragged_examples(15)
     vector, alpha = direction_of(model), 0.05
     if not packs:
-        monkeypatch.setattr("gradsteer.budgets.why_not_packs", lambda *_: "no packs here")
+        monkeypatch.setattr("gradsteer.budgets.why_not_packs", lambda *_, **__: "no packs here")
     with steered(model, vector, alpha):
         moved = tiny_llama(initializer_range=0.2)
         moved.load_state_dict(model.state_dict())
@@ -219,6 +220,22 @@ def test_the_divergence_is_that_of_steered_from_anchor(packs, monkeypatch):
     at_most = np.sort(exact)
     assert tail == pytest.approx(at_most[math.ceil(0.95 * len(exact)) - 1], rel=1e-5)
     assert (exact <= tail * (1 + 1e-6)).mean() >= 0.95
+    cooler = TokenDivergence(model, examples, temperature=0.5).measure(vector, alpha)
+    assert cooler == pytest.approx(hand_divergences(model, moved, examples, 0.5).mean(), rel=1e-5)
+    assert cooler != pytest.approx(exact.mean(), rel=0.1)
+
+
+def test_heads_in_chunks_and_whole_ones_give_the_same_divergence(monkeypatch):
+    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(15)
+    vector = direction_of(model)
+    plain = TokenDivergence(model, examples)
+    assert plain._head_chunk > sum(len(example.input_ids) for example in examples)
+    monkeypatch.setattr("gradsteer.budgets._HEAD_ENTRIES", 1)
+    many = ragged_examples(60)
+    small = TokenDivergence(model, many)
+    assert small._head_chunk == 64 < sum(example.num_target_tokens for example in many)
+    monkeypatch.undo()
+    assert small.measure(vector, 0.05) == pytest.approx(TokenDivergence(model, many).measure(vector, 0.05), rel=1e-6)
 
 
 def test_a_measurement_does_not_depend_on_the_ones_before():
@@ -240,6 +257,9 @@ def test_what_a_divergence_is_not_taken_on(llama):
         TokenDivergence(llama, [])
     with pytest.raises(ValueError, match="the statistic is 'max'; accepted: mean, p95"):
         TokenDivergence(llama, ragged_examples(1), statistic="max")
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=f"the temperature is {temperature}; accepted: more than 0"):
+            TokenDivergence(llama, ragged_examples(1), temperature=temperature)
 
 
 @pytest.mark.parametrize("start", [1e-6, 0.5, 300.0])

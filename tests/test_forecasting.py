@@ -293,6 +293,50 @@ def test_a_behavior_without_verdicts_does_not_spoil_the_others():
     assert (rate.num_scored, rate.num_unscored) == (200, 200)
 
 
+@pytest.mark.parametrize("score", [-np.inf, np.inf, np.nan])
+def test_weights_that_leave_no_response_possible_have_no_sample(score):
+    forecaster, direction = numbers_world(min_sample_size=0.0)
+    scores = np.full(400, score if score == -np.inf else 0.0)
+    scores[7] = score
+    found = forecaster.forecast(scores, plus=PLUS, minus=MINUS)
+    rate = found.rates["two"]
+    assert (found.effective_sample_size, found.reliable, found.method) == (0, False, "importance")
+    assert (rate.ci_low, rate.ci_high, rate.linear) == (0, 1, None)
+    assert (found.log_odds_shift, found.kl_per_token, found.to_dict()["mean_length"]) == (None, None, None)
+    along = forecaster.forecast(scores, direction=direction, alpha=0.3, plus=PLUS, minus=MINUS)
+    assert along.method == "linear"
+    assert along.rates["two"].rate == direction.linear.rates(0.3)["two"]
+    assert (along.rates["two"].ci_low, along.rates["two"].ci_high) == (0, 1)
+    assert along.linear_log_odds_shift is not None
+    gone = np.zeros(400)
+    gone[7] = -np.inf  # one response that is not possible is no other sample
+    assert forecaster.forecast(gone).effective_sample_size == pytest.approx(399)
+
+
+def test_classes_are_forecast_beside_behaviors():
+    model, prompts, responses = sampled_world(800)
+    forecaster = Forecaster(responses, ResponseScorer(model, responses.examples))
+    vector = direction_of(model)
+    direction = forecaster.along(model, vector)
+    with steered(model, vector, 0.05):
+        found = forecaster.at_present_weights(direction=direction, alpha=0.05)
+    assert list(found.rates) == ["two", "four"]
+    assert list(found.classes) == ["four and two", "only four", "only two", "neither"]
+    assert sum(rate.rate for rate in found.classes.values()) == pytest.approx(1)
+    assert sum(rate.linear for rate in found.classes.values()) == pytest.approx(1)
+    for behavior in ("two", "four"):
+        both = found.classes["four and two"], found.classes[f"only {behavior}"]
+        assert sum(rate.rate for rate in both) == pytest.approx(found.rates[behavior].rate)
+        assert sum(rate.linear for rate in both) == pytest.approx(found.rates[behavior].linear)
+    assert list(found.to_dict()["classes"]) == list(found.classes)
+    responses.verdicts["four"][:100] = np.nan
+    rate = Forecaster(responses, ResponseScorer(model, responses.examples)).at_present_weights().classes["only two"]
+    assert (rate.num_scored, rate.num_unscored) == (700, 100)
+    assert rate.rate == pytest.approx(
+        ((responses.verdicts["two"] == 1) & (responses.verdicts["four"] == 0)).sum() / 700
+    )
+
+
 def test_scores_that_are_not_finite_are_named():
     forecaster, _ = numbers_world()
     scores = np.zeros(400)
@@ -384,6 +428,12 @@ def test_responses_are_read_as_they_were_sampled(tokenizer, tmp_path):
     assert found.matching({"two": True}).tolist() == [True, False, False]
     assert found.matching({"two": False, "four": True}).tolist() == [False, True, False]
     assert found.matching({}).all()
+    assert found.seeds == frozenset()
+
+
+def test_seeds_are_read_where_rows_say_them(tokenizer, tmp_path):
+    rows = [row(tokenizer, seed=3), row(tokenizer, "q", seed=4), row(tokenizer, "r", seed=None), row(tokenizer, "s")]
+    assert read(tokenizer, tmp_path, *rows).seeds == {3, 4}
 
 
 def test_a_row_with_null_verdicts_is_unscored(tokenizer, tmp_path):

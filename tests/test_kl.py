@@ -80,6 +80,8 @@ def test_the_divergence_equals_numpys_and_torchs(direction):
     torch.testing.assert_close(found, torch_kl(Categorical(logits=p), Categorical(logits=q)), rtol=1e-12, atol=0)
     shifted = kl_divergence(ours + 5, theirs - 7, direction)  # logits are known up to a constant
     torch.testing.assert_close(shifted, found, rtol=1e-12, atol=1e-13)
+    cooler = kl_divergence(ours, theirs, direction, 0.5)
+    torch.testing.assert_close(cooler, kl_divergence(2 * ours, 2 * theirs, direction), rtol=1e-12, atol=1e-13)
 
 
 def test_the_directions_are_two_and_swap_with_the_models():

@@ -57,6 +57,35 @@ def test_inputs_are_files_directories_and_shipped_resources(stage, tmp_path):
     )
 
 
+def test_controls_beside_a_steering_vector_are_inputs(stage, tmp_path):
+    names = ["a", "permuted/a-0", "permuted/a-1", "graddiff/a-20", "permuted/b-0", "permuted/a-b-0", "graddiff/a"]
+    for name in names:
+        path = tmp_path / "vectors" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "out.json").write_text("{}")
+    config = {"steering": {"vectors": {"a": "{output_dir}/vectors/a.safetensors", "c": "a + a"}}}
+    expected = [f"{{output_dir}}/vectors/{name}.safetensors" for name in sorted(names[:4])]
+    assert list(stage.inputs(config)) == expected
+    absolute = str(tmp_path / "vectors" / "a.safetensors")
+    other = {"steering": {"vectors": {"a": absolute}, "control_vectors": {"b": absolute}}}
+    assert sorted(stage.inputs(other)) == [
+        str(tmp_path / "vectors" / f"{name}.safetensors") for name in sorted(names[:4])
+    ]
+    assert all(len(digest) >= 16 for given in (config, other) for digest in stage.inputs(given).values())
+    stage.write(config, finished=True)
+    assert stage.state(config) == "done"
+    (tmp_path / "vectors" / "permuted" / "a-b-0.safetensors").write_text("of another vector")
+    assert stage.state(config) == "done"
+    control = tmp_path / "vectors" / "permuted" / "a-1.safetensors"
+    control.write_text("made anew")
+    assert stage.state(config) == "changed"
+    control.write_text("permuted/a-1")
+    assert stage.state(config) == "done"
+    (tmp_path / "vectors" / "graddiff" / "a-40.safetensors").write_text("one more")
+    assert stage.state(config) == "changed"
+
+
 def test_where_and_how_loudly_a_command_runs_is_no_part_of_its_digest():
     config = {"alpha": [0.1, -0.1], "output_dir": "a", "trainer": {"logger": None, "enable_progress_bar": True}}
     same = {"alpha": [0.1, -0.1], "output_dir": "b", "trainer": {"logger": False, "enable_progress_bar": False}}

@@ -101,8 +101,8 @@ class Forecasting(L.Callback):
             )
         if sampled & known and pl_module.sampling_seed in responses.seeds:
             rank_zero_warn(
-                f"forecast: its responses and this run's share the seed {pl_module.sampling_seed}, so the anchor's are the "
-                "same ones, and the two agree better than they should; give another --model.sampling_seed"
+                f"forecast: its responses and this run's share the seed {pl_module.sampling_seed}, so the anchor's "
+                "are the same ones, and the two agree better than they should; give another --model.sampling_seed"
             )
 
     def sampling(self, pl_module: Any) -> tuple[float, float]:

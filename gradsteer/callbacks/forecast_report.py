@@ -39,8 +39,6 @@ class ForecastReport(L.Callback):
                 "forecast needs the anchor's judged responses: --forecasting.responses FILE (a responses/NAME.jsonl "
                 "that evaluate wrote, of the prompts that steer will be evaluated on)"
             )
-        if trainer.steering.forecast is not None:  # type: ignore[attr-defined]
-            raise ValueError("forecast makes a forecast: steering.forecast and steering.select are for steer")
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Reports all conditions."""
