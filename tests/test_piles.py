@@ -173,3 +173,13 @@ def test_texts_were_not_sampled(tokenizer, tmp_path):
     pile = read_pile("x", str(write_lines(tmp_path / "chats.jsonl", chats)), tokenizer)
     assert pile.sampled == [False, False]
     assert pile.sampling == [None, None]
+    assert pile.sampled_from == set()
+
+
+def test_the_weights_that_responses_were_sampled_from(tokenizer, tmp_path):
+    rows = [response(tokenizer, f"p{number}", "bread", a=number < 2) for number in range(4)]
+    for row, fingerprint in zip(rows, ("f", None, "g", "f"), strict=True):
+        row["model_fingerprint"] = fingerprint
+    path = str(write_lines(tmp_path / "rows.jsonl", rows))
+    assert read_pile("x", path, tokenizer).sampled_from == {"f", "g"}
+    assert read_pile("x", PileFilter(path, {"a": True}), tokenizer).sampled_from == {"f"}
