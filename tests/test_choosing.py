@@ -303,12 +303,12 @@ def test_tables_say_what_they_should(capsys):
     shown = capsys.readouterr().out
     assert "e: asked and predicted beside realised" in shown
     for line in (
-        "  steered, effective sample size large enough: 3 of 4 (75%) within 5 points, mean error 4.2 points",
+        "  steered, effective sample size large enough: 2 of 3 (67%) within 5 points, mean error 5.7 points",
         "  steered, too small: 0 of 1 (0%) within 5 points, mean error 21.0 points",
         "  controls, effective sample size large enough: 1 of 1 (100%) within 5 points, mean error 0.0 points",
     ):
         assert line in shown
-    assert "baselines" not in shown
+    assert "  baselines, base, effective sample size large enough: 1 of 1 (100%)" in shown  # a step on the base
     assert "realised on predicted shifts of log-odds, slope through 0: 0." in shown
     forecast = forecast_table(ROWS, "f")
     assert forecast.row_count == len(ROWS)

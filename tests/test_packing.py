@@ -58,21 +58,8 @@ def one_by_one(model, examples):
     return pile.average()
 
 
-@pytest.fixture(scope="module")
-def table(request):
-    """Rows of the architecture table, which is printed when all are there."""
-    rows = []
-    yield rows
-    lines = [
-        f"{'architecture':<46} {'parameters':>10} {'padded':>8} {'packs':>8} {'chunks':>8}   error against float64"
-    ]
-    lines += [f"{name:<46} {count:>10} " + " ".join(f"{cell:>8}" for cell in cells) for name, count, *cells in rows]
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n" + "\n".join(lines))
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_and_every_parameter(name, table):
+def test_every_architecture_and_every_parameter(name, record_property):
     """Packs, chunked heads and padded batches in float32 equal plain autograd in float64, or the check refuses them."""
     model, examples = build(name), ragged_examples(6)
     plain = build(name).double()
@@ -99,7 +86,7 @@ def test_every_architecture_and_every_parameter(name, table):
     assert max(errors) < 2e-6
     assert model.config._attn_implementation == attention  # put back
     shown = [f"{error:.0e}" for error in errors]
-    table.append((name, len(exact), *shown, *["refused"] * (3 - len(shown))))
+    record_property("architecture", [name, str(len(exact)), *shown, *["refused"] * (3 - len(shown))])  # for the summary
 
 
 @pytest.mark.parametrize("budget", [20, 45, 1000])
