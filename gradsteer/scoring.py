@@ -39,7 +39,7 @@ class ResponseScorer:
         temperature: that they were sampled at, more than 0.
         top_p: that they were sampled with.
         token_budget: tokens at once; changes the speed and the memory, not the result. By default 2048 on a CPU, 16384
-            on other devices.
+            on other devices, an eighth of that where top_p is below 1.
         pad_token_id: fills padded batches, where the model does not take packs.
         rank: of this process; the batches are shared out, and every process is given all results.
         world_size: number of processes.
@@ -76,7 +76,9 @@ class ResponseScorer:
         if not self.packs and why_not_packs(model, probe) is None:
             self.packs, self._head_chunk = True, None
         lengths = [len(example.input_ids) for example in self.examples]
-        budget = token_budget or (_CPU_TOKEN_BUDGET if self.device.type == "cpu" else _DEVICE_TOKEN_BUDGET)
+        budget = _CPU_TOKEN_BUDGET if self.device.type == "cpu" else _DEVICE_TOKEN_BUDGET
+        # a nucleus sorts all logits of a batch
+        budget = token_budget or (budget if top_p == 1 else budget // 8)
         plan = plan_packs(lengths, budget) if self.packs else plan_batches(lengths, _PADDED_BATCH)
         plan += [[]] * (-len(plan) % world_size)  # where weights are split, processes meet in every forward pass
         self._batches = [(indices, self._batch(indices)) for indices in share_of_rank(plan, rank, world_size)]
