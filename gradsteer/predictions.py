@@ -203,7 +203,7 @@ def print_predictions(rows: Sequence[Row], experiment: str) -> None:
         return
     lines = []
     if cells(rows):
-        lines.append("forecast rates beside those realised (of classes of responses where there are several behaviors):")
+        lines.append("forecast rates beside those realised, of classes of responses where there are several behaviors:")
         groups: dict[str, list[Row]] = {"steered": [], "controls": [], "baselines, base": []}
         for row in rows:
             known = {"steered": "steered", "control": "controls"} if row["model"] == "anchor" else {}
