@@ -220,7 +220,7 @@ def no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("gradsteer.modules.forecast.load_causal_lm", load)
+    monkeypatch.setattr("gradsteer.modules.model.load_causal_lm", load)
 
 
 @pytest.mark.parametrize(

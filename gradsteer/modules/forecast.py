@@ -2,56 +2,11 @@
 
 from typing import Any
 
-import lightning as L
-
-from gradsteer.models import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.modules.model import ModelModule
 
 
-class ForecastModule(L.LightningModule):
-    """Holds the anchor; `Forecasting` scores the judged responses under each condition's weights.
-
-    Args:
-        model_name_or_path: the anchor that the responses were sampled from, a hub id or a local directory.
-        dtype: of the weights: float32 (default; steps of a small size survive), bfloat16 or float16.
-        revision: branch, tag or commit of a hub model.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
-    """
-
-    def __init__(
-        self,
-        model_name_or_path: str,
-        dtype: str = "float32",
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        attn_implementation: str | None = None,
-    ) -> None:
-        super().__init__()
-        check_model_path(model_name_or_path)
-        parse_dtype(dtype)
-        self.model_name_or_path, self.dtype_name, self.attn_implementation = (
-            model_name_or_path,
-            dtype,
-            attn_implementation,
-        )
-        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
-        self.model: Any = None
-
-    def configure_model(self) -> None:
-        """Loads the model, once."""
-        if self.model is None:
-            self.model = load_causal_lm(
-                self.model_name_or_path,
-                dtype=self.dtype_name,
-                attn_implementation=self.attn_implementation,
-                **self.loading,
-            )
-
-    def loader_title(self, dataloader_idx: int) -> str:
-        """What the progress bar calls a data loader."""
-        conditions = getattr(self.trainer, "conditions", None)
-        return conditions[dataloader_idx].name if conditions else "forecast"
+class ForecastModule(ModelModule):
+    """Holds the anchor that responses were sampled from; `Forecasting` scores them under each condition's weights."""
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Says, for the progress bar, on how much the condition's forecast rests; it is made as the batch starts."""

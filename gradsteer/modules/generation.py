@@ -3,13 +3,11 @@
 import time
 from typing import Any
 
-import lightning as L
-
 from gradsteer.generation import Draw, Sampled, SamplingConfig, sample_batch, stop_token_ids
-from gradsteer.models import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.modules.model import ModelModule
 
 
-class GenerationModule(L.LightningModule):
+class GenerationModule(ModelModule):
     """Samples responses from a causal LM.
 
     Random numbers belong to the prompt, the sample and the seed: the same seed gives the same responses however
@@ -41,33 +39,12 @@ class GenerationModule(L.LightningModule):
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
     ) -> None:
-        super().__init__()
-        check_model_path(model_name_or_path)
-        parse_dtype(dtype)
+        super().__init__(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation)
         if num_samples < 1:
             raise ValueError(f"model.num_samples is {num_samples}; accepted: at least 1")
         self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-        self.model_name_or_path, self.num_samples, self.sampling_seed = model_name_or_path, num_samples, sampling_seed
-        self.dtype_name, self.attn_implementation = dtype, attn_implementation
-        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
-        self.model: Any = None
+        self.num_samples, self.sampling_seed = num_samples, sampling_seed
         self._num_tokens, self._started = 0, 0.0
-
-    def configure_model(self) -> None:
-        """Loads the model, once."""
-        if self.model is None:
-            self.model = load_causal_lm(
-                self.model_name_or_path,
-                dtype=self.dtype_name,
-                attn_implementation=self.attn_implementation,
-                **self.loading,
-            )
-
-    def loader_title(self, dataloader_idx: int) -> str:
-        """What the progress bar calls a data loader."""
-        conditions = getattr(self.trainer, "conditions", None)
-        return conditions[dataloader_idx].name if conditions else "sampling"
 
     def test_step(self, batch: list[dict[str, Any]], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Samples one response for each row of the batch.
