@@ -322,8 +322,7 @@ def loaded(judged, monkeypatch):
         found.append((model, digest(model)))
         return model
 
-    for module in ("forecast", "generation"):
-        monkeypatch.setattr(f"gradsteer.modules.{module}.load_causal_lm", load)
+    monkeypatch.setattr("gradsteer.modules.model.load_causal_lm", load)
     before = signal.getsignal(signal.SIGINT)
     yield found
     signal.signal(signal.SIGINT, before)  # Lightning ignores it from the first interrupt on
