@@ -5,7 +5,7 @@ Knows of vectors, a calibration, a forecaster and a divergence; knows nothing of
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gradsteer.budgets import TokenDivergence, solve_budget
@@ -35,7 +35,7 @@ class DoseSolver:
     top_p: float
     forecaster: Forecaster | None = None
     divergence: Callable[[], TokenDivergence] | None = None
-    _measuring: TokenDivergence | None = None
+    _measuring: TokenDivergence | None = field(default=None, init=False)
 
     def solve(
         self,
@@ -71,8 +71,10 @@ class DoseSolver:
             return self._shift(dose.value, calibration, contrast, direction)
         if dose.kind == "kl_budget":
             return self._budget(dose.value, vector)
-        if self.forecaster is None or direction is None:
+        if self.forecaster is None:
             raise ValueError("a target rate is solved on the forecast curve: give --forecasting.responses FILE")
+        if direction is None:
+            raise ValueError("a target rate is solved along derivatives, which weights in half precision do not have")
         if contrast.behavior is None:
             raise ValueError("which behavior's rate is the target? give --steering.behaviors.VECTOR BEHAVIOR")
         return solve_rate(self.forecaster, contrast.behavior, dose.value, direction, weights)[0]

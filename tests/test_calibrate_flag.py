@@ -120,9 +120,9 @@ def test_a_slope_that_cannot_be_taken_is_refused_where_asked(judged, few, inputs
     assert "pile 'shown' holds texts, not sampled responses with token ids" in refused(few, *texts)
 
 
-def on_one_and_two(words, out):
+def on_one_and_two(words, out, strategy="ddp"):
     """The output directories of a command line on one process and on two."""
-    process = start_on_two(words, out, "ddp")
+    process = start_on_two(words, out, strategy)
     try:
         run(*words, "--output_dir", out / "one")
         finish_on_two(process, out)
@@ -148,9 +148,10 @@ def test_forecast_on_two_processes_equals_one(judged, tmp_path):
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(120)
-def test_calibrate_on_two_processes_equals_one(judged, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_calibrate_on_two_processes_equals_one(judged, tmp_path, strategy):
     words = attribute_words(judged, tmp_path, judged.directory / "responses" / "piles.jsonl")
-    one, two = (Calibration.read(metadata_of(directory)) for directory in on_one_and_two(words, tmp_path))
+    one, two = (Calibration.read(metadata_of(directory)) for directory in on_one_and_two(words, tmp_path, strategy))
     assert two.slope == pytest.approx(one.slope, rel=1e-3)  # differences of forward passes, rounded otherwise
     assert two.standard_error == pytest.approx(one.standard_error, rel=1e-3)
 

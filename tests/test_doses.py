@@ -458,6 +458,8 @@ def test_a_target_rate_wants_a_forecast_and_a_behavior():
     with pytest.raises(ValueError, match="a target rate is solved on the forecast curve: give --forecasting.responses"):
         solve(solver_of(), rate)
     solver = solver_of(forecaster=forecaster)
+    with pytest.raises(ValueError, match="along derivatives, which weights in half precision do not have"):
+        solve(solver, rate)
     with pytest.raises(ValueError, match="which behavior's rate is the target"):
         solve(solver, rate, direction=direction)
     found = solve(solver, rate, direction=direction, contrast=Contrast(behavior="two"), weights=weights)

@@ -237,7 +237,10 @@ def test_a_forecast_of_something_else_is_refused(judged, curve, tmp_path, capsys
     assert "the forecast is of a model with fingerprint" in refused(**other)
     message = refused(model__temperature=0.7)
     assert "the forecast is of temperature 1 and top_p 1; this run samples at 0.7 and 1" in message
+    assert re.search(r"the forecast is of responses of at most \d+ tokens; this run", refused(model__max_new_tokens=1))
     report = json.loads(curve.read_text())
+    with pytest.warns(UserWarning, match=rf"share the seed {report['forecast']['seeds'][0]}; where the prompts are"):
+        run(*steer_words(judged, tmp_path / "s", steering__forecast=curve, model__sampling_seed=0, data__max_prompts=1))
     for change, said in (({"forecast": None}, "is no forecast of format 1"), ({"format": 7}, "is no forecast of")):
         changed = {key: value for key, value in {**report, **change}.items() if value is not None}
         (tmp_path / "changed.json").write_text(json.dumps(changed))

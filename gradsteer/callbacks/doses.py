@@ -48,7 +48,7 @@ class DoseFinder:
         self._known = {} if forecast is None else {row["name"]: row for row in forecast["conditions"]}
         self._about: dict[str, Any] = {} if forecast is None else forecast["forecast"]
         self._directions: dict[_Key, Direction] = {}
-        self._sampling = (1.0, 1.0)
+        self._sampling, self._half = (1.0, 1.0), False
         self._forecaster: Forecaster | None = None
         self._calibrations = {
             name: None if is_combination(source, sources) else Calibration.read(vectors[name].metadata)
@@ -84,6 +84,12 @@ class DoseFinder:
         sampled = pl_module.sampling if forecasting is None else None
         how = forecasting.sampling(pl_module) if sampled is None else (sampled.temperature, sampled.top_p)
         self._sampling = how
+        self._half = next(pl_module.model.parameters()).dtype in HALF_PRECISIONS
+        if forecaster is not None and self._half:
+            rank_zero_warn(
+                "no linear form of the forecast, and no shift or rate solved on it: weights in half precision round "
+                "away the small steps by which derivatives are taken (--model.dtype float32)"
+            )
         norms = (float(p.detach().double().norm()) ** 2 for p in pl_module.model.parameters())
         solver = DoseSolver(
             pl_module.model,
@@ -147,11 +153,7 @@ class DoseFinder:
         key, name, forecaster = _key(recipe), str(recipe.vector), self._forecaster
         if forecaster is None or key in self._directions:
             return
-        if next(weights.model.parameters()).dtype in HALF_PRECISIONS:
-            rank_zero_warn(
-                "no linear form of the forecast: weights in half precision round the small steps away that its "
-                "derivatives are taken by (--model.dtype float32)"
-            )
+        if self._half:
             return
         self._directions[key] = forecaster.along(weights.model, weights.transformed(name, recipe.pipeline))
         prompts = set(json.loads(self.vectors[name].metadata.get("prompt_digests", "[]")))
@@ -176,6 +178,19 @@ class DoseFinder:
             raise ValueError(
                 f"the forecast is of temperature {about[0]:g} and top_p {about[1]:g}; this run samples at "
                 f"{sampling.temperature:g} and {sampling.top_p:g}"
+            )
+        if sampling is None:
+            return
+        longest = self._about.get("max_new_tokens")
+        if longest not in (None, sampling.max_new_tokens):
+            raise ValueError(
+                f"the forecast is of responses of at most {longest} tokens; this run samples {sampling.max_new_tokens}"
+            )
+        if pl_module.sampling_seed in self._about.get("seeds", ()):
+            rank_zero_warn(
+                f"forecast: its responses and this run share the seed {pl_module.sampling_seed}; where the prompts are "
+                "the same, so are the anchor's responses, and the two agree better than they should; give another "
+                "--model.sampling_seed"
             )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -223,7 +238,8 @@ class DoseFinder:
             condition.forecast = forecast
             if forecast.effective_sample_size == 0:
                 rank_zero_warn(f"condition {condition.name!r}: these weights leave no response possible; no forecast")
-            if condition.asked is not None and condition.asked["kind"] == "target_rate" and not forecast.reliable:
+            solved = own and condition.asked is not None and condition.asked["kind"] == "target_rate"
+            if solved and not forecast.reliable:
                 rank_zero_warn(
                     f"condition {condition.name!r}: at its alpha the effective sample size is "
                     f"{forecast.effective_sample_size:.0f}; the rate was solved on the linear form"

@@ -54,6 +54,8 @@ class ForecastReport(L.Callback):
             "num_prompts": forecasting.responses.num_prompts,
             "temperature": temperature,
             "top_p": top_p,
+            "max_new_tokens": forecasting.responses.max_new_tokens,
+            "seeds": sorted(forecasting.responses.seeds),
             "min_sample_size": forecasting.min_sample_size,
             "model_fingerprint": model_fingerprint(pl_module.model),
             "vectors": steering.vector_digests(),
