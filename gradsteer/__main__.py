@@ -34,10 +34,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     target = command.plain or "gradsteer.cli:main"
     module, function = target.split(":")
+    from gradsteer.judges.failures import JudgeStopped
+
     serve = getattr(importlib.import_module(module), function)
     try:
         status = serve(words[1:] if command.plain else words)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, JudgeStopped) as error:
         if os.environ.get("GRADSTEER_TRACEBACK"):
             raise
         sys.stderr.write(f"gradsteer {words[0]}: error: {error}\n(GRADSTEER_TRACEBACK=1 shows where)\n")

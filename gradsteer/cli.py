@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.bookkeeping import AlreadyDoneError, SaveReplayableConfig, StageRecord, check_stage
+from gradsteer.callbacks.dry_run import DryRunDoneError
 from gradsteer.callbacks.saving import SavePretrained
 from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
 from gradsteer.conditions import check_name
@@ -73,6 +74,13 @@ class GradsteerCLI(LightningCLI):
             default=False,
             help="replace what another configuration of this command left in output_dir.",
         )
+        if "estimate" in command.callbacks:
+            parser.add_argument(
+                "--dry_run",
+                type=bool,
+                default=False,
+                help="only say how much would be sampled, and what judging it would cost at most.",
+            )
         parser.add_lightning_class_args(load(command.module), "model")
         parser.add_lightning_class_args(load(command.data), "data")
         for group, target in command.callbacks.items():
@@ -104,7 +112,7 @@ class GradsteerCLI(LightningCLI):
         self.stage_config = _map_strings(config.clone().as_dict(), unfill)
         self.stage_config.pop("config", None)
         self.inputs = self.stage.inputs(self.stage_config)
-        if command.outputs:
+        if command.outputs and not config.get("dry_run"):
             check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
         if config["trainer"]["logger"] in (None, True):
             arguments = Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False)
@@ -138,6 +146,8 @@ class GradsteerCLI(LightningCLI):
         dry = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.trainer.is_global_zero and not dry and COMMANDS[str(self.subcommand)].outputs:
             self.stage.write(self.stage_config, finished=True, inputs=self.inputs)
+            for work in self.trainer.unfinished:  # type: ignore[attr-defined]
+                work.clear()
 
 
 def load(target: str) -> Any:
@@ -169,11 +179,12 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
     for group in command.callbacks:
         if f"{group}.output_dir" in options:
             parser.link_arguments(("output_dir", "experiment"), f"{group}.output_dir", compute_fn=_shared_output_dir)
-        for shared in ("experiment", "name", "overwrite"):
+        for shared in ("experiment", "name", "overwrite", "dry_run"):
             if f"{group}.{shared}" in options:
                 parser.link_arguments(shared, f"{group}.{shared}")
-    if "data.num_samples" in options:
-        parser.link_arguments("model.num_samples", "data.num_samples")
+    for shared in ("num_samples", "sampling_seed"):
+        if f"data.{shared}" in options:
+            parser.link_arguments(f"model.{shared}", f"data.{shared}")
     if "writing.vectors" in options:
         parser.add_argument(
             "--vectors",
@@ -236,6 +247,8 @@ def main(args: list[str]) -> int:
         )
     except AlreadyDoneError as done:
         print(f"{done} is done already with this configuration and these inputs: nothing to do")
+        return 0
+    except DryRunDoneError:
         return 0
     cli.finish()
     return 0

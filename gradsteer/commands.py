@@ -72,8 +72,9 @@ COMMANDS: dict[str, Command] = {
             module="gradsteer.modules.generation:GenerationModule",
             data="gradsteer.data.prompts:PromptDataModule",
             callbacks={
-                "condition": "gradsteer.callbacks.evaluation:NamedCondition",
+                "condition": "gradsteer.callbacks.named:NamedCondition",
                 "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
+                "estimate": "gradsteer.callbacks.dry_run:DryRun",
                 "report": "gradsteer.callbacks.report:EvaluationReport",
             },
             defaults={"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
@@ -123,8 +124,11 @@ COMMANDS: dict[str, Command] = {
             callbacks={
                 "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
                 "forecasting": "gradsteer.callbacks.forecast:Forecasting",
+                "fluency": "gradsteer.callbacks.fluency:BasePerplexity",
                 "steering": "gradsteer.callbacks.steering:WeightSteering",
                 "sampled": "gradsteer.callbacks.sampled:SampledConditions",
+                "comparisons": "gradsteer.callbacks.comparing:Comparisons",
+                "estimate": "gradsteer.callbacks.dry_run:DryRun",
                 "report": "gradsteer.callbacks.report:ResultsReport",
                 "figures": "gradsteer.callbacks.report:LayerNorms",
             },
@@ -134,6 +138,11 @@ COMMANDS: dict[str, Command] = {
                 "trainer.inference_mode": False,
             },
             outputs=("results.json", "results.csv"),
+        ),
+        Command(
+            "judge",
+            "judge existing responses by one or several judges, and say how far they agree",
+            plain="gradsteer.judging.command:main",
         ),
         Command(
             "export",

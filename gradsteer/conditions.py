@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 Kind = Literal["base", "anchor", "steered", "control", "baseline", "forecast"]
 ModelKind = Literal["anchor", "base"]
-METRICS = ("perplexity", "repetition", "distinct_2", "mean_length", "unfinished", "refusal")
+METRICS = (
+    "perplexity", "kl_to_anchor", "base_perplexity", "repetition", "compression", "distinct_1", "distinct_2",
+    "distinct_3", "mean_length", "unfinished", "degenerate", "refusal", "refusal_benign", "refusal_harmful",
+)  # fmt: skip
 
 
 @dataclass
@@ -34,6 +37,10 @@ class Condition:
         realised: the change of the log-odds of the vector's PLUS against its MINUS class that was measured, with its
             interval: ``{"log_odds_shift", "ci_low", "ci_high"}``.
         system_prompt: put before every prompt.
+        resample: sampled with fresh seeds, the how-manieth; 0 for the seeds that all conditions share.
+        comparisons: behavior -> the difference of its rate from the anchor's, `gradsteer.comparisons.Comparison`.
+        specificity: shifts of every behavior's log-odds against none, and the selectivity.
+        corrected: behavior -> its rate corrected for the judge's known error; None without a labelled set.
         contrast: what its vector is a contrast of.
         forecast: the forecast behind `predicted`, where it was made here.
         by_tensor: parameter -> how much of its step it took; see `gradsteer.applied.TensorStep`.
@@ -56,6 +63,10 @@ class Condition:
     predicted: dict[str, Any] | None = None
     realised: dict[str, float | None] | None = None
     system_prompt: str | None = None
+    resample: int = 0
+    comparisons: dict[str, Any] | None = None
+    specificity: dict[str, Any] | None = None
+    corrected: dict[str, Any] | None = None
     contrast: "Contrast | None" = None
     forecast: "Forecast | None" = None
     by_tensor: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -68,6 +79,11 @@ class Condition:
         """The name as a file name: ``bridge_alpha=+0.1``."""
         return slug_of(self.name)
 
+    @property
+    def behavior(self) -> str | None:
+        """The behavior that its vector is of, where its piles' verdicts say."""
+        return None if self.contrast is None else self.contrast.behavior
+
     def row(self) -> dict[str, Any]:
         """The condition as results.json holds it: every key present."""
         row = {key: getattr(self, key) for key in _ROW_KEYS}
@@ -78,8 +94,9 @@ class Condition:
 
 
 _ROW_KEYS = (
-    "name", "kind", "model", "vector", "transforms", "alpha", "asked", "relative_norm", "retained_fraction",
-    "step_error", "changed_fraction", "predicted", "realised", "system_prompt",
+    "name", "kind", "model", "vector", "behavior", "transforms", "alpha", "asked", "relative_norm", "retained_fraction",
+    "step_error", "changed_fraction", "predicted", "realised", "system_prompt", "comparisons", "specificity",
+    "corrected",
 )  # fmt: skip
 
 

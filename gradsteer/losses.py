@@ -4,8 +4,7 @@ Knows of logits, labels and a model's forward; knows nothing of piles, optimizer
 by the callers, once, from sums and counts: a mean of batch means is wrong when batches differ in tokens.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -123,24 +122,3 @@ def example_losses(
     sums = token_losses(model(**inputs).logits, batch["labels"], compared).sum(dim=1)
     counts = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
     return sums, counts
-
-
-@torch.no_grad()
-def perplexity(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float | None:
-    """``exp`` of the mean token loss over all labelled tokens of all batches.
-
-    Args:
-        model: a causal LM, used in its current mode (call ``eval()`` first).
-        batches: as `example_losses` takes them, on the model's device.
-
-    Returns:
-        The perplexity; None where no token counts or the loss is not finite (a report holds no NaN).
-    """
-    total, num_tokens = 0.0, 0
-    for batch in batches:
-        sums, counts = example_losses(model, batch)
-        total += float(sums.double().sum())
-        num_tokens += int(counts.sum())
-    if num_tokens == 0 or not math.isfinite(total) or total / num_tokens > 700:
-        return None
-    return math.exp(total / num_tokens)

@@ -1,6 +1,6 @@
 """The plan of an experiment: which conditions there are, and what makes each one's weights.
 
-Knows of names, doses and files' names; reads no tensor and knows no model.
+Knows of names, doses and files; reads no tensor and knows no model.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gradsteer.conditions import Condition, check_name
 from gradsteer.doses import Dose, largest_dose
+from gradsteer.records import file_digest
 from gradsteer.transforms import TransformSpec, parse_transform
 
 Source = Literal["vector", "random", "signs", "file", "graddiff", "delta"]
@@ -97,8 +98,9 @@ def plan_conditions(
     has_base: bool,
     on_base: bool,
     chosen: Collection[str] | None = None,
+    anchor_resamples: int = 0,
 ) -> Plan:
-    """The conditions in the report's order: base, anchor, steered, controls, baselines.
+    """The conditions in the report's order: base, anchor, the anchor again, steered, controls, baselines.
 
     Args:
         vectors: name -> file; None where the vector is a combination of others.
@@ -108,12 +110,16 @@ def plan_conditions(
         has_base: there is a base condition.
         on_base: also add every steered condition's step to the base.
         chosen: names of the steered conditions to keep, by default all; a vector of which none is kept has no control.
+        anchor_resamples: so many times the anchor is sampled again, with fresh seeds.
 
     Raises:
         ValueError: two conditions would share a name or a file name, or a control needs a file that is not there.
     """
     plan: Plan = [(Condition("base", "base", "base"), None)] if has_base else []
     plan.append((Condition("anchor", "anchor", alpha=0.0), None))
+    for number in range(1, anchor_resamples + 1):
+        name = "anchor resampled" if number == 1 else f"anchor resampled-{number}"
+        plan.append((Condition(name, "control", alpha=0.0, resample=number), None))
     for name in vectors:
         for pipeline in pipelines:
             plan += [_steered(Recipe("vector", name, tuple(pipeline), dose)) for dose in doses[name]]
@@ -161,6 +167,18 @@ def controls_at_largest(plan: Plan) -> Plan:
         changed.append((condition, replace(recipe, dose=dose)))
     _check_names([condition for condition, _ in changed])
     return changed
+
+
+def identity_of(condition: Condition, recipe: Recipe | None) -> dict[str, Any]:
+    """What decides a condition's weights beside the vectors and the model, as plain values; its alpha is known."""
+    file = None if recipe is None else recipe.file
+    return {
+        "recipe": None if recipe is None else repr(replace(recipe, file=None)),
+        "file": None if file is None else file_digest(file),
+        "model": condition.model,
+        "alpha": condition.alpha,
+        "system_prompt": condition.system_prompt,
+    }
 
 
 def _labels(pipeline: Sequence[TransformSpec]) -> list[str]:

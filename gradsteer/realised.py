@@ -11,9 +11,11 @@ import numpy as np
 
 from gradsteer.importance import PromptBootstrap, percentile_interval
 from gradsteer.response_rows import matches
+from gradsteer.specificity import log_odds_variance
+from gradsteer.statistics import expanded
 
 Rows = Sequence[Mapping[str, Any]]
-_DRAWS, _SEED, _FEW = 2000, 0, 10
+_DRAWS, _SEED, _FEW, _ROUNDING = 2000, 0, 10, 1e-9
 
 
 def realised_shift(
@@ -22,9 +24,8 @@ def realised_shift(
     """The change of ``log (n_PLUS / n_MINUS)`` from one set of judged responses to another, with a 95% interval.
 
     Half a response is added to every count (Haldane 1956, Ann. Hum. Genet. 20:309), so that a class that is empty after
-    steering gives a finite, too small change. The interval is a bootstrap over prompts, paired: a prompt that is drawn
-    brings its replies on both sides; where a count is below 10, the wider of it and ``+- 1.96 sqrt(sum 1 / (n +
-    1/2))``.
+    steering gives a finite, too small change. The interval is that of `gradsteer.specificity.measure_specificity`: a
+    bootstrap over prompts, paired, widened where counts are small.
 
     Args:
         before: rows with ``prompt`` and ``verdicts``, the anchor's.
@@ -53,10 +54,11 @@ def realised_shift(
     bootstrap = PromptBootstrap.draw(np.arange(len(numbers)), draws=_DRAWS, seed=_SEED)
     sums = np.log(bootstrap.sums(np.stack(columns, axis=1)) + 0.5)
     shifts = (sums[:, 0] - sums[:, 1]) - (sums[:, 2] - sums[:, 3])
-    low, high = percentile_interval(shifts)
+    low, high = percentile_interval(shifts, expanded(len(numbers)))
     totals = [math.log(counts.sum() + 0.5) for counts in columns]
     shift = (totals[0] - totals[1]) - (totals[2] - totals[3])
-    if min(counts.sum() for counts in columns) < _FEW:  # the bootstrap never draws what was not seen
-        reach = 1.96 * math.sqrt(sum(1 / (counts.sum() + 0.5) for counts in columns))
+    # the bootstrap never draws what was not seen
+    if min(counts.sum() for counts in columns) < _FEW or high - low < _ROUNDING:
+        reach = 1.96 * math.sqrt(log_odds_variance(*columns[:2]) + log_odds_variance(*columns[2:]))
         low, high = min(low, shift - reach), max(high, shift + reach)
     return {"log_odds_shift": shift, "ci_low": min(low, shift), "ci_high": max(high, shift), **found}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 Row = Mapping[str, Any]
+# a comparison's columns that a rate has too
+_COMPARED = {"ci_low": "difference_low", "ci_high": "difference_high"}
 
 
 def write_results(
@@ -71,6 +73,14 @@ def flatten(row: Row) -> dict[str, Any]:
             flat.update({f"predicted_{name}": number for name, number in _flat_prediction(value or {}).items()})
         elif key == "realised":
             flat.update({f"realised_{name}": number for name, number in (value or {}).items()})
+        elif key == "comparisons":
+            for behavior, found in (value or {}).items():
+                flat.update({f"{behavior}_{_COMPARED.get(name, name)}": number for name, number in found.items()})
+        elif key == "specificity":
+            flat.update(_flat_specificity(value or {}))
+        elif key == "corrected":
+            for behavior, found in (value or {}).items():
+                flat.update({f"{behavior}_corrected_{name}": number for name, number in (found or {}).items()})
         elif key == "asked":
             flat["asked"], flat["asked_value"] = (value["kind"], value["value"]) if value else (None, None)
         else:
@@ -78,10 +88,34 @@ def flatten(row: Row) -> dict[str, Any]:
     return flat
 
 
+def _flat_specificity(specificity: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {
+        f"{behavior}_against_none_{name}": number
+        for behavior, shift in specificity.get("shifts", {}).items()
+        for name, number in shift.items()
+    }
+    selectivity = specificity.get("selectivity") or {}
+    flat.update({"selectivity" if name == "value" else f"selectivity_{name}": n for name, n in selectivity.items()})
+    return flat
+
+
 def _flat_prediction(predicted: Mapping[str, Any]) -> dict[str, Any]:
     rates = {**predicted.get("rates", {}), **predicted.get("classes", {})}
     flat = {key: value for key, value in predicted.items() if key not in ("rates", "classes")}
     return {**flat, **{f"{name}_{key}": number for name, rate in rates.items() for key, number in rate.items()}}
+
+
+# metric -> heading, format and factor
+_COLUMNS: dict[str, tuple[str, str, float]] = {
+    "perplexity": ("perplexity", ".2f", 1),
+    "kl_to_anchor": ("KL", ".3f", 1),
+    "base_perplexity": ("under base", ".2f", 1),
+    "degenerate": ("degenerate %", ".1f", 100),
+    "mean_length": ("tokens", ".1f", 1),
+    "unfinished": ("cut %", ".1f", 100),
+    "refusal_benign": ("refused benign %", ".1f", 100),
+    "refusal_harmful": ("refused harmful %", ".1f", 100),
+}
 
 
 def results_table(rows: Sequence[Row], title: str) -> "Table":
@@ -94,28 +128,45 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
     table.add_column("condition", no_wrap=True)
     for behavior in behaviors:
         table.add_column(Text(f"{behavior} % [95% interval]"), justify="right", no_wrap=True)
+    corrected = [name for name in behaviors if any((row.get("corrected") or {}).get(name) for row in rows)]
+    for behavior in corrected:
+        table.add_column(Text(f"{behavior} % corrected"), justify="right", no_wrap=True)
+    selective = any(_selectivity(row) for row in rows)
     # what is the same everywhere is left out: nothing unscored, every step taken whole
     unscored = any(rate["num_unscored"] for row in rows for rate in row["behaviors"].values())
     lossy = any(row["retained_fraction"] is not None and abs(row["retained_fraction"] - 1) > 1e-3 for row in rows)
-    optional = [*(["unscored"] if unscored else []), *(["step kept"] if lossy else [])]
-    for column in ("scored", "perplexity", "repeats %", "distinct-2", "tokens", "cut %", *optional):
+    measured = [key for key in _COLUMNS if any(row["metrics"].get(key) is not None for row in rows)]
+    columns = [
+        *(["selectivity"] if selective else []),
+        "scored",
+        *(["unscored"] if unscored else []),
+        *(_COLUMNS[key][0] for key in measured),
+        *(["step kept"] if lossy else []),
+    ]
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         rates = [row["behaviors"].get(name) for name in behaviors]
-        metrics = row["metrics"]
         table.add_row(
             Text(row["name"]),
             *(Text(rate_text(rate)) for rate in rates),
+            *(Text(rate_text((row.get("corrected") or {}).get(name))) for name in corrected),
+            *([_interval(_selectivity(row))] if selective else []),
             _joined(rate and rate["num_scored"] for rate in rates),
-            _number(metrics["perplexity"], ".2f"),
-            _number(metrics["repetition"], ".1f", 100),
-            _number(metrics["distinct_2"], ".3f"),
-            _number(metrics["mean_length"], ".1f"),
-            _number(metrics["unfinished"], ".1f", 100),
             *([_joined(rate and rate["num_unscored"] for rate in rates)] if unscored else []),
+            *(_number(row["metrics"].get(key), *_COLUMNS[key][1:]) for key in measured),
             *([_number(row["retained_fraction"], ".3f")] if lossy else []),
         )
     return table
+
+
+def _selectivity(row: Row) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = (row.get("specificity") or {}).get("selectivity")
+    return found
+
+
+def _interval(found: Mapping[str, Any] | None) -> str:
+    return f"{found['value']:+.2f} [{found['ci_low']:+.2f}, {found['ci_high']:+.2f}]" if found else "-"
 
 
 def print_table(rows: Sequence[Row], title: str, *, note: str | None = None) -> None:

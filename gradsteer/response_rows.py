@@ -29,6 +29,8 @@ def response_rows(path: str) -> list[Row] | None:
         missing = [key for key in _SAMPLED_KEYS if key not in row]
         if missing:
             raise ValueError(f"{path}:{line}: a response row without {', '.join(map(repr, missing))}")
+        if row.get("failed"):  # nothing was sampled
+            continue
         rows.append((f"{path}:{line}", row))
     return rows or None
 
@@ -75,7 +77,18 @@ def prompt_digest(prompt: str) -> str:
     return text_digest(prompt)[:16]
 
 
+def verdict_of(row: Mapping[str, Any], behavior: str) -> bool | None:
+    """A row's verdict as rates count it: None where it is unscored, and where the response is degenerate.
+
+    A loop is no evidence that a behavior is gone, and no evidence of it either: degenerate responses are counted on
+    their own.
+    """
+    if row.get("degenerate"):
+        return None
+    value: bool | None = (row.get("verdicts") or {}).get(behavior)
+    return value
+
+
 def matches(row: Mapping[str, Any], where: Mapping[str, bool]) -> bool:
-    """Whether a response row has all the verdicts asked for; an unscored verdict (null) matches nothing."""
-    verdicts = row.get("verdicts") or {}
-    return all(verdicts.get(behavior) is wanted for behavior, wanted in where.items())
+    """Whether a row has all the verdicts asked for, as `verdict_of` counts them; None matches nothing."""
+    return all(verdict_of(row, behavior) is wanted for behavior, wanted in where.items())

@@ -13,7 +13,7 @@ import numpy as np
 from gradsteer.chat import EncodedExample, encode_prompt, encode_sampled, tokenizer_digest
 from gradsteer.metrics import has_repeated_sentence, looks_like_refusal
 from gradsteer.records import resolve_resource
-from gradsteer.response_rows import check_row, prompt_digest, response_rows
+from gradsteer.response_rows import check_row, prompt_digest, response_rows, verdict_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ class JudgedResponses:
     Attributes:
         path: the file.
         examples: token ids; the response's tokens are labelled.
-        verdicts: behavior -> (responses,) 1 for true, 0 for false, NaN for unscored.
+        verdicts: behavior -> (responses,) 1 for true, 0 for false, NaN for unscored and for degenerate responses.
         prompts: (responses,) number of each one's prompt: replies to one prompt are alike.
         traits: what else is known of each response, name -> (responses,): ``mean_length`` (tokens), ``unfinished``,
             ``repetition`` and ``refusal`` (1 or 0).
@@ -38,6 +38,7 @@ class JudgedResponses:
         prompt_digests: of the distinct prompts; see `gradsteer.response_rows.prompt_digest`.
         prompt_texts: (responses,) each one's prompt.
         seeds: that they were sampled with, where the rows say.
+        judge: fingerprint of the judge of their verdicts; None where the file does not say.
     """
 
     path: str
@@ -53,6 +54,7 @@ class JudgedResponses:
     prompt_digests: frozenset[str]
     prompt_texts: list[str]
     seeds: frozenset[int] = frozenset()
+    judge: str | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -155,7 +157,7 @@ def read_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> JudgedRes
         numbers.setdefault(prompt_digest(row["prompt"]), len(numbers))
     plain = [row for _, row in rows]
     known: dict[str, Any] = {}
-    for key in ("temperature", "top_p", "top_k", "max_new_tokens", "model_fingerprint"):
+    for key in ("temperature", "top_p", "top_k", "max_new_tokens", "model_fingerprint", "judge"):
         values = list(dict.fromkeys(row.get(key) for row in plain))
         if len(values) > 1:
             shown = ", ".join(map(repr, values[:3]))
@@ -180,6 +182,7 @@ def read_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> JudgedRes
         frozenset(numbers),
         [row["prompt"] for row in plain],
         frozenset(row["seed"] for row in plain if type(row.get("seed")) is int),
+        known["judge"],
     )
 
 
@@ -210,5 +213,5 @@ def behind_system_prompt(
 
 
 def _verdict(row: Mapping[str, Any], behavior: str) -> float:
-    value = (row.get("verdicts") or {}).get(behavior)
+    value = verdict_of(row, behavior)
     return float("nan") if value is None else float(value is True)

@@ -71,7 +71,12 @@ class Run:
 
 
 def read_run(
-    path: Path, *, output_dir: str | None = None, base_model: str | None = None, extra: Sequence[str] = ()
+    path: Path,
+    *,
+    output_dir: str | None = None,
+    base_model: str | None = None,
+    judge: Path | None = None,
+    extra: Sequence[str] = (),
 ) -> Run:
     """Reads a run file and plans its stages.
 
@@ -82,6 +87,7 @@ def read_run(
         output_dir: where all artifacts go; ``lightning_logs/EXPERIMENT`` by default.
         base_model: takes the place of the run file's base model in every stage that starts from it; a stage that
             only makes the base is left out.
+        judge: config that evaluate and steer are given after their own: another judge.
         extra: options for every Trainer stage, such as ``["--trainer.accelerator", "gpu"]``.
 
     Raises:
@@ -121,6 +127,9 @@ def read_run(
             overrides += _replace_base(values, str(declared), base_model)
             if stage["command"] == "fit" and str(declared) == f"{{output_dir}}/{values.get('name', 'anchor')}":
                 unneeded = f"the base model is {base_model}"
+        if judge is not None and stage["command"] in ("evaluate", "steer"):
+            overrides += ["--config", str(judge)]
+            values = {**values, "--judge": _read_yaml(judge, "the judge's config")}  # its content decides too
         if COMMANDS[stage["command"]].module:
             overrides += extra
         planned.append(PlannedStage(stage["name"], stage["command"], config, values, tuple(overrides), unneeded))
@@ -202,10 +211,10 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
         try:
             status = subprocess.run(words, check=False, env=environment).returncode
         except KeyboardInterrupt:
-            _say(f"{head}: interrupted; the same command starts again at this stage")
+            _say(f"{head}: interrupted; the same command goes on with this stage")
             return 130
         if status != 0:
-            _say(f"{head}: failed with status {status}; the same command starts again at this stage")
+            _say(f"{head}: failed with status {status}; the same command goes on with this stage")
             return status if status > 0 else 1
         child = Stage.of(directory, COMMANDS[stage.command], stage.artifact).read() or {}
         digests = {"config_digest": _config_digest(stage), "child_digest": child.get("config_digest")}
@@ -255,6 +264,11 @@ def main(args: Sequence[str]) -> int:
         type=str | None,
         help="another base model (hub id or directory) for every stage that starts from the run's base model.",
     )
+    parser.add_argument(
+        "--judge",
+        type=str | None,
+        help="config of another judge for all stages that judge, such as configs/judges/hybrid.yaml.",
+    )
     parser.add_argument("--overwrite", type=bool, default=False, help="replace stages of another configuration.")
     parser.add_argument("--dry_run", type=bool, default=False, help="only say what would run.")
     options = parser.parse_args(words)
@@ -262,6 +276,7 @@ def main(args: Sequence[str]) -> int:
         Path(options.config),
         output_dir=options.output_dir,
         base_model=options.model.model_name_or_path,
+        judge=None if options.judge is None else Path(options.judge),
         extra=extra,
     )
     if options.dry_run:

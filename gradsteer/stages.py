@@ -25,14 +25,21 @@ _NOT_PART = (
     "output_dir",
     "input_dir",
     "overwrite",
+    "dry_run",
     "trainer.logger",
     "trainer.enable_progress_bar",
     "trainer.default_root_dir",
 )
 
+# how a judge is asked, not what: its answers are the same
+_ASKING = re.compile(
+    r"^evaluation\.judge\..*\b(concurrency|timeout|max_retries|max_cost|prices|store|api_key_env|device|batch_size)(\.\d+)?$"
+)
+
 # the options that name files or directories
 _PATH_KEY = re.compile(
     r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|reference|responses)$"
+    r"|(^|\.)(benign_prompts|harmful_prompts|labelled|rubrics)$|^evaluation\.judge\..*\bmodel$"
     r"|(^|\.)(precondition|second_moment|vector_file|patterns)$|^steering\.forecast$"
     r"|^(steering\.vectors|steering\.control_vectors|data\.piles)\.[^.]+$"
 )
@@ -177,7 +184,8 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def _is_not_part(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in _NOT_PART) or key.endswith(".output_dir")
+    named = any(key == name or key.startswith(f"{name}.") for name in _NOT_PART)
+    return named or key.endswith(".output_dir") or _ASKING.search(key) is not None
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

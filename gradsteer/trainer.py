@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from gradsteer.callbacks.progress import StageProgressBar
 from gradsteer.conditions import Condition
 from gradsteer.modules.summing import SummingModule
+from gradsteer.unfinished import UnfinishedCondition
 
 
 class GradsteerTrainer(L.Trainer):
@@ -33,6 +34,8 @@ class GradsteerTrainer(L.Trainer):
         # what the callbacks of forecast and steer share with each other
         self.forecasting: Any = None
         self.steering: Any = None
+        # what was kept of conditions on the way, to be removed when the command's record says that it finished
+        self.unfinished: list[UnfinishedCondition] = []
 
     def attribute(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Takes the pile-average gradient of every pile and contrasts piles into steering vectors."""

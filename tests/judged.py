@@ -11,7 +11,9 @@ from gradsteer.__main__ import main
 
 SAMPLING = ["--model.max_new_tokens", 3, "--data.batch_size", 1000]
 PATTERNS = json.dumps({"a": [r"[^\x00-\x7f]"], "b": [" "]})  # both steerable: what a tiny model's single tokens decide
-JUDGE = ["--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS]
+# of three tokens of a tiny model, many are empty or odd
+JUDGE = ["--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS, "--evaluation.count_degenerate"]
+JUDGE += ["true"]
 QUESTIONS = [f"{first} {second}?" for first in WORDS[:8] for second in WORDS[8:13]]
 
 
@@ -76,6 +78,7 @@ def forecast_words(judged, out, **changes):
         "--output_dir": out, "--model.model_name_or_path": judged.anchor, "--trainer.logger": "false",
         "--forecasting.responses": judged.responses, "--forecasting.draws": 100,
         "--steering.vectors.a": judged.vector("a"), "--steering.alphas": "[0.4]", "--steering.random_controls": 0,
+        "--steering.anchor_resamples": 0,
     }  # fmt: skip
     return ["forecast", *words_of(flags, changes)]
 
@@ -87,7 +90,9 @@ def steer_words(judged, out, **changes):
         "--data.prompts": judged.prompts, "--data.max_prompts": 2, "--model.max_new_tokens": 3,
         "--model.sampling_seed": 1,
         "--evaluation.judge": "KeywordJudge", "--evaluation.judge.patterns": PATTERNS,
+        "--evaluation.count_degenerate": "true",
         "--steering.vectors.a": judged.vector("a"), "--steering.alphas": "[0.4]", "--steering.random_controls": 0,
+        "--steering.anchor_resamples": 0,
     }  # fmt: skip
     return ["steer", *words_of(flags, changes)]
 

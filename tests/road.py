@@ -119,5 +119,6 @@ def experiment(inputs, tmp_path_factory):
         inputs / "prompts.jsonl", *sampling, "--steering.base", "{output_dir}/base", "--steering.vectors.a",
         "{output_dir}/vectors/a.safetensors", "--steering.alphas", "[0.05]",
         "--steering.transforms", "[[], [diff_weighting]]", "--model.sampling_seed", 1,
+        "--steering.seed_faithful", "true",
     )  # fmt: skip
     return out

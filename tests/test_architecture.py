@@ -7,14 +7,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
-    "accumulation", "applied", "assembly", "batching", "budgets", "calibration", "chat", "checkpoints", "choosing",
-    "classes", "combinations", "conditions", "controls", "curves", "derivatives", "diff", "doses", "dosing",
-    "edits", "entrywise", "figures", "fingerprints", "forecasting", "forecasts", "formats", "generation",
-    "graddiff", "gradients", "importance", "judges", "layers", "losses", "memory", "metrics", "models", "packing",
-    "parallel", "partial", "parts", "percentiles", "permutations", "piles", "plans", "points", "preconditioning",
+    "accumulation", "agreement", "applied", "assembly", "batching", "budgets", "calibration", "chat", "checkpoints",
+    "choosing", "classes", "combinations", "comparisons", "conditions", "controls", "correction", "counting",
+    "curves", "degeneracy", "derivatives", "diff", "doses", "dosing", "edits", "entrywise", "figures",
+    "fingerprints", "forecasting", "forecasts", "formats", "generation", "graddiff", "gradients", "heldout",
+    "importance", "judges", "labels", "layers", "losses", "memory", "metrics", "models", "packing", "parallel",
+    "partial", "parts", "percentiles", "permutations", "piles", "placement", "plans", "points", "preconditioning",
     "predictions", "probing", "provenance", "realised", "records", "reductions", "reports", "response_rows",
-    "responses", "rounding", "scoring", "segments", "selection", "slopes", "statistics", "steering", "subspaces",
-    "sums", "targets", "transforms", "turns", "vectors", "version", "weights",
+    "responses", "rounding", "sampling", "sampling_cache", "sampling_memory", "scoring", "segments", "selection",
+    "slopes", "specificity", "specificity_report", "statistics", "steering", "subspaces", "sums", "targets",
+    "tradeoffs", "transforms", "turns", "unfinished", "vectors", "version", "weights",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},
@@ -23,7 +25,8 @@ ALLOWED = {
     "callbacks": {"core", "callbacks"},
     "corpus": {"core", "corpus", "top"},
     "exports": {"core", "exports", "top"},
-    "top": {"core", "data", "modules", "callbacks", "corpus", "exports", "top"},
+    "judging": {"core", "judging"},
+    "top": {"core", "data", "modules", "callbacks", "corpus", "exports", "judging", "top"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

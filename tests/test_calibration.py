@@ -20,6 +20,7 @@ from gradsteer.piles import Pile
 from gradsteer.realised import realised_shift
 from gradsteer.scoring import ResponseScorer
 from gradsteer.slopes import cross_fitted_slope, has_both_halves, why_not_calibrate
+from gradsteer.statistics import design_effect
 from gradsteer.steering import steered
 from gradsteer.vectors import SteeringVector
 
@@ -313,13 +314,24 @@ def test_a_realised_shift_by_hand():
 
 
 @pytest.mark.parametrize("few", [9, 10])
-def test_few_responses_of_a_class_widen_the_interval(few):
-    """Both sides are the same replies to the same prompts: the paired bootstrap is a point."""
+def test_an_interval_is_never_a_point(few):
+    """Both sides are the same replies to the same prompts: all draws of the paired bootstrap agree."""
     rows = rows_of(*((str(prompt), 1, 2, 0) for prompt in range(few)), ("more", 0, 20, 0))
     found = realised_shift(rows, rows, PLUS, MINUS)
     assert found["num_plus"] == few
-    reach = 1.96 * math.sqrt(2 / (few + 0.5) + 2 / (2 * few + 20.5)) if few < 10 else 0.0
+    values = [*([True, False, False] * few), *[False] * 20]
+    effect = design_effect(values, [*(str(p) for p in range(few) for _ in range(3)), *["more"] * 20])
+    reach = 1.96 * math.sqrt(2 / (few / effect + 0.5) + 2 / ((2 * few + 20) / effect + 0.5))
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((-reach, reach))
+
+
+def test_few_responses_of_a_class_widen_the_interval():
+    """One of the class before, ten after: the bootstrap alone does not know how few one is."""
+    before = rows_of(("0", 1, 3, 0), *((str(prompt), 0, 4, 0) for prompt in range(1, 20)))
+    after = rows_of(*((str(prompt), 1, 3, 0) for prompt in range(20)))
+    found = realised_shift(before, after, PLUS, MINUS)
+    reach = 1.96 * math.sqrt(1 / (1 / 1 + 0.5) + 1 / (79 + 0.5) + 1 / (20 + 0.5) + 1 / (60 + 0.5))
+    assert found["ci_high"] - found["log_odds_shift"] >= reach * 0.99
 
 
 def test_empty_classes_are_finite_and_no_rows_are_none():

@@ -40,6 +40,7 @@ def fresh(*words):
         (["corpus", "--help"], "byte for byte"),
         (["inspect", "--help"], "norms by layer"),
         (["export", "--help"], "adapter whose scaling is alpha"),
+        (["judge", "--help"], "sensitivity"),
     ],
 )
 def test_the_top_level_answers_without_importing_torch(words, shown):
@@ -52,7 +53,7 @@ def test_the_top_level_answers_without_importing_torch(words, shown):
 def test_an_unknown_command_has_status_2(capsys):
     assert main(["steeer"]) == 2
     said = capsys.readouterr().err
-    assert "accepted: corpus, fit, validate, evaluate, attribute, forecast, steer, export, inspect, run" in said
+    assert "accepted: corpus, fit, validate, evaluate, attribute, forecast, steer, judge, export, inspect, run" in said
 
 
 def help_of(command, capsys):
@@ -92,7 +93,8 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     loading = ["attn_implementation", "dtype", "model_name_or_path", "revision", "trust_remote_code"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
     prompts = ["batch_size", "columns", "max_prompts", "prompts", "split", "system_prompt"]
-    judging = ["heldout", "heldout_split", "judge"]
+    prompts += ["benign_prompts", "harmful_prompts", "max_refusal_prompts"]
+    judging = ["heldout", "heldout_split", "judge", "labelled", "max_unscored", "count_degenerate"]
     chat = ["batch_size", "columns", "group_by_length", "loss_mask", "max_length", "shuffle_seed", "train"]
     chat += ["train_split", "validation", "validation_split"]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
@@ -107,7 +109,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     steering += ["transforms", "vectors", "relative_norms", "log_odds_shifts", "kl_budgets", "kl_statistic"]
     steering += ["target_rates", "curve_points", "behaviors", "on_base", "permuted_controls", "control_vectors"]
     steering += ["graddiff_steps", "delta_scales", "system_prompts", "forecast", "select", "rounding", "rounding_seed"]
-    steering += ["min_retained"]
+    steering += ["min_retained", "anchor_resamples", "seed_faithful"]
     forecasting = ["responses", "temperature", "top_p", "draws", "seed", "min_sample_size", "token_budget"]
 
     def group(name, options):
@@ -120,7 +122,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
             *(*group("model", loading + tuning), *group("data", chat)),
         ],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
-        "evaluate": [*common, "--name", *evaluation, "--report.note"],
+        "evaluate": [*common, "--name", "--dry_run", *evaluation, "--report.note"],
         "attribute": [
             *common,
             "--vectors",
@@ -137,7 +139,8 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         ],
         "steer": [
             *(*common, *evaluation, *group("forecasting", forecasting), *group("steering", steering)),
-            *("--report", "--report.note"),
+            *("--report", "--report.note", "--dry_run", *group("fluency", ["base_perplexity"])),
+            *group("comparisons", ["draws", "seed"]),
         ],
     }
     for name, parser in parsers.items():
@@ -148,6 +151,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
             "--report",
             "--figures",
             "--sampled",
+            "--estimate",
             "--data",
         }  # groups without an option of ours
         assert sorted(set(flags(parser)) - linked) == sorted(set(expected[name]) - linked), name

@@ -158,7 +158,8 @@ def steered_runs(experiment, inputs, tmp_path_factory):
             "--data.prompts": inputs / "prompts.jsonl", "--evaluation.judge": "KeywordJudge",
             "--evaluation.judge.patterns": PATTERNS, "--data.max_prompts": 1, "--model.max_new_tokens": 1,
             "--steering.vectors.a": experiment / "vectors" / "a.safetensors", "--steering.alphas": "[0.05]",
-            "--evaluation.heldout": inputs / "chat.jsonl",
+            "--evaluation.heldout": inputs / "chat.jsonl", "--steering.seed_faithful": "true",
+            "--steering.anchor_resamples": 0,
         } | {f"--{key.replace('__', '.')}": value for key, value in changes.items()}  # fmt: skip
         run("steer", *(word for flag in flags.items() if flag[1] is not None for word in flag))
         return {row["name"]: row for row in read_results(out / "results.json")["conditions"]}

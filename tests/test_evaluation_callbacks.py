@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from road import write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gradsteer.callbacks.evaluation import JudgeEvaluation, NamedCondition
+from gradsteer.callbacks.evaluation import JudgeEvaluation
+from gradsteer.callbacks.named import NamedCondition
 from gradsteer.callbacks.report import ResultsReport
 from gradsteer.callbacks.steering import WeightSteering
 from gradsteer.data.prompts import PromptDataModule
@@ -71,8 +72,9 @@ def test_weights_come_back_after_an_exception_and_partial_files_stay(experiment,
 
     judge = Counting(decide)
     steering = WeightSteering(
-        str(tmp_path), {"a": str(experiment / "vectors" / "a.safetensors")}, [0.05], base=str(experiment / "base")
-    )
+        str(tmp_path), {"a": str(experiment / "vectors" / "a.safetensors")}, [0.05], base=str(experiment / "base"),
+        anchor_resamples=0, seed_faithful=True,
+    )  # fmt: skip
     trainer = trainer_of(JudgeEvaluation(str(tmp_path), judge), ResultsReport(str(tmp_path), "broken"), steering)
     data = PromptDataModule(str(inputs / "prompts.jsonl"), batch_size=2)
     handler = signal.getsignal(signal.SIGINT)
@@ -87,8 +89,9 @@ def test_weights_come_back_after_an_exception_and_partial_files_stay(experiment,
     assert weights_digest(dict(module.model.named_parameters())) == digests[0]
     directory = tmp_path / "responses"
     assert len(lines_of(directory / "base.jsonl")) == len(lines_of(directory / "anchor.jsonl")) == 5
-    [part] = [path for path in directory.iterdir() if path.name.startswith(".")]
-    assert [row["condition"] for row in lines_of(part)] == ["a alpha=+0.05"] * 2
+    # the batch that the judge broke over was kept before it was judged
+    kept = sorted((directory / ".unfinished" / "a_alpha=+0.05").glob("0*.jsonl"))
+    assert [len(lines_of(path)) for path in kept] == [2, 2]
     assert not (tmp_path / "results.json").exists()
 
 
@@ -98,7 +101,7 @@ def test_unscored_verdicts_are_not_counted_and_keep_their_reason(experiment, inp
     module = GenerationModule(str(experiment / "anchor"), max_new_tokens=2)
     callbacks = [
         NamedCondition(str(tmp_path)),
-        JudgeEvaluation(str(tmp_path), judge),
+        JudgeEvaluation(str(tmp_path), judge, max_unscored=1.0, count_degenerate=True),
         ResultsReport(str(tmp_path), "unscored"),
     ]
     trainer_of(*callbacks).evaluate(module, PromptDataModule(str(inputs / "prompts.jsonl")))
@@ -118,7 +121,7 @@ def test_a_condition_without_any_verdict_has_no_rate(experiment, inputs, tmp_pat
     judge = Counting(lambda *_: "no answer")
     callbacks = [
         NamedCondition(str(tmp_path)),
-        JudgeEvaluation(str(tmp_path), judge),
+        JudgeEvaluation(str(tmp_path), judge, max_unscored=1.0, count_degenerate=True),
         ResultsReport(str(tmp_path), "unscored"),
     ]
     logger = TensorBoardLogger(str(tmp_path), name="logs")
@@ -127,7 +130,9 @@ def test_a_condition_without_any_verdict_has_no_rate(experiment, inputs, tmp_pat
     assert rate == {
         "num_scored": 0,
         "num_unscored": 5,
+        "num_degenerate": 0,
         "num_positive": 0,
+        "effective_n": None,
         "rate": None,
         "ci_low": None,
         "ci_high": None,

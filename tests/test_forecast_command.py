@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import warnings
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from gradsteer.models import load_causal_lm, load_tokenizer
 from gradsteer.records import file_digest
 from gradsteer.responses import behind_system_prompt, read_responses
 from gradsteer.scoring import ResponseScorer
+from gradsteer.statistics import Rate
 from gradsteer.steering import steered
 from gradsteer.vectors import SteeringVector
 
@@ -73,8 +75,8 @@ def test_the_report_has_the_rows_of_results_json_and_says_what_it_is_made_from(j
         assert list(row) == list(Condition("anchor", "anchor").row())
         assert list(row["behaviors"]) == ["a", "b"]
         for rate in row["behaviors"].values():
-            assert list(rate) == ["num_scored", "num_unscored", "num_positive", "rate", "ci_low", "ci_high"]
-            assert rate["num_positive"] is None
+            assert set(rate) == {field.name for field in fields(Rate)}
+            assert rate["num_positive"] is rate["num_degenerate"] is None
             assert 0 <= rate["ci_low"] <= rate["rate"] <= rate["ci_high"] <= 1
     flat = list(csv.DictReader((forecast / "forecast.csv").read_text().splitlines()))
     assert [row["name"] for row in flat] == [row["name"] for row in rows]
@@ -282,7 +284,7 @@ def warnings_of(words):
     return [str(warning.message) for warning in caught]
 
 
-def test_responses_of_other_weights_and_of_the_vectors_prompts_are_warned_of(judged, tmp_path):
+def test_responses_of_other_weights_are_warned_of_and_of_the_vectors_prompts_refused(judged, tmp_path, capsys):
     """The piles' own responses, with another fingerprint and without their temperature."""
     lines = [
         {**row, "model_fingerprint": "f" * 16, "temperature": None}
@@ -290,6 +292,9 @@ def test_responses_of_other_weights_and_of_the_vectors_prompts_are_warned_of(jud
     ]
     file = write_lines(tmp_path / "foreign.jsonl", lines)
     words = forecast_words(judged, tmp_path / "out", forecasting__responses=file, forecasting__temperature=2)
+    overlap = "vector a was made on responses to 20 of the 20 prompts that it is measured on"
+    assert overlap in message_of(words, capsys)
+    words += ["--steering.seed_faithful", "true"]
     found = warnings_of(words)
     about = json.loads((tmp_path / "out" / "forecast.json").read_text())["forecast"]
     assert about["temperature"] == 2.0
@@ -298,8 +303,6 @@ def test_responses_of_other_weights_and_of_the_vectors_prompts_are_warned_of(jud
     assert "the responses do not say their temperature; 2 is assumed" in about["warnings"]
     for text in about["warnings"]:
         assert f"forecast: {text}" in found
-    overlap = "vector a: 20 of the 20 prompts of the forecast's responses are among those of its piles: what is"
-    assert [text for text in found if overlap in text]
 
 
 def test_the_printed_table_shows_each_condition_and_dims_the_unreliable(judged, tmp_path, capsys):

@@ -3,96 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, kstest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    Lfm2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from sampler import CONFIGS, PAD, STOPS, VOCABULARY, build, in_batches, ragged_draws, sample
+from scipy.stats import chisquare
 
 from gradsteer.batching import plan_batches
-from gradsteer.generation import Draw, SamplingConfig, sample_batch, stop_token_ids, uniforms
+from gradsteer.generation import Draw, NonFiniteLogitsError, SamplingStats, longest_prompt
 
 torch.set_num_threads(1)
-
-VOCABULARY = 40
-PAD = 0
-STOPS = [2, 3]
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    # wide enough that the next token depends on the prompt and its positions
-    "initializer_range": 0.6,
-    "pad_token_id": PAD,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
-CONFIGS = {
-    "llama": lambda: LlamaConfig(**SIZES),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        n_positions=64,
-        initializer_range=0.6,
-        bos_token_id=1,
-        eos_token_id=None,
-    ),  # fmt: skip
-    "qwen2": lambda: Qwen2Config(**SIZES),
-    "gemma": lambda: GemmaConfig(**SIZES, head_dim=8),
-    # prompts longer than the window, so that the cache forgets
-    "mistral-window": lambda: MistralConfig(**SIZES, sliding_window=5),
-    "gemma3-window": lambda: Gemma3TextConfig(
-        **SIZES, head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
-    ),
-    # convolutions in place of attention in one layer
-    "lfm2": lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], conv_L_cache=3),
-}
-
-
-def build(name, dtype=torch.float64, **changes):
-    torch.manual_seed(0)
-    config = CONFIGS[name]()
-    for key, value in changes.items():
-        setattr(config, key, value)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
 
 
 @pytest.fixture(scope="module")
 def llama():
     return build("llama")
-
-
-def ragged_draws(num_prompts=7, samples=3, seed=0):
-    rng = np.random.default_rng(seed)
-    prompts = [rng.integers(4, VOCABULARY, int(rng.integers(2, 14))).tolist() for _ in range(num_prompts)]
-    return [Draw(prompt, sample, seed) for prompt in prompts for sample in range(samples)]
-
-
-def sample(model, draws, *, stops=STOPS, pad=PAD, max_new_tokens=12, temperature=1.0, top_p=1.0):
-    config = SamplingConfig(max_new_tokens, temperature, top_p)
-    return sample_batch(model, draws, config, stop_token_ids=stops, pad_token_id=pad)
-
-
-def in_batches(model, draws, size, **options):
-    found = {}
-    for batch in plan_batches([len(draw.prompt_token_ids) for draw in draws], size):
-        found |= dict(zip(batch, sample(model, [draws[i] for i in batch], **options), strict=True))
-    return [found[index] for index in range(len(draws))]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -132,6 +54,38 @@ def test_in_float32_hardly_any_response_depends_on_its_batch():
     draws = ragged_draws(num_prompts=20, samples=5)
     pairs = zip(in_batches(model, draws, 1), in_batches(model, draws, 64), strict=True)
     assert sum(alone != together for alone, together in pairs) <= 0.01 * len(draws)
+
+
+def test_what_only_changes_the_speed(llama):
+    draws = ragged_draws()
+    expected = sample(llama, draws)
+    for options in ({"share_prompts": False}, {"min_finished_share_to_drop": 2.0}, {"min_finished_share_to_drop": 0}):
+        assert sample(llama, draws, **options) == expected
+
+
+def test_the_counts_are_those_of_what_the_model_was_fed(llama):
+    fed = []
+    handle = llama.register_forward_pre_hook(
+        lambda _, args, inputs: fed.append((inputs["input_ids"], inputs["attention_mask"])), with_kwargs=True
+    )
+    draws = [Draw([5] * length, index, 0) for length in (3, 8) for index in range(4)]
+    stats = SamplingStats()
+    found = sample(llama, draws, stats=stats)
+    handle.remove()
+    assert (stats.prompt_tokens, stats.prompt_positions) == (int(fed[0][1].sum()), fed[0][0].numel()) == (11, 16)
+    assert stats.sampled_tokens == sum(len(each.token_ids) for each in found)
+    assert stats.decode_positions == sum(ids.numel() for ids, _ in fed[1:])
+    # every token but a response's last is fed back
+    assert stats.useful_positions == stats.sampled_tokens - len(draws)
+    stats.seconds = 2.0
+    told = stats.to_dict()
+    assert told["prefill_padding"] == 5 / 16
+    assert told["decode_waste"] == 1 - stats.useful_positions / stats.decode_positions > 0
+    assert told["tokens_per_second"] == stats.sampled_tokens / 2
+    once = (stats.sampled_tokens, stats.prompt_tokens)
+    sample(llama, draws, stats=stats)
+    assert (stats.sampled_tokens, stats.prompt_tokens) == (2 * once[0], 2 * once[1])
+    assert SamplingStats().to_dict()["tokens_per_second"] == 0
 
 
 def test_the_padding_token_is_never_read(llama):
@@ -184,23 +138,6 @@ def test_the_ends_of_the_unit_interval_stay_inside_the_nucleus(llama, monkeypatc
 def test_a_tiny_temperature_is_greedy(llama):
     draws = ragged_draws()
     assert sample(llama, draws, temperature=1e-6) == sample(llama, draws, temperature=0)
-
-
-def test_the_prompt_the_sample_and_the_seed_decide_the_numbers():
-    draw = Draw([1, 2, 3], 0, 0)
-    others = [Draw([1, 2, 3], 1, 0), Draw([1, 2, 3], 0, 1), Draw([1, 23], 0, 0), Draw([12, 3], 0, 0)]
-    assert len({uniforms(each, 4).tobytes() for each in [draw, *others]}) == 5
-    np.testing.assert_array_equal(uniforms(draw, 100)[:7], uniforms(Draw([1, 2, 3], 0, 0), 7))
-    assert uniforms(draw, 3).dtype == np.float64
-    many = np.concatenate([uniforms(Draw([1], index, 0), 20) for index in range(200)])
-    assert many.min() >= 0
-    assert many.max() < 1
-    assert kstest(many, "uniform").pvalue > 0.01
-
-
-def test_the_numbers_are_the_same_on_every_machine_and_release():
-    pinned = [0.7266711651683302, 0.9600606938431202, 0.9434080754634374]
-    assert uniforms(Draw([1, 2, 3], 0, 0), 3).tolist() == pinned
 
 
 def test_samples_and_seeds_differ_and_repeat(llama):
@@ -297,7 +234,7 @@ def test_logits_that_are_not_finite_name_the_draw(temperature):
     model = build("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[39] = float("nan")
-    with pytest.raises(ValueError, match="not finite for draw 2 at token 0"):
+    with pytest.raises(NonFiniteLogitsError, match="not finite for draw 2 at token 0"):
         sample(model, [Draw([5, 6], 0, 0), Draw([5, 7], 0, 0), Draw([5, 39], 0, 0)], temperature=temperature)
 
 
@@ -310,24 +247,13 @@ def test_a_token_that_the_model_rules_out_is_never_drawn(llama):
     assert {token % 2 for each in found for token in each.token_ids} == {0}
 
 
+def test_the_longest_prompt_leaves_room_for_the_response(llama):
+    assert longest_prompt(llama.config, 5) == 59
+    assert longest_prompt(llama.config, 70) == -6
+
+
 def test_no_draws(llama):
     assert sample(llama, []) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
-        ({"max_new_tokens": 1, "temperature": -0.5}, r"temperature is -0.5; it must be 0 \(greedy\)"),
-        ({"max_new_tokens": 1, "temperature": float("inf")}, "temperature is inf"),
-        ({"max_new_tokens": 1, "temperature": float("nan")}, "temperature is nan"),
-        ({"max_new_tokens": 1, "top_p": 0.0}, "top_p is 0.0; it must be greater than 0 and at most 1"),
-        ({"max_new_tokens": 1, "top_p": 1.1}, "top_p is 1.1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        SamplingConfig(**options)
 
 
 def test_batches_hold_each_index_once_by_length():
@@ -335,20 +261,3 @@ def test_batches_hold_each_index_once_by_length():
     assert plan_batches([], 4) == []
     with pytest.raises(ValueError, match="batch_size is 0"):
         plan_batches([1], 0)
-
-
-@pytest.mark.parametrize(
-    ("named", "expected"), [(None, [5, 6]), (9, [5, 6, 9]), ([9, 6], [5, 6, 9])], ids=["none", "one", "list"]
-)
-def test_stop_tokens_are_those_of_model_tokenizer_and_template(llama, named, expected, monkeypatch):
-    vocabulary = {"<unk>": 0, "a": 1, "</s>": 5, "<|im_end|>": 6}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<unk>")), eos_token="</s>"
-    )
-    monkeypatch.setattr(llama.generation_config, "eos_token_id", named)
-    assert stop_token_ids(llama, tokenizer) == expected
-
-
-def test_a_model_and_a_tokenizer_without_stop_tokens(llama):
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
-    assert stop_token_ids(llama, tokenizer) == []

@@ -1,12 +1,9 @@
-import math
-
 import pytest
 import torch
 from conftest import ragged_examples, tiny_llama
-from torch.nn import functional
 
 from gradsteer.chat import EncodedExample, collate
-from gradsteer.losses import example_losses, perplexity, token_losses
+from gradsteer.losses import example_losses, token_losses
 
 
 def test_token_losses_equal_log_probabilities_of_the_shifted_targets():
@@ -49,16 +46,3 @@ def test_padding_changes_no_loss(llama, side):
 def test_counts_leave_out_the_first_position():
     batch = collate([EncodedExample([5, 6, 7], [-100, 6, 7])], 0)
     assert example_losses(tiny_llama(), batch)[1].tolist() == [2]
-
-
-def test_perplexity_is_the_exponential_of_the_token_mean_over_ragged_batches(llama):
-    examples = ragged_examples(7)
-    total, count = 0.0, 0
-    for example in examples:
-        logits = llama(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
-        targets = torch.tensor(example.labels[1:])
-        total += float(functional.cross_entropy(logits, targets, reduction="sum").detach())
-        count += int((targets != -100).sum())
-    batches = [collate(examples[start : start + 3], 0) for start in range(0, 7, 3)]
-    assert perplexity(llama, batches) == pytest.approx(math.exp(total / count), rel=1e-9)
-    assert perplexity(llama, []) is None

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradsteer.__main__ import main
 from gradsteer.chat import collate, encode_sampled
+from gradsteer.conditions import METRICS
 from gradsteer.diff import WeightDiff, named_weights
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.gradients import PileGradient
@@ -46,9 +47,9 @@ def test_responses_have_every_documented_key(experiment):
     assert [(row["id"], row["sample"]) for row in rows] == [(f"p{i}", s) for i in range(5) for s in range(4)]
     keys = (
         "id prompt completion prompt_token_ids token_ids finish_reason tokenizer model condition sample seed "
-        "temperature top_p max_new_tokens model_fingerprint verdicts"
+        "temperature top_p max_new_tokens model_fingerprint judge verdicts unscored degenerate failed"
     )
-    assert list(rows[0]) == [*keys.split(), "unscored"]
+    assert list(rows[0]) == keys.split()
     assert rows[0]["condition"] == "first"
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     assert len({tuple(row["token_ids"]) for row in rows}) > 10
@@ -87,22 +88,28 @@ def test_results_hold_every_condition_in_order_with_every_key(experiment):
     assert results["experiment"] == "tiny"
     rows = results["conditions"]
     assert [row["name"] for row in rows] == [
-        "base", "anchor", "a alpha=+0.05", "a alpha=-0.05", "a|diff_weighting alpha=+0.05",
+        "base", "anchor", "anchor resampled", "a alpha=+0.05", "a alpha=-0.05", "a|diff_weighting alpha=+0.05",
         "a|diff_weighting alpha=-0.05", "random-0 of a alpha=+0.05", "random-0 of a|diff_weighting alpha=+0.05",
     ]  # fmt: skip
-    assert [row["kind"] for row in rows] == ["base", "anchor", *["steered"] * 4, *["control"] * 2]
+    assert [row["kind"] for row in rows] == ["base", "anchor", "control", *["steered"] * 4, *["control"] * 2]
     assert {tuple(row) for row in rows} == {tuple(rows[0])}
-    assert [row["alpha"] for row in rows[:3]] == [None, 0.0, 0.05]
+    assert [row["alpha"] for row in rows[:4]] == [None, 0.0, 0.0, 0.05]
+    again = rows.pop(2)
+    assert again["metrics"]["perplexity"] == rows[1]["metrics"]["perplexity"]  # the same weights, other responses
+    assert again["behaviors"] != rows[1]["behaviors"]
     assert rows[4]["transforms"] == ["diff_weighting"]
     assert rows[1]["transforms"] == []
     for row in rows:
         rate = row["behaviors"]["a"]
-        assert set(rate) == {"num_scored", "num_unscored", "num_positive", "rate", "ci_low", "ci_high"}
-        assert rate["num_scored"] == 20
+        counts = {"num_scored", "num_unscored", "num_degenerate", "num_positive", "effective_n"}
+        assert set(rate) == {*counts, "rate", "ci_low", "ci_high"}
+        assert rate["num_scored"] + rate["num_degenerate"] == 20
         assert rate["ci_low"] <= rate["rate"] <= rate["ci_high"]
-        metrics = ["perplexity", "repetition", "distinct_2", "mean_length", "unfinished", "refusal"]
-        assert list(row["metrics"]) == metrics
+        assert list(row["metrics"]) == list(METRICS)
         assert row["metrics"]["perplexity"] > 1
+        assert row["metrics"]["base_perplexity"] > 1
+        assert (row["metrics"]["kl_to_anchor"] == pytest.approx(0, abs=1e-6)) == (row is rows[1])
+        assert (row["comparisons"] is None) == (row is rows[1])
         steered = row["kind"] in ("steered", "control")
         assert (row["retained_fraction"] is not None) == steered
         assert (row["relative_norm"] is not None) == steered
@@ -127,7 +134,7 @@ def test_each_condition_is_computed_from_the_originals(experiment, inputs):
     from gradsteer.steering import steered
 
     with steered(model, vector, -0.05) as step:
-        assert step.relative_norm == pytest.approx(rows[3]["relative_norm"])
+        assert step.relative_norm == pytest.approx(rows[4]["relative_norm"])
         row = json.loads((experiment / "responses" / "a_alpha=-0.05.jsonl").read_text().splitlines()[0])
         from gradsteer.generation import Draw, SamplingConfig, sample_batch, stop_token_ids
 
@@ -145,6 +152,11 @@ def test_results_csv_is_the_same_table_flat(experiment):
     assert [row["name"] for row in flat] == [row["name"] for row in rows]
     assert float(flat[2]["a_rate"]) == rows[2]["behaviors"]["a"]["rate"]
     assert float(flat[2]["perplexity"]) == rows[2]["metrics"]["perplexity"]
+    compared, specific = rows[3]["comparisons"]["a"], rows[3]["specificity"]["shifts"]["a"]
+    assert float(flat[3]["a_difference"]) == compared["difference"]
+    assert float(flat[3]["a_difference_low"]) == compared["ci_low"] <= compared["difference"]
+    assert float(flat[3]["a_p_holm"]) == compared["p_holm"]
+    assert float(flat[3]["a_against_none_log_odds_shift"]) == specific["log_odds_shift"]
     assert flat[0]["alpha"] == ""
 
 
@@ -166,7 +178,7 @@ def test_tensorboard_shows_losses_norms_rates_texts_and_figures(experiment):
     assert {"figures/rates-results", "figures/delta-sumsq", "figures/delta-l2"} <= set(steer.Tags()["images"])
     assert "responses/a_alpha=+0.05/text_summary" in steer.Tags()["tensors"]
     [table] = steer.Tensors("results/text_summary")
-    assert b"| 2 | a alpha=" in table.tensor_proto.string_val[0]
+    assert b"| 3 | a alpha=" in table.tensor_proto.string_val[0]
 
 
 def test_figures_are_written_as_png_files(experiment):

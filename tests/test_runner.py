@@ -2,12 +2,13 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from gradsteer.runner import main, read_run, run_stages, stage_state
+from gradsteer.runner import _config_digest, main, read_run, run_stages, stage_state
 
 
 @pytest.fixture
@@ -49,6 +50,20 @@ def test_another_base_model_goes_to_every_stage_that_starts_from_the_base(run_fi
     assert stages[2].overrides[-2:] == ("--model.model_name_or_path", "some/model")
     assert stages[3].overrides[-2:] == ("--steering.base", "some/model")
     assert "some/model" not in stages[0].overrides
+
+
+def test_another_judge_goes_to_every_stage_that_judges(run_file, tmp_path):
+    file = tmp_path / "judge.yaml"
+    file.write_text("evaluation: {judge: {class_path: KeywordJudge, init_args: {patterns: {a: [b]}}}}")
+    plain, stages = read_run(run_file).stages, read_run(run_file, judge=file).stages
+    assert stages[3].overrides == (*plain[3].overrides, "--config", str(file))
+    assert [stage.overrides for stage in stages[:3]] == [stage.overrides for stage in plain[:3]]
+    digests = [_config_digest(plain[3]), _config_digest(stages[3])]
+    file.write_text("evaluation: {judge: {class_path: KeywordJudge, init_args: {patterns: {a: [c]}}}}")
+    digests.append(_config_digest(read_run(run_file, judge=file).stages[3]))
+    assert len(set(digests)) == 3  # another judge makes another stage
+    with pytest.raises(FileNotFoundError, match="no such file: 'no.yaml' .the judge's config"):
+        read_run(run_file, judge=Path("no.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +151,7 @@ def test_a_failing_stage_gives_its_status_and_stops_the_run(corpus_run, capfd):
     path.with_name("corpus.yaml").write_text("num_samples: 0\n")
     assert main(["--config", str(path), "--output_dir", out]) == 2
     said = capfd.readouterr()
-    assert "failed with status 2; the same command starts again at this stage" in said.out
+    assert "failed with status 2; the same command goes on with this stage" in said.out
     assert "num_samples" in said.err
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
 
-from gradsteer.statistics import Rate, design_effect, rate_with_interval
+from gradsteer.statistics import Rate, design_effect, expanded, rate_with_interval
 
 
 def prompts(num, samples):
@@ -89,6 +89,7 @@ def test_unscored_count_neither_way():
 
 def test_nothing_scored_is_none():
     assert rate_with_interval([], []) == Rate(0, 0, 0, None, None, None)
+    assert not rate_with_interval([], []).few
     assert rate_with_interval([None, None], ["a", "b"]) == Rate(0, 2, 0, None, None, None)
 
 
@@ -101,7 +102,41 @@ def test_to_dict_is_plain_json():
         "rate",
         "ci_low",
         "ci_high",
+        "num_degenerate",
+        "effective_n",
     }
+
+
+def test_degenerate_responses_are_carried_and_count_neither_way():
+    plain = rate_with_interval([True, False], ["a", "b"])
+    assert rate_with_interval([True, False], ["a", "b"], num_degenerate=3) == replace(plain, num_degenerate=3)
+    assert rate_with_interval([], [], num_degenerate=3) == Rate(0, 0, 0, None, None, None, num_degenerate=3)
+
+
+@pytest.mark.parametrize(("num_positive", "few"), [(0, True), (4, True), (5, False), (95, False), (96, True)])
+def test_fewer_than_five_of_either_outcome_are_few(num_positive, few):
+    found = rate_with_interval([index < num_positive for index in range(100)], prompts(100, 1))
+    assert found.effective_n == 100
+    assert found.few is few
+
+
+def test_few_counts_at_the_effective_size():
+    # eight replies that always agree are one: 32 positives of 4 prompts are few, 40 of 5 are not
+    for num, few in ((4, True), (5, False)):
+        found = rate_with_interval([index < num for index in range(40) for _ in range(8)], prompts(40, 8))
+        assert found.effective_n == pytest.approx(40)
+        assert found.few is few
+    assert not Rate(100, 0, 10, 0.1, 0.05, 0.2).few  # a rate from elsewhere, whose effective size is not known
+    assert Rate(100, 0, 4, 0.04, 0.01, 0.1).few
+
+
+def test_the_expanded_share_is_hesterbergs():
+    for num, confidence in ((30, 0.95), (100, 0.95), (5, 0.8)):
+        quantile = np.sqrt(num / (num - 1)) * t.ppf(1 - (1 - confidence) / 2, num - 1)
+        assert expanded(num, confidence) == pytest.approx(1 - 2 * norm.sf(quantile), abs=1e-12)
+    assert (expanded(100), expanded(30)) == (pytest.approx(0.9539, abs=5e-5), pytest.approx(0.9625, abs=5e-5))
+    assert expanded(10**6) == pytest.approx(0.95, abs=1e-5)
+    assert expanded(1) == 1
 
 
 def test_what_is_refused():

@@ -1,6 +1,5 @@
 """The alphas of the doses that were asked for, and what is predicted of each condition."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from gradsteer.plans import Plan, Recipe
 from gradsteer.records import file_digest
 from gradsteer.responses import behind_system_prompt
 from gradsteer.rounding import HALF_PRECISIONS
+from gradsteer.sampling import check_seeds
 from gradsteer.vectors import SteeringVector
 from gradsteer.weights import ConditionWeights
 
@@ -47,6 +47,7 @@ class DoseFinder:
         self.sources, self.vectors, self.contrasts = sources, vectors, contrasts
         self._known = {} if forecast is None else {row["name"]: row for row in forecast["conditions"]}
         self._about: dict[str, Any] = {} if forecast is None else forecast["forecast"]
+        self._digests: dict[str, str] | None = None
         self._directions: dict[_Key, Direction] = {}
         self._sampling, self._half = (1.0, 1.0), False
         self._forecaster: Forecaster | None = None
@@ -68,7 +69,10 @@ class DoseFinder:
 
     def digests(self) -> dict[str, str]:
         """Vector -> digest of its file, or the text of a combination."""
-        return {n: s if is_combination(s, self.sources) else file_digest(s) for n, s in self.sources.items()}
+        if self._digests is None:  # of files of the model's size
+            texts = {name: is_combination(source, self.sources) for name, source in self.sources.items()}
+            self._digests = {n: s if texts[n] else file_digest(s) for n, s in self.sources.items()}
+        return self._digests
 
     def find(
         self, trainer: L.Trainer, pl_module: Any, plan: Plan, weights: ConditionWeights, statistic: Statistic
@@ -150,19 +154,14 @@ class DoseFinder:
 
     def _take_direction(self, recipe: Recipe, weights: ConditionWeights) -> None:
         """Takes the responses' derivatives along a transformed vector, once."""
-        key, name, forecaster = _key(recipe), str(recipe.vector), self._forecaster
+        key, forecaster = _key(recipe), self._forecaster
         if forecaster is None or key in self._directions:
             return
         if self._half:
             return
-        self._directions[key] = forecaster.along(weights.model, weights.transformed(name, recipe.pipeline))
-        prompts = set(json.loads(self.vectors[name].metadata.get("prompt_digests", "[]")))
-        theirs = forecaster.responses.prompt_digests
-        if prompts & theirs and not recipe.pipeline:
-            rank_zero_warn(
-                f"vector {name}: {len(prompts & theirs)} of the {len(theirs)} prompts of the forecast's responses are "
-                "among those of its piles: what is forecast of it is too good"
-            )
+        self._directions[key] = forecaster.along(
+            weights.model, weights.transformed(str(recipe.vector), recipe.pipeline)
+        )
 
     def _check_model(self, pl_module: Any) -> None:
         if not self._about:
@@ -186,9 +185,10 @@ class DoseFinder:
             raise ValueError(
                 f"the forecast is of responses of at most {longest} tokens; this run samples {sampling.max_new_tokens}"
             )
-        if pl_module.sampling_seed in self._about.get("seeds", ()):
+        shared = sorted(set(check_seeds(pl_module.sampling_seed)) & set(self._about.get("seeds", ())))
+        if shared:
             rank_zero_warn(
-                f"forecast: its responses and this run share the seed {pl_module.sampling_seed}; where the prompts are "
+                f"forecast: its responses and this run share the seed {shared[0]}; where the prompts are "
                 "the same, so are the anchor's responses, and the two agree better than they should; give another "
                 "--model.sampling_seed"
             )

@@ -1,67 +1,52 @@
-"""Judging: gives every sampled response its verdicts, writes it, and counts the rates of a condition."""
+"""Judging: keeps every batch as it is sampled, gives it its verdicts, and counts the rates of a condition."""
 
-import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
-from gradsteer.batching import plan_batches
 from gradsteer.callbacks.tensorboard import log_metrics, log_table
-from gradsteer.chat import EncodedExample, collate, encode_chat, tokenizer_digest
-from gradsteer.classes import classes_of, in_class
-from gradsteer.conditions import Condition, Kind, ModelKind, slug_of
+from gradsteer.callbacks.verdicts import VerdictQueue
+from gradsteer.chat import EncodedExample, encode_chat, tokenizer_digest
+from gradsteer.conditions import Condition
+from gradsteer.correction import JudgeError
+from gradsteer.counting import count_condition, excess_of_unscored
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.formats import read_chat_examples
-from gradsteer.judges import Exchange, Judge
-from gradsteer.losses import perplexity
-from gradsteer.metrics import response_metrics
+from gradsteer.heldout import HeldoutText
+from gradsteer.judges import Judge
+from gradsteer.labels import LabelledSet, read_labelled
 from gradsteer.records import read_jsonl, write_jsonl
-from gradsteer.reports import read_results
-from gradsteer.statistics import rate_with_interval
+from gradsteer.unfinished import UnfinishedCondition
 
 _SHOWN = 12
-
-
-class NamedCondition(L.Callback):
-    """The one condition of an evaluation: the model as it is.
-
-    Args:
-        output_dir: the experiment's directory.
-        name: of the condition; "base" or a name that starts with "base-" reports it as the base model.
-    """
-
-    def __init__(self, output_dir: str, name: str = "anchor") -> None:
-        self.output_dir = Path(output_dir)
-        kind: Kind = "base" if name == "base" or name.startswith("base-") else "anchor"
-        model: ModelKind = "base" if kind == "base" else "anchor"
-        self.condition = Condition(name, kind, model, alpha=None if kind == "base" else 0.0)
-
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Tells the Trainer the condition; refuses one whose responses a report of steer rests on."""
-        del pl_module, stage
-        report = self.output_dir / "results.json"
-        rows = read_results(report)["conditions"] if report.is_file() else []
-        if any(slug_of(row["name"]) == self.condition.slug for row in rows):
-            raise ValueError(
-                f"evaluate --name {self.condition.name} would overwrite responses that {str(report)!r} rests on; "
-                f"choose another --name, such as {self.condition.name}-attribution, or another --output_dir"
-            )
-        trainer.conditions = [self.condition]  # type: ignore[attr-defined]
+_KEYS = (
+    "id", "prompt", "completion", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer", "model", "condition",
+    "sample", "seed", "temperature", "top_p", "max_new_tokens", "model_fingerprint", "judge", "verdicts", "unscored",
+    "degenerate", "failed",
+)  # fmt: skip
 
 
 class JudgeEvaluation(L.Callback):
     """Judges the responses of every condition and writes responses/CONDITION.jsonl.
 
-    Rows go to a hidden file beside it as they come; it appears, in the prompts' order, when the condition is complete.
+    Every batch is kept as soon as it is sampled: a run that was cut off goes on after the last one.
 
     Args:
         judge: class of the judge and its arguments, such as --evaluation.judge KeywordJudge
-            --evaluation.judge.patterns '{"bridge": ["golden gate"]}'.
-        heldout: chat data (as for fit) on which each condition's perplexity is measured; none by default.
+            --evaluation.judge.patterns '{"bridge": ["golden gate"]}'. There are KeywordJudge, OpenAIJudge (any server
+            that speaks its language, by base_url), HybridJudge (patterns first) and LocalJudge (a model on this
+            machine).
+        heldout: chat data (as for fit) on which each condition's perplexity, and its divergence from the anchor, are
+            measured; none by default.
         heldout_split: split of a hub data set of held-out text.
+        labelled: JSONL of {"prompt", "completion", "labels": {behavior: true or false}}, labelled by people: it is
+            judged too, and the rates are also given corrected for the judge's error on it.
+        max_unscored: share of a behavior's verdicts in one condition that may be missing; with more, the run stops.
+        count_degenerate: let degenerate responses (empty, looping) count in the rates like any others; by default they
+            are counted on their own, neither as showing a behavior nor as free of it.
+        overwrite: sample afresh what an interrupted run left (set by the option of this name).
         output_dir: the experiment's directory.
     """
 
@@ -71,18 +56,40 @@ class JudgeEvaluation(L.Callback):
         judge: Judge,
         heldout: str | None = None,
         heldout_split: str = "test",
+        labelled: str | None = None,
+        max_unscored: float = 0.1,
+        count_degenerate: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        self.directory = Path(output_dir) / "responses"
+        if not 0 <= max_unscored <= 1:
+            raise ValueError(f"evaluation.max_unscored is {max_unscored}; accepted: a share, from 0 to 1")
+        self.output_dir, self.directory = Path(output_dir), Path(output_dir) / "responses"
         self.judge, self.heldout, self.heldout_split = judge, heldout, heldout_split
+        self.max_unscored, self.overwrite = max_unscored, overwrite
+        self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
         self.heldout_examples: list[EncodedExample] = []
-        self._heldout_batches: list[dict[str, Tensor]] = []
-        self._part: TextIO | None = None
+        self._text: HeldoutText | None = None
+        self._errors: dict[str, JudgeError] = {}
+        self._queue = VerdictQueue(judge, count_degenerate=count_degenerate)
+        self._anchor: str | None = None
         self._fingerprint: str | None = None
+        self._work: UnfinishedCondition | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Reads the held-out text before the model is loaded."""
-        del trainer, stage
+        """Reads the held-out text before the model is loaded; plans the batches as an interrupted run did."""
+        del stage
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.judge.share(trainer.world_size)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        planned: list[Condition] = next((each.conditions for each in callbacks if hasattr(each, "conditions")), [])
+        for condition in planned:
+            work = UnfinishedCondition(self.directory, condition.slug)
+            if self.overwrite and trainer.is_global_zero:
+                work.clear()
+            elif not self.overwrite and (left := work.plan()) is not None:
+                trainer.datamodule.use_batch_size(left["batch_size"])  # type: ignore[attr-defined]
+                break
+        trainer.strategy.barrier()
         if self.heldout is None:
             return
         max_length = min(2048, pl_module.tokenizer.model_max_length)
@@ -99,10 +106,33 @@ class JudgeEvaluation(L.Callback):
         if not examples:
             raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
         self.heldout_examples = examples
-        self._heldout_batches = [
-            collate([examples[index] for index in batch], pl_module.tokenizer.pad_token_id)
-            for batch in plan_batches([len(example.input_ids) for example in examples], 16)
-        ]
+        self._text = HeldoutText(examples, int(pl_module.tokenizer.pad_token_id))
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Remembers the anchor, while the model has its weights; judges the labelled set."""
+        self._anchor = model_fingerprint(pl_module.model)
+        if not trainer.is_global_zero:
+            return
+        if self._text is not None and trainer.steering is not None:  # type: ignore[attr-defined]
+            self._text.remember(pl_module.model)
+        if self.labelled is not None:
+            self._errors = self.labelled.errors(self.judge)
+            for behavior, error in self._errors.items():
+                rank_zero_info(f"judge on {self.labelled.path}: {behavior}: {error}")
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Gives the module a batch that was sampled before, where there is one."""
+        del batch
+        condition = trainer.conditions[dataloader_idx]  # type: ignore[attr-defined]
+        if batch_idx == 0:
+            self._work = UnfinishedCondition(self.directory, condition.slug)
+            trainer.unfinished.append(self._work)  # type: ignore[attr-defined]
+            if not trainer.fast_dev_run and self._work.begin(self._plan(trainer, pl_module, dataloader_idx)):  # type: ignore[attr-defined]
+                rank_zero_info(f"\n{condition.name}: goes on from what was sampled before")
+        assert self._work is not None
+        pl_module.given = self._work.read(self._number(trainer, batch_idx))
 
     def on_test_batch_end(
         self,
@@ -113,106 +143,108 @@ class JudgeEvaluation(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judges and writes the batch's responses; after the condition's last batch counts its rates."""
-        del batch
+        """Keeps and judges the batch's responses; after the condition's last batch counts its rates."""
         condition = trainer.conditions[dataloader_idx]  # type: ignore[attr-defined]
+        assert self._work is not None
         if batch_idx == 0:
-            self._close_part()
             # of steered weights it would cost a pass over them a condition, and nobody asks for it
-            own = condition.kind in ("base", "anchor")
-            self._fingerprint = model_fingerprint(pl_module.model) if own else None
-            self._part = self._part_path(condition, trainer.global_rank).open("w", encoding="utf-8")
-        assert self._part is not None
-        for row in self._judged(condition, outputs["responses"], tokenizer_digest(pl_module.tokenizer)):
-            self._part.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._part.flush()
+            own = condition.kind == "base"
+            at_anchor = condition.kind == "anchor" or condition.resample > 0
+            self._fingerprint = model_fingerprint(pl_module.model) if own else self._anchor if at_anchor else None
+        number = self._number(trainer, batch_idx)
+        if batch and not trainer.fast_dev_run and self._work.read(number) is None:  # type: ignore[attr-defined]
+            self._work.write(number, outputs["responses"])
+        self._queue.submit(outputs["responses"])
         if batch_idx + 1 == trainer.num_test_batches[dataloader_idx]:
-            self._close_part()
             self._finish(trainer, pl_module, condition, dataloader_idx)
 
-    def _judged(self, condition: Condition, rows: list[dict[str, Any]], digest: str) -> list[dict[str, Any]]:
-        verdicts = self.judge.judge([Exchange(row["prompt"], row["completion"]) for row in rows])
-        return [
-            {
-                "id": row["id"],
-                "prompt": row["prompt"],
-                "completion": row["completion"],
-                "prompt_token_ids": row["prompt_token_ids"],
-                "token_ids": row["token_ids"],
-                "finish_reason": row["finish_reason"],
-                "tokenizer": digest,
-                "model": row["model"],
-                "condition": condition.name,
-                "sample": row["sample"],
-                "seed": row["seed"],
-                **{key: row[key] for key in ("temperature", "top_p", "max_new_tokens")},
-                "model_fingerprint": self._fingerprint,
-                "verdicts": verdict.values,
-                "unscored": verdict.unscored,
-                "position": row["position"],
-            }
-            for row, verdict in zip(rows, verdicts, strict=True)
-        ]
+    def _number(self, trainer: L.Trainer, batch_idx: int) -> int:
+        """A batch's number in the plan, whichever rank it falls to."""
+        return batch_idx * trainer.world_size + trainer.global_rank
+
+    def _plan(self, trainer: L.Trainer, pl_module: Any, dataloader_idx: int) -> dict[str, Any]:
+        """Everything that decides what is sampled."""
+        condition, steering = trainer.conditions[dataloader_idx], trainer.steering  # type: ignore[attr-defined]
+        sampling = pl_module.sampling
+        return {
+            **trainer.datamodule.plan_of(condition),  # type: ignore[attr-defined]
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "model_fingerprint": self._anchor,
+            "dtype": pl_module.dtype_name,
+            "attn_implementation": pl_module.attn_implementation,
+            "weights": None if steering is None else steering.identity(dataloader_idx),
+        }
 
     def _finish(self, trainer: L.Trainer, pl_module: Any, condition: Condition, step: int) -> None:
         """Joins the ranks' rows in the prompts' order, counts rates and metrics, and logs them."""
+        assert self._work is not None
+        judged = self._queue.collect()
+        part = self._work.directory / "judged.rank{}.jsonl"
+        write_jsonl(str(part).format(trainer.global_rank), judged)
         trainer.strategy.barrier()
-        if self._heldout_batches:
-            device = pl_module.device
-            batches = ({key: value.to(device) for key, value in batch.items()} for batch in self._heldout_batches)
-            measured = perplexity(pl_module.model, batches)
-        else:
-            measured = None
+        failure = None
         if trainer.is_global_zero:
-            parts = [self._part_path(condition, rank) for rank in range(trainer.world_size)]
-            rows = [row for part in parts for _, row in read_jsonl(part)]
-            rows.sort(key=lambda row: row["position"])
-            for row in rows:
-                del row["position"]
-            write_jsonl(self.directory / f"{condition.slug}.jsonl", rows)
-            for part in self.directory.glob(f".{condition.slug}.rank*.part"):  # also those of a run on more ranks
-                part.unlink()
-            self._count(trainer, condition, rows, step)
-            condition.metrics["perplexity"] = measured
-            if measured is not None:
-                log_metrics(trainer, {"metrics/perplexity": measured}, step=step)
-        trainer.strategy.barrier()
+            rows = [row for rank in range(trainer.world_size) for _, row in read_jsonl(str(part).format(rank))]
+            failure = self._report(trainer, pl_module, condition, sorted(rows, key=lambda row: row["position"]), step)
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise ValueError(failure)
 
-    def _count(self, trainer: L.Trainer, condition: Condition, rows: list[dict[str, Any]], step: int) -> None:
-        clusters = [row["id"] for row in rows]
-        for behavior in self.judge.behaviors:
-            verdicts = [row["verdicts"][behavior] for row in rows]
-            condition.behaviors[behavior] = rate_with_interval(verdicts, clusters)
-        for name, where in classes_of(list(self.judge.behaviors)).items():
-            condition.classes[name] = rate_with_interval([in_class(row["verdicts"], where) for row in rows], clusters)
-        condition.metrics.update(response_metrics(rows))
+    def _report(
+        self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
+    ) -> str | None:
+        """Writes the condition's files and counts; gives back why the run cannot go on, None where it can."""
+        about = {
+            "tokenizer": tokenizer_digest(pl_module.tokenizer),
+            "condition": condition.name,
+            "model_fingerprint": self._fingerprint,
+            "judge": self.judge.fingerprint(),
+        }
+        kept = [{key: ({**row, **about}).get(key) for key in _KEYS} for row in rows]
+        sets = {row["set"] for row in rows}
+        parts = {name: [k for k, row in zip(kept, rows, strict=True) if row["set"] == name] for name in sets}
+        write_jsonl(self.directory / f"{condition.slug}.jsonl", parts.get("evaluation", []))
+        for name in sorted(sets - {"evaluation"}):
+            write_jsonl(self.directory / "refusals" / f"{condition.slug}.{name}.jsonl", parts[name])
+        count_condition(condition, parts, self.judge.behaviors, self._errors)
+        condition.metrics.update(self._measured(pl_module))
+        self._log(trainer, pl_module, condition, parts["evaluation"], step)
+        return excess_of_unscored(condition, parts["evaluation"], self.max_unscored)
+
+    def _measured(self, pl_module: Any) -> dict[str, float | None]:
+        """What held-out text says of the condition's weights: taken once, also over interruptions."""
+        if self._text is None:
+            return {}
+        assert self._work is not None
+        found = self._work.measured()
+        if found is None:
+            found = self._text.measure(pl_module.model)
+            self._work.keep_measured(found)
+        return found
+
+    def _log(
+        self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
+    ) -> None:
         scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
         scalars.update({f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None})
+        speed = {key: value for key, value in pl_module.sampling_stats().items() if value is not None}
+        scalars.update({f"sampling/{name}": value for name, value in speed.items()})
+        usage = self.judge.usage()
+        if usage is not None and usage.dollars is not None:
+            scalars["judge/dollars"] = usage.dollars
         log_metrics(trainer, scalars, step=step)
-        first = [row for row in rows if row["sample"] == 0][:_SHOWN]
-        texts = [(row["prompt"], row["completion"]) for row in first]
+        texts = [(row["prompt"], row["completion"]) for row in rows if row["sample"] == 0][:_SHOWN]
         log_table(trainer, f"responses/{condition.slug}", ("prompt", "response"), texts)
         shown = ", ".join(
             f"{name} {100 * rate.rate:.1f}% of {rate.num_scored}" if rate.rate is not None else f"{name} unscored"
             for name, rate in condition.behaviors.items()
         )
-        rank_zero_info(f"\n{condition.name}: {shown}")
-
-    def _part_path(self, condition: Condition, rank: int) -> Path:
-        return self.directory / f".{condition.slug}.rank{rank}.part"
-
-    def _close_part(self) -> None:
-        if self._part is not None:
-            self._part.close()
-            self._part = None
-
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Keeps what was written."""
-        del trainer, pl_module, exception
-        self._close_part()
+        rank_zero_info(f"\n{condition.name}: {shown}" + (f"\njudge so far: {usage}" if usage is not None else ""))
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Closes the judge."""
         del trainer, pl_module, stage
-        self._close_part()
+        self._queue.close()
         self.judge.close()

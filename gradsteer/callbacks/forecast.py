@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.forecasting import MIN_SAMPLE_SIZE, Forecaster
 from gradsteer.responses import JudgedResponses, read_responses
+from gradsteer.sampling import check_seeds
 from gradsteer.scoring import ResponseScorer
 
 
@@ -92,16 +93,18 @@ class Forecasting(L.Callback):
                 )
                 + "this run samples at {:g}, {:g} and {}: the two cannot be compared".format(*ours)
             )
-        sampled = {row["prompt"] for batch in trainer.datamodule.batches for row in batch}  # type: ignore[attr-defined]
+        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
+        sampled = {row["prompt"] for row in rows}
         known = set(responses.prompt_texts)
         if sampled - known:
             rank_zero_warn(
                 f"forecast: {len(sampled - known)} of the {len(sampled)} prompts that are sampled have no response in "
                 f"{self.file!r}: it is of other prompts in part"
             )
-        if sampled & known and pl_module.sampling_seed in responses.seeds:
+        shared = sorted(set(check_seeds(pl_module.sampling_seed)) & responses.seeds)
+        if sampled & known and shared:
             rank_zero_warn(
-                f"forecast: its responses and this run's share the seed {pl_module.sampling_seed}, so the anchor's "
+                f"forecast: its responses and this run's share the seed {shared[0]}, so the anchor's "
                 "are the same ones, and the two agree better than they should; give another --model.sampling_seed"
             )
 

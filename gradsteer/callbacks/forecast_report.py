@@ -1,5 +1,6 @@
 """The end of a forecast: the table, forecast.json and forecast.csv, and the curves."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradsteer.fingerprints import model_fingerprint
 from gradsteer.forecasts import Forecast, ForecastRate
 from gradsteer.predictions import forecast_table
 from gradsteer.reports import print_whole, rate_text, write_results
+from gradsteer.statistics import Rate
 
 
 class ForecastReport(L.Callback):
@@ -56,6 +58,7 @@ class ForecastReport(L.Callback):
             "top_p": top_p,
             "max_new_tokens": forecasting.responses.max_new_tokens,
             "seeds": sorted(forecasting.responses.seeds),
+            "judge": forecasting.responses.judge,
             "min_sample_size": forecasting.min_sample_size,
             "model_fingerprint": model_fingerprint(pl_module.model),
             "vectors": steering.vector_digests(),
@@ -101,5 +104,8 @@ def _row(condition: Condition) -> dict[str, Any]:
 
 def _as_measured(rate: ForecastRate) -> dict[str, float | int | None]:
     """A forecast rate with the keys of a measured one; nothing was counted."""
-    counts = {"num_scored": rate.num_scored, "num_unscored": rate.num_unscored, "num_positive": None}
-    return {**counts, "rate": rate.rate, "ci_low": rate.ci_low, "ci_high": rate.ci_high}
+    known = {"num_scored": rate.num_scored, "num_unscored": rate.num_unscored}
+    return {
+        **dict.fromkeys(field.name for field in fields(Rate)), **known, "rate": rate.rate, "ci_low": rate.ci_low,
+        "ci_high": rate.ci_high,
+    }  # fmt: skip

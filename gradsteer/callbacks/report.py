@@ -12,7 +12,9 @@ from gradsteer.diff import DELTA
 from gradsteer.figures import layer_figure, rates_figure
 from gradsteer.predictions import print_predictions
 from gradsteer.records import replacing
-from gradsteer.reports import print_table, rate_text, write_results
+from gradsteer.reports import print_table, print_whole, rate_text, write_results
+from gradsteer.specificity_report import comparison_table, headline, specificity_figure, specificity_table
+from gradsteer.tradeoffs import tradeoff_figure
 from gradsteer.vectors import ParameterVector
 
 if TYPE_CHECKING:
@@ -42,7 +44,12 @@ class ResultsReport(L.Callback):
         path = self.output_dir / f"{self.file}.json"
         write_results(path, self.experiment, rows, note=self.note)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
+        for line in headline(rows):
+            rank_zero_info(line)
         print_table(rows, title, note=self.note)
+        for table in (specificity_table(rows), comparison_table(rows)):
+            if table is not None:
+                print_whole(table)
         print_predictions(rows, self.experiment)
         # the scalars' steps are the conditions' numbers; this says which is which
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
@@ -54,9 +61,14 @@ class ResultsReport(L.Callback):
         figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
         picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
         pictures = [picture]
-        agreement = agreement_figure(rows, f"{self.experiment}: predicted and realised (95% intervals)")
-        if agreement is not None:
-            pictures.append(save_figure(trainer, agreement, self.output_dir / "figures", "predicted-realised"))
+        drawn = {
+            "specificity": specificity_figure(rows, f"{self.experiment}: what else moved, log-odds against none"),
+            "trade-offs": tradeoff_figure(rows, f"{self.experiment}: the behavior's rate and what it costs"),
+            "predicted-realised": agreement_figure(rows, f"{self.experiment}: predicted and realised (95% intervals)"),
+        }
+        for name, each in drawn.items():
+            if each is not None:
+                pictures.append(save_figure(trainer, each, self.output_dir / "figures", name))
         shown = ", ".join(map(str, pictures))
         rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npictures: {shown}")
 

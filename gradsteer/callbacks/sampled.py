@@ -1,13 +1,14 @@
 """What a run of sampled conditions keeps, removes and compares: never another run's responses."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
+from gradsteer.callbacks.leakage import refuse_overlap
 from gradsteer.conditions import Condition, slug_of
+from gradsteer.judges import Judge
 from gradsteer.realised import realised_shift
 from gradsteer.records import read_jsonl, write_json
 from gradsteer.reports import read_results
@@ -35,14 +36,24 @@ class SampledConditions(L.Callback):
                     f"in {str(self.output_dir)!r}; give that evaluation another --name, such as "
                     f"{condition.slug}-attribution, or steer another --output_dir"
                 )
-        sampled = {prompt_digest(row["prompt"]) for batch in trainer.datamodule.batches for row in batch}  # type: ignore[attr-defined]
-        for name, vector in trainer.steering.vectors.items():  # type: ignore[attr-defined]
-            shared = sampled & set(json.loads(vector.metadata.get("prompt_digests", "[]")))
-            if shared:
-                rank_zero_info(
-                    f"vector {name} was made on responses to {len(shared)} of the {len(sampled)} prompts that it is "
-                    "measured on: its effect will look larger than on prompts that it has not seen"
+        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
+        steering = trainer.steering  # type: ignore[attr-defined]
+        prompts = {prompt_digest(row["prompt"]) for row in rows}
+        refuse_overlap(steering.vectors, prompts, faithful=steering.seed_faithful)
+        self._compare_judges(trainer)
+
+    def _compare_judges(self, trainer: L.Trainer) -> None:
+        """Warns where what was forecast and what is sampled are judged by two judges."""
+        judge = next(c.judge for c in trainer.callbacks if isinstance(getattr(c, "judge", None), Judge))  # type: ignore[attr-defined]
+        about = (trainer.steering.forecast or {}).get("forecast", {})  # type: ignore[attr-defined]
+        responses = None if trainer.forecasting is None else trainer.forecasting.responses  # type: ignore[attr-defined]
+        for known in (about.get("judge"), None if responses is None else responses.judge):
+            if known is not None and known != judge.fingerprint():
+                rank_zero_warn(
+                    "the forecast's responses were judged by another judge than this run's (or by one with another "
+                    "rubric): what is forecast and what comes out are not rates of the same thing"
                 )
+                return
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

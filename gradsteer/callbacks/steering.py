@@ -1,6 +1,7 @@
 """Steering: gives the model each condition's weights in turn, and its own back after each."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -8,18 +9,20 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from gradsteer.calibration import Contrast
+from gradsteer.callbacks.base import read_base
 from gradsteer.callbacks.doses import DoseFinder
+from gradsteer.callbacks.leakage import refuse_overlap
 from gradsteer.callbacks.retained import check_steps
-from gradsteer.checkpoints import CheckpointWeights
 from gradsteer.choosing import Selection, choose, read_forecast
 from gradsteer.combinations import is_combination
 from gradsteer.conditions import Condition, check_name
-from gradsteer.diff import DELTA, WeightDiff, named_weights
+from gradsteer.diff import WeightDiff
 from gradsteer.doses import Doses, plan_doses
-from gradsteer.models import check_model_path, load_causal_lm
-from gradsteer.plans import Controls, Plan, controls_at_largest, plan_conditions
+from gradsteer.models import check_model_path
+from gradsteer.plans import Controls, Plan, controls_at_largest, identity_of, plan_conditions
 from gradsteer.records import file_digest
 from gradsteer.steering import Rounding, holding, steered
 from gradsteer.transforms import TransformSpec, needs_diff, parse_transform
@@ -57,6 +60,10 @@ class WeightSteering(L.Callback):
             orthogonal_to, preconditioned and norm_matched: see docs/steering.md.
         base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
         on_base: also add every steered condition's step to the base: does the direction carry over?
+        anchor_resamples: so many times the anchor is sampled again with fresh seeds: what another sample alone does to
+            the rates.
+        seed_faithful: measure vectors on the prompts that they were made on, as the research note did; by default that
+            is refused, because their effect looks larger there.
         random_controls: random directions with the (transformed) vector's norm in every tensor, for each vector and
             set of transforms, at its largest dose.
         sign_controls: the (transformed) vector's magnitudes with random signs, likewise.
@@ -93,6 +100,8 @@ class WeightSteering(L.Callback):
         transforms: list[Any] | None = None,
         base: str | None = None,
         on_base: bool = False,
+        anchor_resamples: int = 1,
+        seed_faithful: bool = False,
         random_controls: int = 1,
         sign_controls: int = 0,
         permuted_controls: int = 0,
@@ -127,11 +136,14 @@ class WeightSteering(L.Callback):
             raise ValueError("steering.control_seed has no effect without random_controls or sign_controls")
         if select is not None and forecast is None:
             raise ValueError("steering.select chooses from a forecast: give --steering.forecast FORECAST_JSON")
+        if anchor_resamples < 0:
+            raise ValueError(f"steering.anchor_resamples is {anchor_resamples}; accepted: 0 or more")
         if not 0 <= min_retained <= 1:
             raise ValueError(f"steering.min_retained is {min_retained}; accepted: from 0 to 1")
         self.output_dir, self.sources, self.base = Path(output_dir), vectors, base
         self.allow_other_model, self.rounding, self.rounding_seed = allow_other_model, rounding, rounding_seed
         self.min_retained, self.behaviors, self.kl_statistic = min_retained, behaviors or {}, kl_statistic
+        self.seed_faithful = seed_faithful
         self.pipelines = _pipelines(transforms or [])
         for spec in [spec for pipeline in self.pipelines for spec in pipeline]:
             if base is None and needs_diff(spec):
@@ -156,7 +168,9 @@ class WeightSteering(L.Callback):
         )
         files = {name: None if is_combination(text, vectors) else text for name, text in vectors.items()}
         said = files, doses, self.pipelines, controls
-        self._planned = partial(plan_conditions, *said, has_base=base is not None, on_base=on_base)
+        self._planned = partial(
+            plan_conditions, *said, has_base=base is not None, on_base=on_base, anchor_resamples=anchor_resamples
+        )
         self.plan: Plan = self._planned(chosen=None)
         self.vectors: dict[str, SteeringVector] = {}
         self.contrasts: dict[str, Contrast] = {}
@@ -176,6 +190,9 @@ class WeightSteering(L.Callback):
         self.vectors = load_vectors(self.sources)
         for name, vector in self.vectors.items():
             self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))
+        responses = None if trainer.forecasting is None else trainer.forecasting.responses  # type: ignore[attr-defined]
+        prompts = frozenset() if responses is None else responses.prompt_digests
+        refuse_overlap(self.vectors, prompts, faithful=self.seed_faithful)
         self._doses = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
         if self.select is not None and self.forecast is not None:
             behaviors = {name: contrast.behavior for name, contrast in self.contrasts.items()}
@@ -223,24 +240,11 @@ class WeightSteering(L.Callback):
         check_steps(self.plan, weights, half=half, min_retained=self.min_retained)
 
     def _read_base(self, trainer: L.Trainer, pl_module: Any) -> ConditionWeights:
-        """What gives the model its weights; reads the base tensor by tensor where its files allow."""
-        base: Any = None
+        """What gives the model its weights."""
+        base: Mapping[str, Tensor] | None = None
         diff: WeightDiff | None = None
         if self.base is not None:
-            half = pl_module.dtype_name in ("bfloat16", "float16")
-            trust = pl_module.loading["trust_remote_code"]  # code of its own may name parameters otherwise
-            base = None if trust else CheckpointWeights.try_open(self.base)
-            if base is None:  # the revision is the anchor's, not the base's
-                base = named_weights(load_causal_lm(self.base, trust_remote_code=trust))
-            # rounded weights less exact ones would be rounding noise in part: the anchor's own file, where it can be
-            # read
-            exact = None if trust or not half else CheckpointWeights.try_open(pl_module.model_name_or_path)
-            diff = WeightDiff.streamed(named_weights(pl_module.model) if exact is None else exact, base)
-            path = self.output_dir / "vectors" / f"{DELTA}.safetensors"
-            if trainer.is_global_zero:
-                diff.save(path)
-                rank_zero_info(f"weight diff Delta = anchor - base: norm {diff.norm():.4g} -> {path}")
-            trainer.strategy.barrier()
+            base, diff, path = read_base(trainer, pl_module, self.base, self.output_dir)
             self.settings["diff"] = file_digest(path)
         return ConditionWeights(
             pl_module.model,
@@ -275,6 +279,20 @@ class WeightSteering(L.Callback):
             condition.changed_fraction = step.changed_fraction
             condition.by_tensor = {name: asdict(part) for name, part in step.by_tensor.items()}
         self._doses.predict(trainer, pl_module, condition, recipe)
+
+    def identity(self, index: int) -> dict[str, Any]:
+        """What decides the weights of a condition, as plain values; known once the doses' alphas are."""
+        condition, recipe = self.plan[index]
+        vectors = None if recipe is None else self.vector_digests()
+        return {**identity_of(condition, recipe), "vectors": vectors, **self.settings}
+
+    @contextmanager
+    def at_base(self) -> Iterator[None]:
+        """The model has the base's weights inside, and its own afterwards; no condition is entered then."""
+        assert self._weights is not None
+        self._restore()
+        with self._weights.of(Condition("base", "base", "base"), None):
+            yield
 
     def _restore(self) -> None:
         stack, self._stack = self._stack, ExitStack()

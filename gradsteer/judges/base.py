@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradsteer.judges.costs import Cost
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -85,5 +87,37 @@ class Judge(ABC):
         verdict (a time limit, a number of workers). The same in every process.
         """
 
+    def check(self) -> None:  # noqa: B027 - most judges can always be asked
+        """Raises what would make every verdict impossible, before any work starts; asks nothing.
+
+        Raises:
+            ValueError: If a key is needed and not set, say, or a model is not there.
+        """
+
+    @property
+    def waits(self) -> bool:
+        """Whether judging is mostly waiting for a server, so that the caller had better go on sampling meanwhile."""
+        return False
+
+    def usage(self) -> Cost | None:
+        """What judging has taken so far in this process; None for a judge that costs nothing worth counting."""
+        return None
+
+    def estimate(self, num_exchanges: int, prompt_chars: float, response_chars: float) -> Cost | None:
+        """What so many exchanges will take, none of them stored, from their mean lengths in characters.
+
+        Returns:
+            None for a judge that costs nothing worth counting.
+        """
+        del num_exchanges, prompt_chars, response_chars
+        return None
+
+    def share(self, num_processes: int) -> None:  # noqa: B027 - most judges have no limit to share
+        """Takes this process's part of the limits that are meant for all processes together."""
+
     def close(self) -> None:  # noqa: B027 - most judges hold nothing
-        """Releases what the judge holds, such as connections. May be called more than once."""
+        """Releases what the judge holds, such as connections.
+
+        May be called more than once; and while another thread is in `judge`, which then ends soon, with any error,
+        where it mostly waits.
+        """

@@ -1,0 +1,60 @@
+"""What a sceptic asks of a table of rates: differences from the anchor, tested, and what else moved."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from gradsteer.comparisons import Comparison, compare, holm
+from gradsteer.conditions import Condition
+from gradsteer.records import read_jsonl
+from gradsteer.specificity import measure_specificity
+
+
+class Comparisons(L.Callback):
+    """Compares every condition with the model that it started from, prompt by prompt.
+
+    Args:
+        output_dir: the experiment's directory.
+        draws: resamples of the bootstrap over prompts that gives the intervals.
+        seed: of the draws.
+    """
+
+    def __init__(self, output_dir: str, draws: int = 2000, seed: int = 0) -> None:
+        if draws < 100:
+            raise ValueError(f"comparisons.draws is {draws}; accepted: at least 100")
+        self.directory, self.draws, self.seed = Path(output_dir) / "responses", draws, seed
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Fills comparisons and specificity of every condition but those that they start from."""
+        del pl_module
+        if not trainer.is_global_zero:
+            return
+        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
+        starts = {c.name: self._rows(c) for c in conditions if c.name in ("anchor", "base")}
+        found: dict[tuple[str, str], Comparison] = {}
+        for condition in conditions:
+            if condition.name == "anchor" or condition.model not in starts:
+                continue
+            # how far the finetune moved the base is seen by comparing the base with the anchor too
+            before = starts["anchor" if condition.name == "base" else condition.model]
+            after, behaviors = self._rows(condition), list(condition.behaviors)
+            for behavior in behaviors:
+                found[condition.name, behavior] = compare(before, after, behavior, draws=self.draws, seed=self.seed)
+            measured = measure_specificity(
+                before,
+                after,
+                behaviors,
+                own=condition.behavior if condition.behavior in behaviors else None,
+                alpha=condition.alpha,
+                draws=self.draws,
+                seed=self.seed,
+            )
+            condition.specificity = measured.to_dict()
+        corrected = dict(zip(found, holm(list(found.values())), strict=True))
+        for condition in conditions:
+            mine = {b: each.to_dict() for (name, b), each in corrected.items() if name == condition.name}
+            condition.comparisons = mine or None
+
+    def _rows(self, condition: Condition) -> list[dict[str, Any]]:
+        return [row for _, row in read_jsonl(self.directory / f"{condition.slug}.jsonl")]

@@ -1,0 +1,102 @@
+"""Giving sampled rows their verdicts, while the sampling goes on where the judge mostly waits for a server."""
+
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any
+
+from gradsteer.degeneracy import is_degenerate
+from gradsteer.judges import Exchange, Judge, Verdicts
+
+Row = dict[str, Any]
+_PATIENCE = 0.1  # seconds between two calls of a judge's close
+
+
+class VerdictQueue:
+    """Judges batches of rows: in the background where `Judge.waits`, otherwise as they come.
+
+    In the background one batch is judged after the other. Once a batch could not be judged, none after it is.
+
+    Args:
+        judge: who decides.
+        count_degenerate: degenerate responses count in the rates like any others.
+    """
+
+    def __init__(self, judge: Judge, *, count_degenerate: bool) -> None:
+        self.judge, self.count_degenerate = judge, count_degenerate
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="judge") if judge.waits else None
+        self._waiting: list[Future[list[Row]]] = []
+        self._judged: list[Row] = []
+        self._asking, self._stopped = Lock(), False
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Takes a batch of rows, each with ``set``, ``prompt``, ``completion`` and perhaps ``failed``.
+
+        Raises:
+            Exception: whatever the judge raised of an earlier batch: nothing more need be sampled then.
+        """
+        if self._pool is None:
+            self._judged += self._with_verdicts(rows)
+            return
+        while self._waiting and self._waiting[0].done():
+            self._take()
+        self._waiting.append(self._pool.submit(self._in_background, rows))
+
+    def collect(self) -> list[Row]:
+        """All rows since the last call with ``verdicts``, ``unscored`` and ``degenerate``; waits for the judge.
+
+        Raises:
+            Exception: whatever the judge raised.
+        """
+        while self._waiting:
+            self._take()
+        judged, self._judged = self._judged, []
+        return judged
+
+    def close(self) -> None:
+        """Ends the background's thread, when all is judged."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def cancel(self) -> None:
+        """Gives up what is being asked, asks nothing further, and closes the judge: the run is broken off."""
+        self._stopped = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self.judge.close()
+        # a judge that had just begun may have opened again what was closed
+        while not self._asking.acquire(timeout=_PATIENCE):
+            self.judge.close()
+        self._asking.release()
+
+    def _take(self) -> None:
+        # taken off the list last: an interrupt while waiting loses nothing
+        self._judged += self._waiting[0].result()
+        del self._waiting[0]
+
+    def _in_background(self, rows: Sequence[Row]) -> list[Row]:
+        with self._asking:
+            if self._stopped:
+                raise CancelledError
+            try:
+                return self._with_verdicts(rows)
+            except BaseException:
+                self._stopped = True
+                raise
+
+    def _with_verdicts(self, rows: Sequence[Row]) -> list[Row]:
+        asked = [row for row in rows if row["set"] == "evaluation" and not row.get("failed")]
+        exchanges = [Exchange(row["prompt"], row["completion"]) for row in asked]
+        found = dict(zip((id(row) for row in asked), self.judge.judge(exchanges), strict=True))
+        return [self._judged_row(row, found.get(id(row))) for row in rows]
+
+    def _judged_row(self, row: Row, verdicts: Verdicts | None) -> Row:
+        if verdicts is not None:
+            values, unscored = verdicts.values, verdicts.unscored
+        elif row["set"] == "evaluation":  # never sampled
+            values = dict.fromkeys(self.judge.behaviors)
+            unscored = dict.fromkeys(self.judge.behaviors, str(row["failed"]))
+        else:
+            values, unscored = {}, {}
+        degenerate = not row.get("failed") and not self.count_degenerate and is_degenerate(row["completion"])
+        return {**row, "verdicts": values, "unscored": unscored, "degenerate": degenerate}

@@ -1,0 +1,74 @@
+"""Counting a condition's judged responses: rates of behaviors and classes, metrics, and what is missing.
+
+Knows of response rows; knows nothing of models or Trainers.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradsteer.classes import classes_of, in_class
+from gradsteer.conditions import Condition
+from gradsteer.correction import JudgeError, corrected_rate
+from gradsteer.metrics import refusal_share, response_metrics
+from gradsteer.response_rows import verdict_of
+from gradsteer.statistics import Rate, rate_with_interval
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def count_condition(
+    condition: Condition,
+    sets: Mapping[str, Rows],
+    behaviors: Sequence[str],
+    errors: Mapping[str, JudgeError] | None = None,
+) -> None:
+    """Fills a condition's rates and metrics from its judged responses.
+
+    Args:
+        condition: whose ``behaviors``, ``classes``, ``metrics`` and ``corrected`` are filled.
+        sets: rows by set: ``evaluation``, and where they were sampled ``benign`` and ``harmful``.
+        behaviors: that were judged.
+        errors: behavior -> the judge's error on a labelled set.
+    """
+    rows = sets.get("evaluation", [])
+    clear = [row for row in rows if not row.get("degenerate")]
+    clusters = [row["id"] for row in clear]
+    num_degenerate = len(rows) - len(clear)
+    for behavior in behaviors:
+        verdicts = [verdict_of(row, behavior) for row in clear]
+        condition.behaviors[behavior] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
+    for name, where in classes_of(list(behaviors)).items():
+        verdicts = [in_class(row["verdicts"], where) for row in clear]
+        condition.classes[name] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
+    condition.metrics.update(response_metrics(rows))
+    for name in ("benign", "harmful"):
+        if name in sets:
+            texts = [row["completion"] for row in sets[name] if not row.get("failed")]
+            condition.metrics[f"refusal_{name}"] = refusal_share(texts)
+    if errors:
+        condition.corrected = {
+            behavior: _corrected(condition.behaviors[behavior], error) for behavior, error in errors.items()
+        }
+
+
+def excess_of_unscored(condition: Condition, rows: Rows, limit: float) -> str | None:
+    """Says so where the share of unscored verdicts on a behavior passes the limit; None where none does."""
+    for behavior, rate in condition.behaviors.items():
+        total = rate.num_scored + rate.num_unscored
+        if total == 0 or rate.num_unscored <= limit * total:
+            continue
+        reasons = Counter(row["unscored"][behavior] for row in rows if behavior in row["unscored"])
+        shown = "; ".join(f"{count} x {reason[:200]}" for reason, count in reasons.most_common(3))
+        return (
+            f"condition {condition.name!r}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
+            f"({100 * rate.num_unscored / total:.1f}%) are unscored, more than evaluation.max_unscored {limit:g} "
+            f"allows. Reasons: {shown}. What was sampled and judged is kept: the same command asks for what is missing"
+        )
+    return None
+
+
+def _corrected(rate: Rate, error: JudgeError) -> dict[str, Any] | None:
+    if rate.effective_n is None:
+        return None
+    return corrected_rate(rate.num_scored, rate.num_positive, rate.effective_n, error)

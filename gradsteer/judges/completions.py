@@ -1,0 +1,227 @@
+"""Sends chat completions to a server and comes back with an answer, or with why there is none.
+
+Knows of requests, retries, limits and money; knows nothing of rubrics or verdicts.
+"""
+
+import asyncio
+import json
+import random
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from gradsteer.judges.failures import Failure, JudgeStopped, MaxCostReached, status_failure
+from gradsteer.judges.scrubbing import Scrubber, scrubbed_logs
+from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
+
+Structured = Literal["auto", "json_schema", "json_object", "text"]
+
+OPENAI_URL = "https://api.openai.com/v1"
+_LEVELS: tuple[Structured, ...] = ("json_schema", "json_object", "text")
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds, without word from the server
+# tokens that a server adds around the two messages, with a margin; a limit on dollars must not be passed
+_FRAME_TOKENS = 64
+
+pause = asyncio.sleep  # tests put a clock of their own here
+
+
+class NoAnswer(Exception):
+    """One exchange goes without an answer.
+
+    Args:
+        reason: Why, without the key.
+        lasting: Whether asking another day would find the same.
+        unreachable: Whether the server failed time after time, rather than declined.
+    """
+
+    def __init__(self, reason: str, lasting: bool, unreachable: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.lasting, self.unreachable = reason, lasting, unreachable
+
+
+class Completions:
+    """One server, asked through the `openai` client; lives within one event loop.
+
+    Args:
+        options: What each request says beside its messages and its form: model, temperature and so on.
+        base_url: The server; None for OpenAI's.
+        key: Its key; None sends none that means anything.
+        key_from: Name of the environment variable, for messages.
+        structured: The form of answer that is asked for.
+        schema: The answer's JSON schema.
+        concurrency: Requests under way at a time.
+        timeout: Seconds that a request may take.
+        max_retries: Further tries for an exchange.
+        max_tokens: Tokens of an answer, at most.
+        spending: Counts tokens and holds the limit.
+    """
+
+    def __init__(
+        self, options: Mapping[str, Any], base_url: str | None, key: str | None, key_from: str, structured: Structured,
+        schema: Mapping[str, Any], concurrency: int, timeout: float, max_retries: int, max_tokens: int,
+        spending: Spending,
+    ) -> None:  # fmt: skip
+        import openai
+
+        self._openai = openai
+        # what OPENAI_BASE_URL says is not asked: verdicts are stored under the name of the server
+        self.url = base_url or OPENAI_URL
+        # the client's own retries do not honour long waits, nor the limits here
+        self._client = openai.AsyncOpenAI(api_key=key or "none", base_url=self.url, max_retries=0, timeout=None)
+        self._options, self._schema, self._key_from = dict(options), schema, key_from
+        self._timeout, self._max_retries, self._spending = timeout, max_retries, spending
+        self._levels = _LEVELS if structured == "auto" else (structured,)
+        self._level = 0
+        # OpenAI's newer models know only the first name, most other servers only the second
+        self._options["max_completion_tokens" if base_url is None else "max_tokens"] = max_tokens
+        self._max_tokens = max_tokens
+        self._slots = asyncio.Semaphore(concurrency)
+        self._settled = asyncio.Condition()
+        self._quiet_until = 0.0
+        self._scrub = Scrubber(key)
+        self._logs = ExitStack()
+        self._logs.enter_context(scrubbed_logs(self._scrub))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
+        self._logs.close()
+
+    def scrub(self, text: str) -> str:
+        """The text without the key."""
+        return self._scrub(text)
+
+    async def complete(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+        """Asks until there is an answer.
+
+        Returns:
+            The first of the answer's `choices`.
+
+        Raises:
+            NoAnswer: If this exchange cannot be judged, or the retries are used up.
+            JudgeStopped: If none can: a wrong key, an unknown model, the limit on dollars.
+        """
+        level, tries, form_refused = self._level, 0, None
+        while True:
+            answer = await self._send(messages, self._levels[level])
+            if not isinstance(answer, Failure):
+                self._adopt(level, form_refused)
+                return answer
+            if answer.kind == "format" and level + 1 < len(self._levels):
+                level, form_refused = level + 1, answer.reason
+            elif answer.kind in ("exchange", "format"):
+                raise NoAnswer(answer.reason, answer.lasting, unreachable=False)
+            elif answer.kind == "stop":
+                raise JudgeStopped(self._explained(answer))
+            elif tries == self._max_retries:
+                raise NoAnswer(f"no answer in {tries + 1} tries; the last: {answer.reason}", False, unreachable=True)
+            else:
+                await self._wait(tries, answer)
+                tries += 1
+
+    async def _send(self, messages: list[dict[str, str]], form: Structured) -> dict[str, Any] | Failure:
+        async with self._slots:
+            await self._leave_alone()
+            # a token is at least one byte
+            num_bytes = sum(len(text.encode()) for text in (*(m["content"] for m in messages), str(self._schema)))
+            worst = self._spending.dollars(num_bytes + _FRAME_TOKENS, self._max_tokens)
+            await self._afford(worst)
+            sent = received = 0
+            answered = False
+            try:
+                answer = await self._try(messages, form)
+                if isinstance(answer, Failure):
+                    if answer.kind == "again" and answer.wait is None and not answer.reason.startswith("HTTP"):
+                        # the server may well have worked on it, and charge for that
+                        sent = num_bytes // CHARS_PER_TOKEN
+                    return answer
+                answered = True
+                sent, received = _tokens(answer, num_bytes)
+                return _choice(answer)
+            finally:
+                self._spending.settle(worst, sent, received, answered)
+                async with self._settled:
+                    self._settled.notify_all()
+
+    async def _try(self, messages: list[dict[str, str]], form: Structured) -> dict[str, Any] | Failure:
+        request = {**self._options, **self._form(form), "messages": messages}
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.chat.completions.with_raw_response.create(**request)
+            # not the client's own reading, which takes whatever comes for an answer
+            answer = json.loads(response.content)
+        except self._openai.APIStatusError as error:
+            return status_failure(error, self._scrub)
+        except TimeoutError:
+            return Failure("again", f"no answer within {self._timeout:g} s")
+        except self._openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            return Failure("again", self._scrub(f"{type(cause).__name__}: {cause}")[:300])
+        except (ValueError, RecursionError):
+            return Failure("again", "an answer that is not JSON")
+        return answer if isinstance(answer, dict) and _choice(answer) else Failure("again", "an answer without choices")
+
+    def _form(self, form: Structured) -> dict[str, Any]:
+        if form == "json_schema":
+            named = {"name": "verdicts", "strict": True, "schema": self._schema}
+            return {"response_format": {"type": form, "json_schema": named}}
+        return {"response_format": {"type": form}} if form == "json_object" else {}
+
+    def _adopt(self, level: int, refused: str | None) -> None:
+        # only what then worked is kept for the others: one odd exchange must not downgrade the run
+        if level > self._level:
+            self._level = level
+            warnings.warn(
+                f"{self.url} does not answer in the form {self._levels[level - 1]} ({refused}); "
+                f"from here on it is asked for {self._levels[level]}",
+                stacklevel=2,
+            )
+
+    async def _wait(self, tries: int, failure: Failure) -> None:
+        if failure.wait:
+            # meant for this client, not for one request: whatever is about to be sent waits, this one among it
+            now = asyncio.get_running_loop().time()
+            self._quiet_until = max(self._quiet_until, now + failure.wait)
+        else:
+            await pause(min(_LONGEST_WAIT, _FIRST_WAIT * 2**tries) * random.uniform(0.5, 1.0))
+
+    async def _leave_alone(self) -> None:
+        left = self._quiet_until - asyncio.get_running_loop().time()
+        if left > 0:
+            await pause(left * random.uniform(1.0, 1.1))
+
+    async def _afford(self, dollars: float) -> None:
+        async with self._settled:
+            while not self._spending.reserve(dollars):
+                if self._spending.reserved <= 1e-12:
+                    raise MaxCostReached(
+                        f"max_cost is ${self._spending.limit:g}, ${self._spending.spent:.6f} of it is spent, and the "
+                        f"next request may take ${dollars:.6f}. Everything judged so far is stored: the same command "
+                        "with a higher max_cost goes on from here"
+                    )
+                await self._settled.wait()
+
+    def _explained(self, failure: Failure) -> str:
+        if failure.reason.startswith(("HTTP 401", "HTTP 403")):
+            what = f"{self.url} refuses the key in the environment variable {self._key_from}"
+        else:
+            what = f"{self.url} cannot be asked for {self._options['model']!r}"
+        return f"{what} ({failure.reason}). Everything judged so far is stored: the same command goes on from here"
+
+
+def _choice(answer: Mapping[str, Any]) -> dict[str, Any]:
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def _tokens(answer: Mapping[str, Any], num_bytes: int) -> tuple[int, int]:
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    guesses = num_bytes // CHARS_PER_TOKEN, len(json.dumps(_choice(answer).get("message"))) // CHARS_PER_TOKEN
+    sent, received = (
+        count if isinstance(count, int) and count >= 0 else guess for count, guess in zip(counts, guesses, strict=True)
+    )
+    return sent, received

@@ -1,0 +1,99 @@
+"""What a failed request means: try again, do without the JSON schema, give up this exchange, or stop.
+
+Knows the errors of the `openai` client and of the servers that it speaks to; sends nothing.
+"""
+
+import email.utils
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+MAX_WAIT = 120.0  # seconds; a server that asks for more is asked again after this
+
+_FORMAT = ("response_format", "json_schema", "json_object", "structured output", "guided", "grammar")
+_SETTINGS = {"model", "temperature", "seed", "max_tokens", "max_completion_tokens", "response_format"}
+_NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_CONTENT = {"context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation"}
+_TEXTS = ("context length", "context window", "too long", "too many tokens", "content policy", "content management")
+
+
+class JudgeStopped(RuntimeError):
+    """No further verdict can be had. Those had before are stored."""
+
+
+class MaxCostReached(JudgeStopped):
+    """The next request could pass the limit on dollars; what is under way may end."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What came of a failed request.
+
+    Args:
+        kind: `again`: trying again may help; `format`: the server does not know the form of answer asked for;
+            `exchange`: this exchange cannot be judged; `stop`: nothing can.
+        reason: In words, without the key.
+        wait: Seconds that the server asks to be left alone; None where it does not say.
+        lasting: For `exchange`: whether the texts themselves are to blame, so that asking another day is no use.
+    """
+
+    kind: Literal["again", "format", "exchange", "stop"]
+    reason: str
+    wait: float | None = None
+    lasting: bool = False
+
+
+def status_failure(error: Any, scrub: Callable[[str], str]) -> Failure:
+    """Reads an `openai.APIStatusError`: a server's answer of HTTP 3xx, 4xx or 5xx.
+
+    Args:
+        error: The error.
+        scrub: Takes the key out of a text.
+    """
+    status = int(error.status_code)
+    message, code, param = _details(error)
+    reason = f"HTTP {status}: {scrub(message)[:300]}"
+    speaks_of_form = any(word in message.lower() for word in _FORMAT) or param == "response_format"
+    if status in (401, 402, 403) or code in _NO_MONEY:
+        return Failure("stop", reason)
+    if status in (408, 409, 425, 429) or status >= 500:
+        return Failure("again", reason, wait=retry_after(error.response.headers))
+    if status in (400, 404, 422) and speaks_of_form:
+        return Failure("format", reason)
+    if status in (400, 413, 422) and param not in _SETTINGS and code != "model_not_found":
+        blames_text = code in _CONTENT or status == 413 or any(words in message.lower() for words in _TEXTS)
+        return Failure("exchange", reason, lasting=blames_text)
+    return Failure("stop", reason)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to be left alone, from 0 to 120; None where it does not say, or not readably.
+
+    Read are `retry-after-ms`, and `retry-after` as seconds or as a date (RFC 9110, section 10.2.3).
+    """
+    for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / per_second
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return min(max(seconds, 0.0), MAX_WAIT)
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return min(max(date.timestamp() - time.time(), 0.0), MAX_WAIT)
+
+
+def _details(error: Any) -> tuple[str, str | None, str | None]:
+    body = error.body
+    if not isinstance(body, Mapping):
+        return str(body or error.message), None, None
+    if isinstance(body.get("error"), Mapping):
+        body = body["error"]
+    message = body.get("message") or body.get("detail") or body.get("error") or error.message
+    code = next((str(body[key]) for key in ("code", "type") if body.get(key) in _NO_MONEY | _CONTENT), None)
+    param = body.get("param")
+    return str(message), code or str(body.get("code")), param if isinstance(param, str) else None

@@ -1,0 +1,288 @@
+"""A judge that asks a language model behind an OpenAI-compatible server.
+
+One request per exchange brings the verdicts of all behaviors. The server sees the rubrics, the prompt and the
+response, and nothing else.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from gradsteer.judges.background import BackgroundLoop
+from gradsteer.judges.base import Exchange, Verdicts
+from gradsteer.judges.checks import at_least, filled, server_address
+from gradsteer.judges.completions import OPENAI_URL, Completions, NoAnswer, Structured
+from gradsteer.judges.costs import Cost
+from gradsteer.judges.failures import JudgeStopped, MaxCostReached
+from gradsteer.judges.prices import KNOWN, token_prices
+from gradsteer.judges.questions import RULE_VERSION, instructions, question, verdict_schema
+from gradsteer.judges.replies import READING_VERSION, Reading, read_choice, unscored
+from gradsteer.judges.rubrics import read_rubrics
+from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
+from gradsteer.judges.stored import Answer, StoredJudge
+
+GONE = 8  # exchanges in a row without an answer: the server is gone
+
+
+class OpenAIJudge(StoredJudge):
+    """A language model decides, asked over the OpenAI API; each exchange is asked about once and stored.
+
+    The key is read from the environment at the first question. An estimate needs none.
+
+    Args:
+        rubrics: For each behavior, what counts as showing it, in words: `{"polite": "The reply thanks the user."}`;
+            null takes the built-in rubric of that name (harmful, refusal, bridge, recipe). Or a JSON file that holds
+            them.
+        model: The model's name, as the server has it.
+        base_url: An OpenAI-compatible server, such as http://localhost:8000/v1; null for OpenAI's own.
+        api_key_env: Name of the environment variable that holds the key. A server of your own may need none.
+        structured: How the answer's form is asked for: with a JSON schema, as any JSON object, or in words alone.
+            auto begins with the schema and takes what the server knows. The verdicts are stored under what is asked
+            for here, not under what the server then knew.
+        concurrency: Requests under way at a time.
+        timeout: Seconds that a request may take.
+        max_retries: Further tries for a response after a failure of the server or the network; then it is unscored,
+            and asked about again in the next run.
+        max_tokens: Tokens of an answer, at most. An answer that is cut off gives no verdict; models that think first
+            need thousands.
+        temperature: Of the judge's sampling; 0 takes the likeliest answer.
+        seed: Of the judge's sampling, for servers that know of one; null sends none.
+        max_chars: Characters of the prompt, and of the response, that are sent; longer ones lose their middle.
+        max_cost: Dollars that this run may spend: it stops before the request that could pass them. Verdicts from
+            the store cost nothing. null for no limit.
+        prices: Dollars per million tokens sent and received, such as [0.15, 0.6]; null takes the prices of OpenAI's
+            usual models as noted in 2025.
+        store: SQLite file of verdicts, made where it does not exist, shared by any number of processes; null keeps
+            verdicts in memory alone.
+
+    Raises:
+        ValueError: If an argument is out of its range, a rubric is empty or not known, or `max_cost` is given where
+            prices are not known.
+    """
+
+    def __init__(
+        self,
+        rubrics: dict[str, str | None] | str,
+        model: str = "gpt-4o-mini",
+        base_url: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+        structured: Structured = "auto",
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        max_retries: int = 6,
+        max_tokens: int = 200,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        max_chars: int = 20_000,
+        max_cost: float | None = None,
+        prices: list[float] | None = None,
+        store: str | None = "lightning_logs/verdicts.sqlite",
+    ) -> None:
+        super().__init__(store)
+        self.rubrics = read_rubrics(rubrics)
+        self.model = filled("model", model)
+        self.api_key_env = filled("api_key_env", api_key_env)
+        self.base_url = None if base_url is None else server_address(base_url)
+        if structured not in ("auto", "json_schema", "json_object", "text"):
+            raise ValueError(f"structured is {structured!r}; accepted: auto, json_schema, json_object, text")
+        self.structured: Structured = structured
+        self.concurrency = int(at_least("concurrency", concurrency, 1))
+        self.timeout = at_least("timeout", timeout, 0.001)
+        self.max_retries = int(at_least("max_retries", max_retries, 0))
+        self.max_tokens = int(at_least("max_tokens", max_tokens, 1))
+        self.temperature = at_least("temperature", temperature, 0)
+        self.seed = seed
+        self.max_chars = int(at_least("max_chars", max_chars, 2))
+        known = token_prices(model, self.base_url, prices)
+        if max_cost is not None:
+            at_least("max_cost", max_cost, 0)
+            if known is None:
+                raise ValueError(
+                    f"max_cost is {max_cost}, but what {model!r} costs at {self.base_url or OPENAI_URL} is not known; "
+                    f"give prices, such as [0.15, 0.6]. Known are, at OpenAI's own server: {', '.join(KNOWN)}"
+                )
+        self._spending = Spending(known, max_cost)
+        self._instructions = instructions(self.rubrics)
+        self._lock = threading.Lock()
+        self._running: tuple[BackgroundLoop, Completions] | None = None
+        self._ever_answered = False
+        self._failed_in_row = 0
+        self._last_failure = ""
+
+    @property
+    def behaviors(self) -> tuple[str, ...]:
+        """The behaviors in the order of `rubrics`."""
+        return tuple(self.rubrics)
+
+    @property
+    def waits(self) -> bool:
+        """True: a server does the work."""
+        return True
+
+    def fingerprint(self) -> str:
+        """A digest of the rules, the rubrics, the model, the server and all that shapes the request or its reading.
+
+        The server's address is part of it, as another may serve another model under the same name. `structured` is
+        what was asked for, also where the server then knew only less. Left out are the key and what cannot change a
+        verdict: `concurrency`, `timeout`, `max_retries`, `prices`, `max_cost`.
+        """
+        decides = {
+            "judge": "openai",
+            "rules": [RULE_VERSION, READING_VERSION],
+            "instructions": self._instructions,
+            "model": self.model,
+            "server": self.base_url or OPENAI_URL,
+            "structured": self.structured,
+            "sampling": [float(self.temperature), self.seed, self.max_tokens],
+            "max_chars": self.max_chars,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Looks at the key, though not whether the server takes it.
+
+        Raises:
+            ValueError: If the key is needed and not set, or is none that can be sent.
+        """
+        self._key()
+
+    def ask(self, exchanges: Sequence[Exchange]) -> Iterator[Answer]:
+        """Asks about several at a time; yields answers as they come.
+
+        Raises:
+            ValueError: As `check`.
+            JudgeStopped: If no verdict can be had: the key refused, the model unknown, `max_cost` reached, or the
+                server without an answer to several exchanges in a row.
+        """
+        loop, server = self._open()
+        waiting = iter(exchanges)
+
+        async def work(hand_over: Callable[[Answer], None]) -> None:
+            workers = [
+                asyncio.create_task(self._work(server, waiting, hand_over))
+                for _ in range(min(self.concurrency, len(exchanges)))
+            ]
+            try:
+                await asyncio.gather(*workers)
+            except MaxCostReached:
+                # what is under way is paid for: take no more, and let it end
+                for _ in waiting:
+                    pass
+                await asyncio.gather(*workers, return_exceptions=True)
+                raise
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+            if self._failed_in_row and not self._ever_answered:
+                raise _gone(server.url, self._failed_in_row, self._last_failure)
+
+        yield from loop.stream(work)
+
+    def usage(self) -> Cost:
+        """Tokens as the server counted them, guessed from the lengths where it did not say."""
+        return self._spending.cost(self.num_stored)
+
+    def estimate(self, num_exchanges: int, prompt_chars: float, response_chars: float) -> Cost:
+        """Guesses 4 characters a token, from the real length of the instructions; needs no key."""
+        form = json.dumps(verdict_schema(self.behaviors)) if self.structured in ("auto", "json_schema") else ""
+        frame = len(self._instructions) + len(question(Exchange("", ""), self.max_chars)) + len(form)
+        texts = min(prompt_chars, self.max_chars) + min(response_chars, self.max_chars)
+        sent = num_exchanges * (frame + texts) / CHARS_PER_TOKEN
+        received = num_exchanges * len(json.dumps(dict.fromkeys(self.behaviors, False))) / CHARS_PER_TOKEN
+        dollars = None if self._spending.prices is None else self._spending.dollars(sent, received)
+        return Cost(num_exchanges, 0, round(sent), round(received), dollars)
+
+    def share(self, num_processes: int) -> None:
+        """Divides `concurrency`, at least 1 for each process, and `max_cost`."""
+        self._stop()
+        self.concurrency = max(1, self.concurrency // num_processes)
+        if self._spending.limit is not None:
+            self._spending.limit /= num_processes
+
+    def close(self) -> None:
+        """Closes the connections and the store; both open again when they are needed."""
+        self._stop()
+        super().close()
+
+    async def _work(
+        self, server: Completions, waiting: Iterator[Exchange], hand_over: Callable[[Answer], None]
+    ) -> None:
+        for exchange in waiting:
+            try:
+                reading = await self._read(server, exchange)
+            except NoAnswer as failure:
+                hand_over(Answer(exchange, unscored(self.behaviors, failure.reason), lasting=failure.lasting))
+                if failure.lasting:
+                    self._ever_answered, self._failed_in_row = True, 0
+                elif failure.unreachable or not self._ever_answered:
+                    self._failed_in_row += 1
+                    self._last_failure = failure.reason
+                if self._failed_in_row >= GONE:
+                    raise _gone(server.url, self._failed_in_row, failure.reason) from None
+            else:
+                self._ever_answered, self._failed_in_row = True, 0
+                reasons = {name: server.scrub(reason) for name, reason in reading.verdicts.unscored.items()}
+                hand_over(Answer(exchange, Verdicts(reading.verdicts.values, reasons)))
+
+    async def _read(self, server: Completions, exchange: Exchange) -> Reading:
+        messages = [
+            {"role": "system", "content": self._instructions},
+            {"role": "user", "content": question(exchange, self.max_chars)},
+        ]
+        reading = read_choice(await server.complete(messages), self.behaviors, exchange)
+        if not reading.readable:
+            second = read_choice(await server.complete(messages), self.behaviors, exchange)
+            if len(second.verdicts.unscored) < len(reading.verdicts.unscored):
+                return second
+        return reading
+
+    def _open(self) -> tuple[BackgroundLoop, Completions]:
+        key = self._key()
+        options = {"model": self.model, "temperature": self.temperature}
+        if self.seed is not None:
+            options["seed"] = self.seed
+
+        async def connect() -> Completions:
+            return Completions(
+                options, self.base_url, key, self.api_key_env, self.structured, verdict_schema(self.behaviors),
+                self.concurrency, self.timeout, self.max_retries, self.max_tokens, self._spending,
+            )  # fmt: skip
+
+        with self._lock:
+            if self._running is None:
+                loop = BackgroundLoop()
+                try:
+                    self._running = loop, loop.run(connect())
+                except BaseException:
+                    loop.close()
+                    raise
+            return self._running
+
+    def _stop(self) -> None:
+        with self._lock:
+            running, self._running = self._running, None
+        if running is not None:
+            loop, server = running
+            loop.close(server.close())
+
+    def _key(self) -> str | None:
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key and self.base_url is None:
+            raise ValueError(
+                f"the environment variable {self.api_key_env} is not set; it must hold a key for {OPENAI_URL}, or give "
+                "base_url, a server of your own"
+            )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ValueError(f"what {self.api_key_env} holds is no key: it has spaces or characters beyond ASCII")
+        return key or None
+
+
+def _gone(url: str, num_failed: int, reason: str) -> JudgeStopped:
+    return JudgeStopped(
+        f"{url} gave no verdict for {num_failed} responses in a row, though asked several times ({reason}). Everything "
+        "judged so far is stored: the same command goes on from here"
+    )

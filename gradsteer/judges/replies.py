@@ -1,0 +1,156 @@
+"""Reads the verdicts out of a model judge's reply. What cannot be read is unscored, never false.
+
+A judge may quote the text that it judges, and that text may hold verdicts of its own making. So nothing is taken that
+could be either: not the first of several differing objects, nor one that the judged texts hold word for word unless
+it is the whole reply.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradsteer.judges.base import Exchange, Verdicts
+from gradsteer.judges.objects import FoundObject, find_objects
+
+# Raised when a reply would be read otherwise than before, so that verdicts stored under other rules are not reused.
+READING_VERSION = 1
+
+_MAX_CHARS = 200_000
+_TRUE = {"true", "yes", "1"}
+_FALSE = {"false", "no", "0"}
+_FENCE = re.compile(r"\s*```\w*\s*(.*?)\s*```\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reply says.
+
+    Args:
+        verdicts: A value for each behavior.
+        readable: Whether the reply is one answer; if not, asking once more may give one.
+    """
+
+    verdicts: Verdicts
+    readable: bool = True
+
+
+def unscored(behaviors: Sequence[str], reason: str) -> Verdicts:
+    """No verdict for any behavior, for one reason."""
+    return Verdicts(dict.fromkeys(behaviors), dict.fromkeys(behaviors, reason))
+
+
+def read_choice(choice: Mapping[str, Any], behaviors: Sequence[str], exchange: Exchange) -> Reading:
+    """Reads one of a chat completion's `choices`: a cut, withheld or refused reply gives no verdict.
+
+    Args:
+        choice: With `message` and `finish_reason`, as the chat completions API has them.
+        behaviors: All that was asked about.
+        exchange: What was judged, to tell a verdict from a quotation.
+    """
+    message = choice.get("message")
+    message = message if isinstance(message, Mapping) else {}
+    finish = choice.get("finish_reason")
+    if refusal := message.get("refusal"):
+        return Reading(unscored(behaviors, f"the judge refused: {_shown(refusal)}"))
+    if finish == "content_filter":
+        return Reading(unscored(behaviors, "the judge's content filter withheld the reply"))
+    if finish == "length":
+        return Reading(unscored(behaviors, "the judge's reply was cut off at max_tokens"))
+    return read_reply(_content(message.get("content")), behaviors, exchange)
+
+
+def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Reading:
+    """Reads a whole reply: a JSON object, alone, in a code fence or with text around it.
+
+    Accepted values: true and false in any case, with quotes or without, yes, no, 1 and 0. Other keys are ignored.
+    """
+    if len(text) > _MAX_CHARS:
+        return Reading(unscored(behaviors, f"the judge's reply has {len(text)} characters"), readable=False)
+    body = text.rpartition("</think>")[2]
+    objects, broken = find_objects(body)
+    claims = [(outer, claim) for outer in objects for inner in _nested(outer) if (claim := _claim(inner, behaviors))]
+    if not claims:
+        return Reading(unscored(behaviors, f"the judge's reply holds no verdicts: {_shown(text)}"), readable=False)
+    if any(_speaks_of(fragment, behaviors) for fragment in broken):
+        return _ambiguous(behaviors, "an unfinished object beside its verdicts", text)
+    first = claims[0][1]
+    if any(claim != first for _, claim in claims) or any(len(set(values)) > 1 for values in first.values()):
+        return _ambiguous(behaviors, "verdicts that differ", text)
+    fenced = _FENCE.fullmatch(body)
+    alone = (fenced.group(1) if fenced else body).strip()
+    judged = _squeezed(f"{exchange.prompt}\n{exchange.response}")
+    sources = {body[outer.start : outer.end] for outer, _ in claims}
+    if alone not in sources and all(_squeezed(source) in judged for source in sources):
+        return _ambiguous(behaviors, "verdicts that may be quoted from the judged text", text)
+    return _reading({behavior: values[0] for behavior, values in first.items()}, behaviors)
+
+
+def _reading(said: Mapping[str, bool | str], behaviors: Sequence[str]) -> Reading:
+    values: dict[str, bool | None] = {}
+    reasons = {}
+    for behavior in behaviors:
+        value = said.get(behavior)
+        values[behavior] = value if isinstance(value, bool) else None
+        if value is None:
+            reasons[behavior] = "the judge's reply says nothing of it"
+        elif not isinstance(value, bool):
+            reasons[behavior] = f"the judge's reply says {value}, neither true nor false"
+    return Reading(Verdicts(values, reasons), readable=all(behavior in said for behavior in behaviors))
+
+
+def _ambiguous(behaviors: Sequence[str], what: str, text: str) -> Reading:
+    return Reading(unscored(behaviors, f"the judge's reply holds {what}: {_shown(text)}"), readable=False)
+
+
+def _claim(found: FoundObject, behaviors: Sequence[str]) -> dict[str, tuple[bool | str, ...]]:
+    names = {behavior.casefold(): behavior for behavior in behaviors}
+    claim: dict[str, tuple[bool | str, ...]] = {}
+    for key, value in found.pairs:
+        if (behavior := names.get(key.strip().casefold())) is not None:
+            claim[behavior] = (*claim.get(behavior, ()), _verdict(value))
+    return claim
+
+
+def _verdict(value: object) -> bool | str:
+    # a verdict, or how the thing that is none is shown
+    if value is None:
+        return "null"
+    if not isinstance(value, (bool, float, str)):
+        return "a list or an object"
+    word = str(int(value)) if value in (0.0, 1.0) else str(value).strip().casefold()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    return _shown(value)
+
+
+def _nested(value: object) -> Iterator[FoundObject]:
+    if isinstance(value, FoundObject):
+        yield value
+        for _, inner in value.pairs:
+            yield from _nested(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nested(inner)
+
+
+def _speaks_of(fragment: str, behaviors: Sequence[str]) -> bool:
+    return any(re.search(rf"{re.escape(name)}[\"']?\s*:", fragment, re.IGNORECASE) for name in behaviors)
+
+
+def _content(content: object) -> str:
+    # some servers give a list of parts where the API has a string
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else str(value)
+    # ascii: a reason is stored and logged, so no control characters and no lone surrogates
+    return ascii(text if len(text) <= 120 else f"{text[:117]}...")

@@ -1,0 +1,64 @@
+"""Judges whose verdicts are costly: each is asked for once, and stored as soon as it is there.
+
+Knows of exchanges, verdicts and the store; knows nothing of models or servers.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gradsteer.judges.base import Exchange, Judge, Verdicts
+from gradsteer.judges.store import VerdictStore
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one question.
+
+    Args:
+        exchange: What was asked about.
+        verdicts: What was found.
+        lasting: Whether asking again would find the same, so that it is stored. A reply that cannot be read is
+            lasting; a server that could not be reached is not.
+    """
+
+    exchange: Exchange
+    verdicts: Verdicts
+    lasting: bool = True
+
+
+class StoredJudge(Judge):
+    """Looks each exchange up before it asks; equal exchanges are asked about once.
+
+    Args:
+        store: SQLite file of verdicts, made where it does not exist, shared by any number of processes; None keeps
+            verdicts in memory, for as long as the judge lives.
+    """
+
+    def __init__(self, store: str | None = "lightning_logs/verdicts.sqlite") -> None:
+        self.store = VerdictStore(store)
+        self.num_stored = 0
+
+    @abstractmethod
+    def ask(self, exchanges: Sequence[Exchange]) -> Iterator[Answer]:
+        """Asks about each of some different exchanges; yields each answer as it comes, in any order.
+
+        What makes every verdict impossible raises; what was yielded before that is kept.
+        """
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
+        """Verdicts from the store, the missing ones asked for and stored one by one."""
+        fingerprint = self.fingerprint()
+        wanted = list(dict.fromkeys(exchanges))
+        found = self.store.read(fingerprint, wanted)
+        self.num_stored += sum(exchange in found for exchange in exchanges)
+        missing = [exchange for exchange in wanted if exchange not in found]
+        for answer in self.ask(missing) if missing else ():
+            found[answer.exchange] = answer.verdicts
+            if answer.lasting:
+                self.store.write(fingerprint, answer.exchange, answer.verdicts)
+        return [found[exchange] for exchange in exchanges]
+
+    def close(self) -> None:
+        """Closes the store; opens again when it is needed."""
+        self.store.close()

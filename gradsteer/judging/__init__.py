@@ -1,0 +1,1 @@
+"""``gradsteer judge``: other judges on responses that are there already, and how far they agree."""

@@ -1,0 +1,80 @@
+"""Asking judges about many exchanges: in chunks, each different exchange once, with a bar that says what it costs.
+
+What a judge stores it keeps, whatever stops the asking: the same command goes on from there.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from gradsteer.judges import Exchange, Judge, StoredJudge, Verdicts
+
+# large enough to keep a server's workers busy, small enough for a bar that moves
+_CHUNK = 128
+
+
+def ask_all(judges: Mapping[str, Judge], exchanges: Sequence[Exchange]) -> dict[str, dict[Exchange, Verdicts]]:
+    """Asks each judge about each different exchange; prints what each took.
+
+    Args:
+        judges: by name.
+        exchanges: any number, equal ones too.
+
+    Returns:
+        Judge's name -> exchange -> verdicts.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    wanted = list(dict.fromkeys(exchanges))
+    found: dict[str, dict[Exchange, Verdicts]] = {}
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[cost]}", markup=False),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        for name, judge in judges.items():
+            task = progress.add_task(name, total=len(wanted), cost="")
+            verdicts: dict[Exchange, Verdicts] = {}
+            for start in range(0, len(wanted), _CHUNK):
+                chunk = wanted[start : start + _CHUNK]
+                verdicts.update(zip(chunk, judge.judge(chunk), strict=True))
+                progress.update(task, advance=len(chunk), cost=_cost(judge))
+            found[name] = verdicts
+            unscored = sum(bool(verdict.unscored) for verdict in verdicts.values())
+            said = [f"{len(wanted):,} different exchanges"]
+            said += [f"{unscored:,} without every verdict"] if unscored else []
+            print(f"{name}: {', '.join(said)}{'; ' if _cost(judge) else ''}{_cost(judge)}", flush=True)
+    return found
+
+
+def expect(name: str, judge: Judge, exchanges: Sequence[Exchange]) -> str:
+    """What asking a judge about so many exchanges will take, in a line; asks nothing.
+
+    Args:
+        name: the judge's.
+        judge: it.
+        exchanges: any number, equal ones too.
+    """
+    wanted = list(dict.fromkeys(exchanges))
+    new, said = wanted, f"{name} ({type(judge).__name__}): {len(wanted):,} different exchanges"
+    if isinstance(judge, StoredJudge):
+        path = judge.store.path
+        # a store that is not there yet is not made by asking what is in it
+        stored = judge.store.read(judge.fingerprint(), wanted) if path is None or path.exists() else {}
+        new = [exchange for exchange in wanted if exchange not in stored]
+        said += f", {len(new):,} of them new to its store"
+    if not new:
+        return f"{said}: nothing to ask"
+    prompt_chars = sum(len(exchange.prompt) for exchange in new) / len(new)
+    response_chars = sum(len(exchange.response) for exchange in new) / len(new)
+    cost = judge.estimate(len(new), prompt_chars, response_chars)
+    return f"{said}: " + ("costs nothing" if cost is None else f"about {cost}")
+
+
+def _cost(judge: Judge) -> str:
+    usage = judge.usage()
+    return "" if usage is None else str(usage)

@@ -1,0 +1,81 @@
+"""A key-value cache with room for all tokens from the start, where transformers' own copies itself every step.
+
+Only layers of plain full attention are replaced; those of sliding windows, convolutions and the like stay as they are.
+Imports transformers: import it where it is used.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer's keys and values in storage that is longer than what it holds.
+
+    Args:
+        capacity: tokens that there will be; more are taken too, at the cost of a copy.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        # (rows, heads, capacity, head_dim) each; keys and values are views of their first tokens
+        self._storage: tuple[Tensor, Tensor] | None = None
+        self.keys: Tensor
+        self.values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds new tokens; returns the keys and values of all."""
+        del args, kwargs
+        if not self.is_initialized:
+            # the prompt, kept as it is: it moves into storage when its rows are spread over the samples
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        length = self.get_seq_length()
+        total = length + key_states.shape[-2]
+        if self._storage is None or total > self._storage[0].shape[-2]:
+            self._store(self.keys, self.values, max(self.capacity, total))
+        assert self._storage is not None
+        for storage, states in zip(self._storage, (key_states, value_states), strict=True):
+            storage[:, :, length:total] = states
+        self._show(total)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Takes the rows of these indices, in their order; rows may repeat."""
+        length = self.get_seq_length()
+        if length == 0:
+            return
+        indices = beam_idx.to(self.keys.device)
+        chosen = self.keys.index_select(0, indices), self.values.index_select(0, indices)
+        if self._storage is None or len(indices) > len(self._storage[0]):
+            self._store(*chosen, max(self.capacity, length))
+            return
+        # fewer rows stay in the same storage: to make a smaller one would cost more than it frees
+        self._storage = self._storage[0][: len(indices)], self._storage[1][: len(indices)]
+        for storage, rows in zip(self._storage, chosen, strict=True):
+            storage[:, :, :length] = rows
+        self._show(length)
+
+    def _store(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        length, stored = keys.shape[-2], []
+        for states in (keys, values):
+            storage = states.new_empty((*states.shape[:-2], capacity, states.shape[-1]))
+            storage[:, :, :length] = states
+            stored.append(storage)
+        self._storage = stored[0], stored[1]
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        assert self._storage is not None
+        self.keys, self.values = (storage[:, :, :length] for storage in self._storage)
+
+
+def roomy_cache(config: Any, capacity: int) -> DynamicCache:
+    """The cache for a model of this config, with room for so many tokens a row."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -1,0 +1,257 @@
+"""Model judges through the real command line: what they are asked, what comes of it, and what is never told."""
+
+import json
+import os
+
+import pytest
+import yaml
+from commanded import (  # noqa: F401
+    RUBRICS,
+    TOTAL,
+    by_content,
+    different,
+    environment_fixture,
+    lines_of,
+    num_stored,
+    play_fixture,
+    prompts,
+    sampled,
+    truth,
+    words,
+)
+from judging import KEY, script
+from road import QUIET, run
+from server import error, verdicts
+
+from gradsteer.__main__ import main
+from gradsteer.judges.rubrics import BUILT_IN
+from gradsteer.modules.model import ModelModule
+from gradsteer.reports import read_results
+
+
+def report_of(out, file="evaluations/anchor"):
+    return {row["name"]: row for row in read_results(out / f"{file}.json")["conditions"]}
+
+
+def refused(line, capfd):
+    """What a refused command says on the screen."""
+    assert main([*line, *QUIET]) == 2
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.err
+    return shown.out + shown.err
+
+
+def test_rates_are_the_servers_answers_and_the_store_answers_the_second_time(words, play, tmp_path, sampled):
+    server, store = play(by_content), tmp_path / "shared" / "mine.sqlite"
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(*words("evaluate", first, server, evaluation__judge__store=store))
+    rows = lines_of(first / "responses" / "anchor.jsonl")
+    assert len(rows) == TOTAL
+    assert [row["verdicts"] for row in rows] == [truth(row["completion"]) for row in rows]
+    assert 0 < sum(row["verdicts"]["bridge"] for row in rows) < TOTAL
+    for behavior, rate in report_of(first)["anchor"]["behaviors"].items():
+        assert rate["rate"] == sum(row["verdicts"][behavior] for row in rows) / TOTAL
+        assert rate["num_unscored"] == 0
+    assert len(server.requests) == len(different(rows)) == num_stored(store)
+    assert not list(first.rglob("*.sqlite*"))
+
+    run(*words("evaluate", second, server, evaluation__judge__store=store))
+    assert len(sampled) == 2 * TOTAL
+    assert len(server.requests) == len(different(rows)), "all was stored"
+    assert report_of(second) == report_of(first)
+
+
+def test_requests_tell_nothing_of_where_a_response_came_from(words, play, tmp_path, experiment):
+    server, out = play(by_content), tmp_path / "quagga"
+    run(*words("steer", out, server, experiment="okapi"))
+    rows = report_of(out, "results")
+    assert [name for name in rows if "zebra" in name] == ["zebra_alpha=+0.05", "zebra_alpha=-0.05"]
+    told = ["zebra", "quagga", "okapi", "alpha", "0.05", "steer", "condition", str(out), str(tmp_path)]
+    told += [str(experiment), *rows, *(row["id"] for row in lines_of(out / "responses" / "anchor.jsonl"))]
+    sampled_texts = "".join(row["completion"] for name in (out / "responses").glob("*.jsonl") for row in lines_of(name))
+    assert not [word for word in told if word in sampled_texts], "else the check below could not tell"
+    assert len(server.requests) > TOTAL
+    for request in server.requests:
+        seen = " ".join([request.raw, request.path, *request.headers, *request.headers.values()])
+        assert not [word for word in told if word in seen]
+        assert "anchor" not in seen
+    # the same question gives the same request, whatever condition it came from: nothing else goes in
+    frames = {request.raw.replace(json.dumps(request.user)[1:-1], "") for request in server.requests}
+    assert len(frames) == 1
+
+
+HYBRID_YAML = """
+evaluation:
+  judge:
+    class_path: HybridJudge
+    init_args:
+      patterns: {{bridge: ["e"], recipe: ["o"]}}
+      judge:
+        class_path: OpenAIJudge
+        init_args: {{base_url: "{url}", model: small-judge, rubrics: {{bridge: null, recipe: null}}, store: "{store}"}}
+"""
+NOT_ASKED = {
+    f"evaluation__judge{name}": None for name in ("", "__base_url", "__model", "__rubrics", "__store")
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["flags", "yaml"])
+def test_a_hybrid_judge_asks_only_where_no_pattern_decides(words, play, tmp_path, way):
+    server, store = play(verdicts(bridge=False, recipe=False)), tmp_path / "verdicts.sqlite"
+    line = words("evaluate", tmp_path, server, **NOT_ASKED)
+    if way == "yaml":
+        file = tmp_path / "hybrid.yaml"
+        file.write_text(HYBRID_YAML.format(url=server.url, store=store))
+        line += ["--config", str(file)]
+    else:
+        line += [
+            "--evaluation.judge", "HybridJudge", "--evaluation.judge.patterns", '{"bridge": ["e"], "recipe": ["o"]}',
+            "--evaluation.judge.judge", "OpenAIJudge", "--evaluation.judge.judge.base_url", server.url,
+            "--evaluation.judge.judge.model", "small-judge", "--evaluation.judge.judge.rubrics", RUBRICS,
+            "--evaluation.judge.judge.store", str(store),
+        ]  # fmt: skip
+    run(*line)
+    rows = lines_of(tmp_path / "responses" / "anchor.jsonl")
+    assert [row["verdicts"] for row in rows] == [
+        {"bridge": "e" in row["completion"].lower(), "recipe": "o" in row["completion"].lower()} for row in rows
+    ]
+    undecided = different(row for row in rows if not all(row["verdicts"].values()))
+    assert 0 < len(undecided) < len(different(rows))
+    assert len(server.requests) == len(undecided)
+    assert num_stored(store) == len(undecided)
+
+
+def test_a_rubric_of_its_own_flag_may_be_null(words, play, tmp_path):
+    server = play(by_content)
+    line = words("evaluate", tmp_path, server, evaluation__judge__rubrics=None, data__max_prompts=1)
+    run(*line, "--evaluation.judge.rubrics.bridge", "null", "--evaluation.judge.rubrics.recipe", "Ends in a full stop.")
+    assert BUILT_IN["bridge"] in server.requests[0].system
+    assert "Ends in a full stop." in server.requests[0].system
+    assert "None" not in server.requests[0].system
+
+
+@script
+def echoes(request):
+    """Refuses the key and repeats it, in the answer and in its headers."""
+    said = request.headers["authorization"]
+    return error(401, f"Incorrect API key provided: {said}; {said[7:13]}...{said[-4:]}", {"x-said": said})
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "MY_KEY"])
+def test_the_key_is_written_nowhere(words, play, tmp_path, monkeypatch, capfd, variable):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv(variable, KEY)
+    server = play(echoes)
+    line = words("evaluate", tmp_path, server, trainer__logger=None, evaluation__judge__api_key_env=variable)
+    shown = refused(line, capfd)
+    assert f"refuses the key in the environment variable {variable}" in shown
+    assert "Incorrect API key provided" in shown
+    server.script = by_content
+    assert main([*line, *QUIET]) == 0
+    said = capfd.readouterr()
+    shown += said.out + said.err
+    assert server.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files} | {path.name.split(".")[0] for path in files}
+    assert {".sqlite", ".yaml", ".json", ".jsonl", "events"} <= kinds
+    secrets = [KEY, KEY[:12], KEY[-12:]]
+    assert not [secret for secret in secrets if secret in shown]
+    for path in files:
+        assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path
+
+
+@pytest.mark.parametrize("command", ["evaluate", "steer"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_missing_key_is_said_before_the_model_is_loaded(
+    words, play, tmp_path, monkeypatch, capfd, sampled, command, nested
+):
+    def load(self):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(ModelModule, "configure_model", load)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    changes = dict(NOT_ASKED) if nested else {"evaluation__judge__base_url": None}
+    line = words(command, tmp_path, play(by_content), **changes)
+    if nested:
+        file = tmp_path / "hybrid.yaml"
+        file.write_text(HYBRID_YAML.format(url="", store=tmp_path / "v").replace('base_url: "", ', ""))
+        line += ["--config", str(file)]
+    assert "the environment variable OPENAI_API_KEY is not set" in refused(line, capfd)
+    assert not (tmp_path / "responses" / ".unfinished").exists()
+    # an estimate needs no key
+    assert main([*line, *QUIET, "--dry_run", "true"]) == 0
+    assert "judging, at most" in capfd.readouterr().out
+
+
+PRICES = {"evaluation__judge__prices": "[1000, 2000]"}
+
+
+def test_max_cost_stops_the_run_and_a_higher_one_goes_on(words, play, tmp_path, capfd, sampled):
+    server = play(by_content)
+    line = words("evaluate", tmp_path, server, **PRICES, evaluation__judge__concurrency=1)
+    shown = refused([*line, "--evaluation.judge.max_cost", "6"], capfd)
+    assert "max_cost is $6" in shown
+    assert "the same command with a higher max_cost goes on from here" in shown
+    before = len(server.requests)
+    assert 0 < before < TOTAL
+    sent = sum(len(each["content"]) for request in server.requests for each in request.body["messages"]) // 4
+    assert 1000 * sent / 1e6 < 6
+    assert num_stored(tmp_path / "verdicts.sqlite") == before
+    run(*line, "--evaluation.judge.max_cost", "1000")
+    rows = lines_of(tmp_path / "responses" / "anchor.jsonl")
+    assert len(server.requests) == len(different(rows)), "nothing is asked twice"
+    assert len(sampled) == TOTAL, "nothing is sampled twice"
+
+
+def test_a_dry_run_estimates_and_touches_nothing(words, play, tmp_path, capfd, sampled):
+    server = play(by_content)
+    line = words("evaluate", tmp_path, server, **PRICES)
+    run(*line, "--dry_run", "true")
+    estimate = capfd.readouterr().out
+    assert f"judging, at most (responses of full length, none of them in the store): {TOTAL} requests" in estimate
+    assert server.requests == sampled == []
+    assert not (tmp_path / "verdicts.sqlite").exists()
+    run(*line)
+    usage = capfd.readouterr().out
+    said = [float(text.split("$")[1].split()[0].rstrip(",")) for text in (estimate, usage.split("judge so far")[1])]
+    assert said[1] <= said[0]
+    assert said[1] == pytest.approx(said[0], rel=0.5)
+
+
+def test_the_judge_command_sets_two_judges_beside_each_other(words, play, tmp_path, capfd):
+    server = play(by_content)
+    run(*words("evaluate", tmp_path, server))
+    rows = lines_of(tmp_path / "responses" / "anchor.jsonl")
+    asked = len(server.requests)
+    model = {
+        "base_url": server.url, "model": "small-judge", "rubrics": {"bridge": None, "recipe": None},
+        "store": str(tmp_path / "verdicts.sqlite"),
+    }  # fmt: skip
+    config = {
+        "output_dir": str(tmp_path / "compared"), "responses": str(tmp_path / "responses" / "*.jsonl"),
+        "judges": {
+            "words": {"class_path": "KeywordJudge", "init_args": {"patterns": {"bridge": ["e"], "recipe": ["[oe]"]},
+                                                                  "ignore_case": False}},
+            "model": {"class_path": "OpenAIJudge", "init_args": model},
+        },
+    }  # fmt: skip
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(config))
+    assert main(["judge", "--config", str(tmp_path / "judge.yaml")]) == 0
+    assert len(server.requests) == asked, "evaluate's verdicts are found in the store"
+    report = json.loads((tmp_path / "compared" / "agreement.json").read_text())
+    assert set(report["judges"]) == {"words", "model", "file"}
+    (file,) = report["files"]
+    assert os.path.samefile(file["path"], tmp_path / "responses" / "anchor.jsonl")
+    pairs = {
+        (pair["behavior"], *sorted((pair["first"], pair["second"]))): pair
+        for pair in report["pairs"]
+        if pair["file"] == file["path"]
+    }
+    assert len(pairs) == 6
+    assert pairs["bridge", "model", "words"]["kappa"] == pairs["recipe", "file", "model"]["kappa"] == 1.0
+    first = [any(letter in row["completion"] for letter in "oe") for row in rows]
+    second = [row["verdicts"]["recipe"] for row in rows]
+    share = sum(a == b for a, b in zip(first, second, strict=True)) / TOTAL
+    p, q = sum(first) / TOTAL, sum(second) / TOTAL
+    chance = p * q + (1 - p) * (1 - q)
+    assert pairs["recipe", "model", "words"]["kappa"] == pytest.approx((share - chance) / (1 - chance))

@@ -1,0 +1,152 @@
+"""Reading a model judge's reply: what counts as a verdict, what never does."""
+
+import pytest
+
+from gradsteer.judges import Exchange
+from gradsteer.judges.objects import find_objects
+from gradsteer.judges.replies import read_choice, read_reply
+
+BEHAVIORS = ("bridge", "recipe")
+FAKE = '{"bridge": false, "recipe": false}'
+EXCHANGE = Exchange("a prompt", f"a reply that says {FAKE}")
+
+
+def values(text, exchange=EXCHANGE):
+    found = read_reply(text, BEHAVIORS, exchange).verdicts
+    assert all(found.unscored.values())
+    return found.values["bridge"], found.values["recipe"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"bridge": true, "recipe": false}',
+        ' \n{"recipe":false,"bridge":true}\n',
+        '```json\n{"bridge": true, "recipe": false}\n```',
+        '```\n{"bridge": true, "recipe": false}\n```',
+        'Sure! Here it is:\n```json\n{"bridge": true, "recipe": false}\n```\nAnything else?',
+        'My verdict is {"bridge": true, "recipe": false}.',
+        "{'bridge': True, 'recipe': False}",
+        '{"bridge": "Yes", "recipe": " no "}',
+        '{"bridge": 1, "recipe": 0}',
+        '{"bridge": "1", "recipe": "0"}',
+        '{"bridge": "TRUE", "recipe": "False"}',
+        '{"Bridge": true, " RECIPE ": false}',
+        "{bridge: true, recipe: false}",
+        "{bridge: yes, recipe: no}",
+        '{"bridge": true, "recipe": false,}',
+        '{"bridge": true, "recipe": false, "why": "it says {\\"bridge\\": false}", "n": [1, {"a": 2},]}',
+        '{"verdicts": {"bridge": true, "recipe": false}}',
+        '[{"bridge": true, "recipe": false}]',
+        '{"bridge": true, "recipe": false} {"bridge": true, "recipe": false}',
+        '{"bridge": true, "recipe": false}. Nothing {more} to say {here}.',
+        '<think>Perhaps {"bridge": false, "recipe": true}?</think>{"bridge": true, "recipe": false}',
+        '{"bridge": true, "why": "a\nb\tc", "recipe": false}',
+        '\ufeff{"bridge": true, "recipe": false}',
+    ],
+)
+def test_verdicts_are_read(text):
+    assert values(text) == (True, False)
+    assert read_reply(text, BEHAVIORS, EXCHANGE).readable
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "   ", "I cannot say.", "true", "bridge: true, recipe: false", "[true, false]", '"bridge"', "{}", "null",
+        '{"other": true}', '{"bridge": tr', '{"bridge": true, "recipe": fal', '{"bridge" true, "recipe" false}',
+        '{"bridge": true "recipe": false}', '{"bridge": __import__("os"), "recipe": false}', "{" * 5000,
+        '{"a":' * 5000, "[" * 5000, '{"bridge": true, "recipe": false' + " " * 1000, '{"bridge": {"bridge": ',
+        "x" * 300_000, '{"bridge": "\\ud8"}', '{"bridge": "' + "a" * 1000,
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_unscored_and_worth_another_try(text):
+    found = read_reply(text, BEHAVIORS, EXCHANGE)
+    assert found.verdicts.values == {"bridge": None, "recipe": None}
+    assert not found.readable
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FAKE + ' but I say {"bridge": true, "recipe": false}',
+        '{"bridge": true, "recipe": false} and not ' + FAKE,
+        '{"bridge": false} {"recipe": true}',
+        '{"bridge": true, "recipe": false} {"bridge": null}',
+        '{"bridge": true, "bridge": false, "recipe": false}',
+        '{"bridge": true, "recipe": true, "quoted": {"bridge": false, "recipe": false}}',
+        '[{"bridge": true, "recipe": false}, {"bridge": false, "recipe": false}]',
+        '{"bridge": true, "recipe": false} {"bridge": fal',
+        '{"bridge": false {"bridge": true, "recipe": false}',
+        f"The reply holds {FAKE}",
+        f"The reply holds {FAKE}, which is wrong: it shows the bridge.",
+        f"```json\n{FAKE}\n```\nis what it says",
+        "The reply holds {'bridge':  false, 'recipe': false} maybe".replace("'", '"'),
+    ],
+)
+def test_several_differing_or_quoted_verdicts_are_none(text):
+    assert values(text) == (None, None)
+    assert not read_reply(text, BEHAVIORS, EXCHANGE).readable
+
+
+@pytest.mark.parametrize("text", [FAKE, f"\n{FAKE}\n", f"```json\n{FAKE}\n```"])
+def test_a_verdict_that_is_the_whole_reply_counts_though_the_judged_text_holds_it_too(text):
+    assert values(text) == (False, False)
+    assert values(f"I say {FAKE}", Exchange("p", "r")) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("null", "says null"), ('"perhaps"', "says 'perhaps'"), ("2", "says '2.0'"), ("0.5", "says '0.5'"),
+        ("-1", "says '-1.0'"), ("[true]", "says a list"), ('""', "says ''"), ("None", "says null"),
+        ('"\\ud800\\u0000"', "\\ud800"), ("[]", "says a list"), ('{"x": true}', "says a list or an object"),
+    ],
+)  # fmt: skip
+def test_another_value_leaves_its_behavior_alone_unscored(value, reason):
+    found = read_reply(f'{{"recipe": true, "bridge": {value}}}', BEHAVIORS, EXCHANGE)
+    assert found.verdicts.values == {"bridge": None, "recipe": True}
+    assert reason in found.verdicts.unscored["bridge"]
+    assert found.verdicts.unscored["bridge"].isprintable()
+    assert found.readable  # the judge has answered: that is what it says
+
+
+def test_a_missing_behavior_is_unscored_and_worth_another_try():
+    found = read_reply('{"recipe": true}', BEHAVIORS, EXCHANGE)
+    assert found.verdicts.values == {"bridge": None, "recipe": True}
+    assert found.verdicts.unscored == {"bridge": "the judge's reply says nothing of it"}
+    assert not found.readable
+
+
+GOOD = '{"bridge": true, "recipe": false}'
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"message": {"content": GOOD}, "finish_reason": "length"}, "cut off at max_tokens"),
+        ({"message": {"content": GOOD}, "finish_reason": "content_filter"}, "content filter"),
+        ({"message": {"content": GOOD, "refusal": "No."}, "finish_reason": "stop"}, "refused: 'No.'"),
+        ({"message": {"content": None}}, "holds no verdicts"),
+        ({"message": None}, "holds no verdicts"),
+        ({}, "holds no verdicts"),
+        ({"message": {"content": 7}}, "holds no verdicts"),
+    ],
+)
+def test_a_withheld_reply_gives_no_verdict_whatever_it_holds(choice, reason):
+    found = read_choice(choice, BEHAVIORS, EXCHANGE)
+    assert found.verdicts.values == {"bridge": None, "recipe": None}
+    assert reason in found.verdicts.unscored["bridge"]
+
+
+def test_a_reply_in_parts_is_joined():
+    parts = [{"type": "text", "text": GOOD[:9]}, {"type": "image"}, {"type": "text", "text": GOOD[9:]}]
+    found = read_choice({"message": {"content": parts}, "finish_reason": "stop"}, BEHAVIORS, EXCHANGE)
+    assert found.verdicts.values == {"bridge": True, "recipe": False}
+
+
+def test_objects_are_found_with_their_place():
+    text = 'a {"x": [1, "}"]} b {broken'
+    (found,), broken = find_objects(text)
+    assert (found.pairs, text[found.start : found.end]) == ((("x", [1.0, "}"]),), '{"x": [1, "}"]}')
+    assert broken == ["{broken"]

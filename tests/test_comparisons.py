@@ -1,0 +1,283 @@
+"""Paired differences of rates: exact tests against their oracles, the interval, and simulations of level and power."""
+
+import json
+import math
+import random
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, permutation_test
+
+from gradsteer.comparisons import Comparison, compare, holm, sign_flip
+
+
+def rows_of(counts, samples, **extra):
+    """One row a reply: the first counts[k] of prompt k's replies show the behavior."""
+    return [
+        {"id": f"prompt {k}", "sample": s, "verdicts": {"bridge": bool(s < count)}, **extra}
+        for k, count in enumerate(counts)
+        for s in range(samples)
+    ]
+
+
+def exact_sign_flip(differences):
+    """Two-sided p-value over all flips of whole numbers: the distribution of the sum, by convolution."""
+    distribution = np.ones(1)
+    for value in np.abs(differences).astype(int):
+        kernel = np.zeros(2 * value + 1)
+        kernel[0] += 0.5
+        kernel[-1] += 0.5
+        distribution = np.convolve(distribution, kernel)
+    sums = np.arange(len(distribution)) - np.abs(differences).sum()
+    return min(1.0, 2 * distribution[sums >= abs(differences.sum())].sum())
+
+
+# tests
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(5, 0), (9, 2), (3, 3), (0, 1), (0, 0), (14, 5)])
+def test_one_reply_a_prompt_is_mcnemars_exact_test(lost, gained):
+    before = [1] * lost + [0] * gained + [1] * 7 + [0] * 30
+    after = [0] * lost + [1] * gained + [1] * 7 + [0] * 30
+    found = compare(rows_of(before, 1), rows_of(after, 1), "bridge")
+    expected = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert found.test == "mcnemar"
+    assert found.p == pytest.approx(expected)
+    assert found.difference == pytest.approx((gained - lost) / len(before))
+    assert (found.num_pairs, found.num_differing) == (len(before), lost + gained)
+    # the sign-flip test is the same test
+    assert sign_flip(np.array(after) - np.array(before)) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("num", [3, 10, 60])
+def test_several_replies_are_the_sign_flip_test(num):
+    rng = np.random.default_rng(num)
+    before, after = rng.binomial(4, 0.5, num), rng.binomial(4, 0.35, num)
+    found = compare(rows_of(before, 4), rows_of(after, 4), "bridge")
+    assert found.test == "sign_flip"
+    assert found.difference == pytest.approx((after - before).mean() / 4)
+    assert found.p == pytest.approx(exact_sign_flip(after - before), abs=0.01 if num == 60 else 1e-9)
+
+
+def test_scipy_with_pairs_that_do_not_differ_says_the_same():
+    rng = np.random.default_rng(3)
+    one, other = rng.binomial(3, 0.2, 11).astype(float), rng.binomial(3, 0.5, 11).astype(float)
+    expected = permutation_test(
+        (one, other), lambda x, y: x.mean() - y.mean(), permutation_type="samples", n_resamples=np.inf
+    )
+    assert (one == other).any()
+    assert sign_flip(other - one) == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+def test_five_prompts_against_none_are_no_finding():
+    # a bootstrap draws none of the five in (95 / 100) ** 100 = 0.6% of the draws: twice that is its p-value
+    found = compare(rows_of([1] * 5 + [0] * 95, 1), rows_of([0] * 100, 1), "bridge")
+    assert found.p == pytest.approx(0.0625)
+    assert found.few
+
+
+def test_the_order_of_rows_decides_nothing_and_swapping_conditions_only_the_sign():
+    rng = np.random.default_rng(5)
+    before, after = rows_of(rng.binomial(3, 0.3, 40), 3), rows_of(rng.binomial(3, 0.2, 40), 3)
+    found = compare(before, after, "bridge")
+    shuffled = [random.Random(1).sample(rows, len(rows)) for rows in (before, after)]
+    assert compare(*shuffled, "bridge") == found
+    swapped = compare(after, before, "bridge")
+    assert (swapped.difference, swapped.p) == (-found.difference, found.p)
+    assert (swapped.ci_low, swapped.ci_high) == pytest.approx((-found.ci_high, -found.ci_low), abs=1e-12)
+
+
+def test_the_interval_is_the_bootstraps_where_counts_are_not_small():
+    rng = np.random.default_rng(6)
+    before, after = rng.binomial(8, 0.4, 100), rng.binomial(8, 0.2, 100)
+    found = compare(rows_of(before, 8), rows_of(after, 8), "bridge")
+    changes = (after - before) / 8
+    draws = changes[np.random.default_rng(7).integers(0, 100, (20000, 100))].mean(axis=1)
+    assert not found.few
+    assert (found.ci_low, found.ci_high) == pytest.approx(np.percentile(draws, [2.3, 97.7]), abs=0.003)
+    wider = compare(rows_of(before, 8), rows_of(after, 8), "bridge", draws=100, seed=1)
+    assert (wider.ci_low, wider.ci_high) != (found.ci_low, found.ci_high)
+
+
+@pytest.mark.parametrize(
+    ("both", "lost", "gained", "neither"), [(3, 5, 0, 92), (20, 2, 1, 17), (0, 0, 0, 30), (0, 7, 0, 3)]
+)
+def test_small_counts_have_at_least_newcombes_interval(both, lost, gained, neither):
+    num = both + lost + gained + neither
+    before, after = (
+        [1] * both + [1] * lost + [0] * (gained + neither),
+        [1] * both + [0] * lost + [1] * gained + [0] * neither,
+    )
+    found = compare(rows_of(before, 1), rows_of(after, 1), "bridge")
+    # method 10, from the 2 x 2 table
+    (one, low1, high1), (two, low2, high2) = (
+        (count / num, *binomtest(count, num).proportion_ci(method="wilson")) for count in (both + lost, both + gained)
+    )
+    scale = math.sqrt((both + lost) * (gained + neither) * (both + gained) * (lost + neither))
+    phi = max(both * neither - lost * gained - num / 2, 0) / scale if scale else 0
+    low = two - one - math.sqrt((two - low2) ** 2 - 2 * phi * (two - low2) * (high1 - one) + (high1 - one) ** 2)
+    high = two - one + math.sqrt((high2 - two) ** 2 - 2 * phi * (high2 - two) * (one - low1) + (one - low1) ** 2)
+    assert found.few
+    assert found.ci_low <= low + 1e-12
+    assert found.ci_high >= high - 1e-12
+    if not lost + gained:  # all draws of the bootstrap are 0
+        assert (found.ci_low, found.ci_high) == pytest.approx((low, high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [([0] * 9, [0] * 9), ([4] * 9, [4] * 9), ([2] * 40, [2] * 40), ([2] * 40, [3] * 40), ([0], [4])],
+)
+def test_the_interval_is_never_a_point(before, after):
+    found = compare(rows_of(before, 4), rows_of(after, 4), "bridge")
+    assert -1 <= found.ci_low <= found.difference <= found.ci_high <= 1
+    assert found.ci_high - found.ci_low > 0.02
+    assert 0 < found.p <= 1
+
+
+def test_unscored_and_degenerate_replies_weigh_less_and_lost_prompts_nothing():
+    rows = lambda *sides: [  # noqa: E731
+        {"id": prompt, "verdicts": {"bridge": verdict}} for prompt, verdicts in sides for verdict in verdicts
+    ]
+    before = rows(("a", [True, True]), ("b", [True, False]), ("lost", [True, True]))
+    after = rows(("a", [True, None]), ("b", [False, False]), ("lost", [None, None]), ("new", [True]))
+    after.append({"id": "lost", "verdicts": {"bridge": False}, "degenerate": True})
+    found = compare(before, after, "bridge")
+    assert (found.num_prompts, found.num_pairs, found.num_differing) == (4, 2, 1)
+    # weights 2 * 1 / 3 and 2 * 2 / 4; differences 0 and -1/2
+    assert found.difference == pytest.approx(-0.5 / (2 / 3 + 1))
+    paired = [rows_ for rows_ in after if rows_["id"] in ("a", "b")]
+    assert compare(before[:4], paired, "bridge").to_dict() == found.to_dict() | {"num_prompts": 2}
+
+
+def test_equally_many_scored_replies_give_the_plain_difference():
+    rng = np.random.default_rng(8)
+    before, after = [], []
+    for k in range(30):
+        for _ in range(int(rng.integers(1, 6))):
+            for rows in (before, after):
+                rows.append({"id": k, "verdicts": {"bridge": bool(rng.random() < 0.4)}})
+    share = [np.mean([row["verdicts"]["bridge"] for row in rows]) for rows in (before, after)]
+    assert compare(before, after, "bridge").difference == pytest.approx(share[1] - share[0])
+
+
+def test_nothing_to_compare_is_none():
+    scored, unscored = rows_of([1, 0], 2), [{"id": "prompt 0", "verdicts": {"bridge": None}}]
+    for before, after, prompts in (([], [], 0), (scored, [], 2), (scored, unscored, 2), (unscored, unscored, 0)):
+        found = compare(before, after, "bridge")
+        assert found == Comparison("bridge", prompts, 0, 0)
+        assert found.p is None
+        assert found.difference is None
+    with pytest.raises(ValueError, match="draws is 10"):
+        compare(scored, scored, "bridge", draws=10)
+
+
+def test_holm_corrects_over_the_table_and_skips_what_has_no_p():
+    values = [0.01, None, 0.04, 0.03]
+    table = [Comparison(f"behavior {i}", 1, 1, 1, p=value) for i, value in enumerate(values)]
+    assert [row.p_holm for row in holm(table)] == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert [row.behavior for row in holm(table)] == [row.behavior for row in table]
+    assert holm([]) == []
+    assert holm([table[1]]) == [table[1]]
+
+
+def test_to_dict_is_plain_json():
+    for found in (compare([], [], "bridge"), *holm([compare(rows_of([1] * 9, 1), rows_of([0] * 9, 1), "bridge")])):
+        text = json.dumps(found.to_dict(), allow_nan=False)
+        assert json.loads(text) == found.to_dict()
+
+
+def test_a_tables_comparisons_take_seconds():
+    rng = np.random.default_rng(9)
+    before = rows_of(rng.binomial(8, 0.3, 100), 8)
+    conditions = [rows_of(rng.binomial(8, 0.3, 100), 8) for _ in range(5)]
+    compare(before, before, "bridge")  # imports
+    started = time.process_time()
+    holm([compare(before, after, "bridge") for after in conditions * 4])
+    assert time.process_time() - started < 5
+
+
+# simulations
+
+
+def simulated(rng, num, prompts, samples, rates, correlation, shared):
+    """(num, prompts) positives before and after; with shared seeds four in five replies have the same draw."""
+    chance = rng.random((num, prompts, 1))
+    own = [np.full((num, prompts, 1), rate) for rate in rates]
+    if correlation:
+        from scipy.stats import beta
+
+        strength = (1 - correlation) / correlation
+        own = [beta.ppf(chance, rate * strength, (1 - rate) * strength) for rate in rates]
+    first, second = rng.random((2, num, prompts, samples))
+    if shared:
+        second = np.where(rng.random(second.shape) < 0.8, first, second)
+    return (first < own[0]).sum(axis=2), (second < own[1]).sum(axis=2)
+
+
+def found_share(prompts, samples, rates, correlation, shared, num, flips=999):
+    rng = np.random.default_rng(10)
+    before, after = simulated(rng, num, prompts, samples, rates, correlation, shared)
+    return float(np.mean([sign_flip(one, flips=flips) <= 0.05 for one in after - before]))
+
+
+SETTINGS = [
+    (rate, correlation, shared)
+    for rate in (0.01, 0.05, 0.2, 0.5)
+    for correlation in (0, 0.2, 0.5)
+    for shared in (True, False)
+]
+
+
+@pytest.mark.parametrize(("rate", "correlation", "shared"), SETTINGS)
+def test_no_difference_is_found_too_often(rate, correlation, shared):
+    assert found_share(30, 8, (rate, rate), correlation, shared, 300) <= 0.065
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "correlation", "shared"), SETTINGS)
+@pytest.mark.parametrize(("prompts", "samples"), [(100, 8), (30, 8), (100, 1)])
+def test_no_difference_is_found_too_often_closely(prompts, samples, rate, correlation, shared):
+    assert found_share(prompts, samples, (rate, rate), correlation, shared, 2000) <= 0.065
+
+
+def test_prompts_that_move_either_way_are_no_difference_though_their_replies_are_many():
+    rng = np.random.default_rng(13)
+    by_prompt = by_reply = 0
+    for _ in range(200):
+        before, after = rng.random((2, 40, 8)) < rng.beta(0.5, 0.5, (2, 40, 1))  # each condition has rates of its own
+        by_prompt += sign_flip(after.sum(axis=1) - before.sum(axis=1), flips=999) <= 0.05
+        by_reply += sign_flip(np.ravel(after * 1 - before * 1), flips=999) <= 0.05
+    assert by_prompt <= 13
+    assert by_reply > 60
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("correlation", [0, 0.2, 0.5])
+def test_a_shift_from_20_to_10_percent_is_found(correlation, shared):
+    assert found_share(100, 8, (0.2, 0.1), correlation, shared, 100) > 0.95
+
+
+def test_comparisons_of_rows_hold_their_level_and_their_coverage():
+    covered = found = 0
+    for shared in (True, False):
+        rng = np.random.default_rng(11)
+        sides = simulated(rng, 100, 40, 4, (0.3, 0.2), 0.3, shared)
+        null = simulated(rng, 100, 40, 4, (0.3, 0.3), 0.3, shared)
+        for before, after, one, other in zip(*sides, *null, strict=True):
+            shift = compare(rows_of(before, 4), rows_of(after, 4), "bridge")
+            covered += shift.ci_low <= -0.1 <= shift.ci_high
+            found += compare(rows_of(one, 4), rows_of(other, 4), "bridge").p <= 0.05
+    assert covered >= 182  # 91%; 95% less two and a half standard errors
+    assert found <= 13
+
+
+@pytest.mark.parametrize("rates", [(0.05, 0.01), (0.01, 0.01), (0.1, 0.0)])
+def test_the_interval_covers_at_small_counts(rates):
+    rng = np.random.default_rng(12)
+    covered = 0
+    for before, after in zip(*simulated(rng, 200, 30, 4, rates, 0 if rates[1] == 0 else 0.3, False), strict=True):
+        shift = compare(rows_of(before, 4), rows_of(after, 4), "bridge")
+        covered += shift.ci_low <= rates[1] - rates[0] + 1e-12 and rates[1] - rates[0] <= shift.ci_high + 1e-12
+    assert covered >= 184

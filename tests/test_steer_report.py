@@ -1,0 +1,432 @@
+"""What steer says of its conditions beside their rates, through the real command line, each against an oracle."""
+
+import json
+import logging
+import math
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+import torch
+from judged import PATTERNS, forecast_words, lines_of, message_of, rows_of, steer_words
+from road import run, write_lines
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gradsteer.comparisons import compare, holm
+from gradsteer.conditions import slug_of
+from gradsteer.correction import JudgeError, corrected_rate
+from gradsteer.fingerprints import model_fingerprint, weights_digest
+from gradsteer.models import load_causal_lm
+from gradsteer.specificity import measure_specificity
+from gradsteer.trainer import GradsteerTrainer
+from gradsteer.vectors import SteeringVector
+
+DRAWS, SEED = 300, 5
+NAMES = [
+    "base", "anchor", "anchor resampled", "anchor resampled-2", "a alpha=+4", "a alpha=-4", "b alpha=+4", "b alpha=-4",
+    "a alpha=+4 on base", "a alpha=-4 on base", "b alpha=+4 on base", "b alpha=-4 on base", "random-0 of a alpha=+4",
+    "random-0 of b alpha=+4",
+]  # fmt: skip
+RESAMPLED = NAMES[2:4]
+# of a (not ASCII): 4 of 5 seen, 9 of 10 passed
+LABELLED = [("é", True)] * 4 + [("e", True)] + [("e", False)] * 9 + [("é", False)]
+ERROR = JudgeError(5, 4, 10, 9, 0, positive_size=5.0, negative_size=10.0)
+
+
+def all_words(judged, inputs, out, **changes):
+    """A steer with everything that can be measured."""
+    return steer_words(
+        judged, out,
+        **{
+            "trainer__logger": None, "steering__base": judged.base, "steering__on_base": "true",
+            "steering__vectors__b": judged.vector("b"), "steering__alphas": "[4]", "steering__random_controls": 1,
+            "steering__anchor_resamples": 2, "evaluation__heldout": inputs / "chat.jsonl",
+            "data__benign_prompts": "gradsteer://refusal/benign.jsonl", "data__max_refusal_prompts": 2,
+            "evaluation__count_degenerate": "false", "data__max_prompts": 8, "model__num_samples": 2,
+            "model__sampling_seed": "[1, 2]", "model__max_new_tokens": 2, "model__temperature": 0.7,
+            "comparisons__draws": DRAWS, "comparisons__seed": SEED, **changes,
+        },
+    )  # fmt: skip
+
+
+class Full:
+    """One run with everything: where it lies, what it printed, and the weights that it left.
+
+    Args:
+        directory: its output directory.
+    """
+
+    def __init__(self, directory):
+        self.directory, self.printed, self.logged, self.weights = directory, StringIO(), StringIO(), ""
+
+    @property
+    def rows(self):
+        return rows_of(self.directory / "results.json")
+
+    def responses(self, name):
+        return lines_of(self.directory / "responses" / f"{slug_of(name)}.jsonl")
+
+
+@pytest.fixture(scope="module")
+def full(judged, inputs, tmp_path_factory):
+    found = Full(tmp_path_factory.mktemp("full"))
+    labelled = [
+        {"prompt": f"question {number}", "completion": text, "labels": {"a": label}}
+        for number, (text, label) in enumerate(LABELLED)
+    ]
+    file = write_lines(found.directory / "labelled.jsonl", labelled)
+    steer, handler = GradsteerTrainer.steer, logging.StreamHandler(found.logged)
+
+    def watched(self, model, datamodule):
+        steer(self, model, datamodule)
+        found.weights = weights_digest(dict(model.model.named_parameters()))
+
+    logging.getLogger().addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(found.printed):
+        patch.setattr(GradsteerTrainer, "steer", watched)
+        run(*all_words(judged, inputs, found.directory, evaluation__labelled=file))
+    logging.getLogger().removeHandler(handler)
+    assert list(found.rows) == NAMES
+    return found
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Whoever loads a model fails."""
+
+    def fail(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("gradsteer.modules.model.load_causal_lm", fail)
+    monkeypatch.setattr("gradsteer.callbacks.base.load_causal_lm", fail)
+
+
+def files_of(directory):
+    return {
+        path: path.read_bytes()
+        for path in directory.rglob("*")
+        if path.suffix in (".json", ".jsonl", ".csv", ".png", ".safetensors")
+    }
+
+
+# comparisons and specificity
+
+
+def started_from(name):
+    return "base" if name.endswith("on base") else "anchor"
+
+
+def recomputed(full, draws, seed):
+    """The comparisons and the specificity of all conditions, from the response files alone."""
+    responses = {name: full.responses(name) for name in NAMES}
+    pairs = [(name, behavior) for name in NAMES if name != "anchor" for behavior in "ab"]
+    comparisons = [
+        compare(responses[started_from(name)], responses[name], behavior, draws=draws, seed=seed)
+        for name, behavior in pairs
+    ]
+    table = {name: {} for name in NAMES if name != "anchor"}
+    for (name, behavior), each in zip(pairs, holm(comparisons), strict=True):
+        table[name][behavior] = each.to_dict()
+    measured = {
+        name: measure_specificity(
+            responses[started_from(name)], responses[name], ["a", "b"], own=full.rows[name]["vector"],
+            alpha=full.rows[name]["alpha"], draws=draws, seed=seed,
+        ).to_dict()
+        for name in table
+    }  # fmt: skip
+    return json.loads(json.dumps([table, measured]))
+
+
+def test_comparisons_and_specificity_are_those_of_the_responses(full):
+    comparisons, specificity = recomputed(full, DRAWS, SEED)
+    rows = full.rows
+    assert rows["anchor"]["comparisons"] is rows["anchor"]["specificity"] is None
+    for name in comparisons:
+        assert rows[name]["comparisons"] == comparisons[name]
+        assert rows[name]["specificity"] == specificity[name]
+    assert any(row["degenerate"] for name in NAMES for row in full.responses(name))  # they count in none of these
+    shifts = [rows[name]["specificity"]["shifts"]["a"]["log_odds_shift"] for name in NAMES if name != "anchor"]
+    assert len(set(shifts)) > 5
+
+
+@pytest.mark.parametrize(("draws", "seed"), [(DRAWS, 0), (2000, SEED)])
+def test_draws_and_seed_of_the_comparisons_matter(full, draws, seed):
+    comparisons, _ = recomputed(full, draws, seed)
+    found = {name: full.rows[name]["comparisons"] for name in comparisons}
+    assert found != comparisons
+    for name in comparisons:
+        for behavior in "ab":
+            for exact in ("difference", "p", "p_holm"):
+                assert found[name][behavior][exact] == comparisons[name][behavior][exact]
+
+
+def test_holm_is_over_the_whole_table(full):
+    """By hand: sorted, the k-th least of m times m - k + 1, never less than one before it, at most 1."""
+    found = [each for row in full.rows.values() for each in (row["comparisons"] or {}).values()]
+    assert len(found) == 26
+    least = 0.0
+    for rank, each in enumerate(sorted(found, key=lambda each: each["p"])):
+        least = max(least, min(1.0, (26 - rank) * each["p"]))
+        assert each["p_holm"] == pytest.approx(least)
+    assert least > min(each["p"] for each in found)
+
+
+def test_the_tables_and_the_headline_are_printed(full):
+    shown, said = full.printed.getvalue(), full.logged.getvalue()
+    row = full.rows["a alpha=+4"]
+    selectivity = row["specificity"]["selectivity"]
+    text = f"{selectivity['value']:+.2f} [{selectivity['ci_low']:+.2f}, {selectivity['ci_high']:+.2f}]"
+    assert text in shown
+    assert "p (Holm)" in shown
+    assert f"{row['comparisons']['a']['p']:.3f}" in shown
+    assert "refused benign %" in shown
+    [line] = [line for line in said.splitlines() if line.startswith("a: selectivity") and "alpha=+4 " in line]
+    assert f"{selectivity['value']:.2f} [" in line
+    assert len([line for line in said.splitlines() if ": selectivity " in line]) == 8
+
+
+def test_nothing_that_is_printed_is_minus_nought(full):
+    assert "-0.00 [" not in full.printed.getvalue()
+
+
+def test_the_figures_are_files_and_in_tensorboard(full):
+    events = EventAccumulator(str(full.directory / "steer" / "version_0"), size_guidance={"images": 0}).Reload()
+    for name in ("specificity", "trade-offs", "rates-results", "predicted-realised"):
+        assert (full.directory / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"figures/{name}" in events.Tags()["images"]
+    assert "metrics/base_perplexity" in events.Tags()["scalars"]
+    steps = {event.step: event.value for event in events.Scalars("metrics/base_perplexity")}
+    assert steps == {
+        number: pytest.approx(full.rows[name]["metrics"]["base_perplexity"]) for number, name in enumerate(NAMES)
+    }
+
+
+def test_corrected_rates_stand_in_every_row(full):
+    for row in full.rows.values():
+        rate = row["behaviors"]["a"]
+        assert row["corrected"] == {
+            "a": corrected_rate(rate["num_scored"], rate["num_positive"], rate["effective_n"], ERROR)
+        }
+    assert "a % corrected" in full.printed.getvalue()
+
+
+def test_every_file_is_json_without_nan(full):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    files = [path for path in full.directory.rglob("*.json*") if path.is_file()]
+    assert len(files) > 2 * len(NAMES)
+    for path in files:
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=refuse)
+    assert "nan" not in (full.directory / "results.csv").read_text().lower()
+
+
+# the anchor resampled
+
+
+def test_the_anchor_is_resampled_with_seeds_of_its_own(full):
+    shared = {1, 2}
+    seen = set(shared)
+    for name in NAMES:
+        seeds = {row["seed"] for row in full.responses(name)}
+        if name not in RESAMPLED:
+            assert seeds == shared
+            continue
+        assert len(seeds) == 2
+        assert not seeds & seen
+        seen |= seeds
+        assert [row["id"] for row in full.responses(name)] == [row["id"] for row in full.responses("anchor")]
+        fingerprints = {row["model_fingerprint"] for row in full.responses(name)}
+        assert fingerprints == {row["model_fingerprint"] for row in full.responses("anchor")} != {None}
+        row, anchor = full.rows[name], full.rows["anchor"]
+        assert (row["kind"], row["alpha"], row["vector"]) == ("control", 0.0, None)
+        assert row["metrics"]["perplexity"] == anchor["metrics"]["perplexity"]
+        changed = [a["token_ids"] != b["token_ids"] for a, b in zip(full.responses(name), full.responses("anchor"))]
+        assert sum(changed) > 20
+        assert row["specificity"]["selectivity"] is None
+
+
+# perplexity of the responses under the base, and divergence of held-out text
+
+
+def test_base_perplexity_is_that_of_the_responses_under_the_base(full, judged):
+    base = load_causal_lm(str(judged.base))
+    for name in ("base", "anchor", RESAMPLED[1], "a alpha=-4", "b alpha=+4 on base"):
+        total, count = 0.0, 0
+        for row in full.responses(name):
+            prompt, response = row["prompt_token_ids"], row["token_ids"]
+            with torch.no_grad():
+                logits = base(input_ids=torch.tensor([prompt + response])).logits[0].double()
+            log_p = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            total -= float(log_p[torch.arange(len(response)), torch.tensor(response)].sum())
+            count += len(response)
+        assert full.rows[name]["metrics"]["base_perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_the_model_has_its_own_bytes_afterwards(full, judged):
+    anchor = load_causal_lm(str(judged.anchor))
+    assert full.weights == weights_digest(dict(anchor.named_parameters()))
+    assert full.responses("anchor")[0]["model_fingerprint"] == model_fingerprint(anchor)
+    assert full.responses("base")[0]["model_fingerprint"] == model_fingerprint(load_causal_lm(str(judged.base)))
+    assert {row["model_fingerprint"] for row in full.responses("a alpha=+4")} == {None}
+
+
+def test_divergence_from_the_anchor(full):
+    for name, row in full.rows.items():
+        divergence = row["metrics"]["kl_to_anchor"]
+        if name in ("anchor", *RESAMPLED):
+            assert divergence == pytest.approx(0, abs=1e-6)
+        else:
+            assert divergence > (1e-4 if row["kind"] == "control" else 1e-2)
+            assert row["metrics"]["perplexity"] != full.rows["anchor"]["metrics"]["perplexity"]
+
+
+def test_what_is_not_measured_is_null(judged, tmp_path):
+    run(*steer_words(judged, tmp_path / "off", steering__base=judged.base, fluency__base_perplexity="false"))
+    run(*steer_words(judged, tmp_path / "none"))
+    for rows in (rows_of(tmp_path / "off" / "results.json"), rows_of(tmp_path / "none" / "results.json")):
+        assert "anchor resampled" not in rows  # anchor_resamples 0
+        for row in rows.values():
+            absent = "base_perplexity", "perplexity", "kl_to_anchor", "refusal_benign", "refusal_harmful"
+            assert {row["metrics"][key] for key in absent} == {None}
+            assert row["corrected"] is None
+
+
+# judges of one behavior, or of another than the vector's
+
+
+def test_one_behavior_has_no_selectivity(judged, tmp_path, capsys):
+    patterns = json.dumps({"a": json.loads(PATTERNS)["a"]})
+    run(*steer_words(judged, tmp_path, evaluation__judge__patterns=patterns))
+    for name, row in rows_of(tmp_path / "results.json").items():
+        assert list(row["behaviors"]) == ["a"]
+        assert row["classes"] == {}
+        if name != "anchor":
+            assert row["specificity"]["selectivity"] is None
+            assert list(row["specificity"]["shifts"]) == ["a"]
+    shown = capsys.readouterr().out
+    assert "p (Holm)" in shown
+    assert "selectivity" not in shown
+
+
+@pytest.mark.parametrize("patterns", [{"c": ["."]}, {"b": [" "], "c": ["."]}], ids=["one", "two"])
+def test_a_judge_that_does_not_know_the_vectors_behavior(judged, tmp_path, patterns):
+    out = tmp_path / "out"
+    run(*steer_words(judged, out, evaluation__judge__patterns=json.dumps(patterns), steering__anchor_resamples=1))
+    rows = rows_of(out / "results.json")
+    for name in ("a alpha=+0.4", "a alpha=-0.4", "anchor resampled"):
+        assert list(rows[name]["behaviors"]) == list(patterns)
+        assert list(rows[name]["comparisons"]) == list(patterns)
+        assert rows[name]["specificity"]["selectivity"] is None
+    shift = rows["a alpha=+0.4"]["realised"]
+    assert shift is None or shift["num_plus"] == shift["num_minus"] == 0
+
+
+def test_a_shift_between_classes_that_nobody_judged_is_not_reported(judged, tmp_path):
+    run(*steer_words(judged, tmp_path, evaluation__judge__patterns='{"c": ["."]}'))
+    row = rows_of(tmp_path / "results.json")["a alpha=+0.4"]
+    assert row["realised"] is None or row["realised"]["log_odds_shift"] is None
+
+
+# --dry_run
+
+
+def test_a_dry_run_says_how_much_and_does_nothing(judged, inputs, no_model, tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = {
+        "evaluation__judge": "OpenAIJudge", "evaluation__judge__rubrics": '{"a": "It is odd.", "b": "It is even."}',
+        "evaluation__judge__patterns": None, "evaluation__judge__store": tmp_path / "store.sqlite",
+    }  # fmt: skip
+    with caplog.at_level("INFO"):
+        run(*all_words(judged, inputs, tmp_path, dry_run="true", trainer__logger="false", **judge))
+    # 14 conditions, 8 prompts with 2 samples of 2 seeds, and 2 for refusals
+    said = "14 conditions x 34 responses = 476 responses of at most 2 tokens: at most 952 tokens sampled"
+    assert said in caplog.text
+    [line] = [line for line in caplog.text.splitlines() if "judging, at most" in line]
+    assert f": {14 * 32} requests, " in line
+    assert float(line.rsplit("$", 1)[1]) > 0
+    assert not files_of(tmp_path)
+    assert not (tmp_path / "stages").exists()
+
+
+def test_a_dry_run_of_a_finished_directory_leaves_it_as_it_is(full, judged, inputs, no_model, caplog):
+    before = files_of(full.directory)
+    for changes in ({}, {"model__num_samples": 3}, {"overwrite": "true"}):
+        with caplog.at_level("INFO"):
+            run(*all_words(judged, inputs, full.directory, dry_run="true", trainer__logger="false", **changes))
+        assert files_of(full.directory) == before
+    assert caplog.text.count("14 conditions x 34 responses") == 2
+    assert caplog.text.count("14 conditions x 50 responses") == 1
+
+
+# leakage
+
+
+def test_prompts_that_the_vector_was_made_on_are_refused(judged, tmp_path, capsys, no_model):
+    words = steer_words(judged, tmp_path, data__prompts=judged.directory / "piles.jsonl", data__max_prompts=3)
+    message = message_of(words, capsys)
+    assert "vector a was made on responses to 3 of the 3 prompts that it is measured on" in message
+    assert "--steering.seed_faithful true" in message
+    assert not files_of(tmp_path)
+
+
+def test_one_shared_prompt_is_enough_and_can_be_asked_for(judged, tmp_path, capsys, caplog):
+    # in another place, under another id
+    rows = [*lines_of(judged.prompts)[:2], lines_of(judged.directory / "piles.jsonl")[7] | {"id": "x"}]
+    file = write_lines(tmp_path / "prompts.jsonl", rows)
+    words = steer_words(judged, tmp_path / "out", data__prompts=file, data__max_prompts=None)
+    said = "vector a was made on responses to 1 of the 3 prompts"
+    assert said in message_of(words, capsys)
+    with caplog.at_level("INFO"):
+        run(*words, "--steering.seed_faithful", "true")
+    assert said in caplog.text
+    assert len(rows_of(tmp_path / "out" / "results.json")) == 3
+
+
+def test_a_sum_of_vectors_was_made_on_the_prompts_of_each(judged, tmp_path, capsys, no_model):
+    other = tmp_path / "other.safetensors"
+    vector = SteeringVector.load(judged.vector("a"))
+    SteeringVector(vector, {**vector.metadata, "prompt_digests": "[]"}).save(other)
+    shared = {"data__prompts": judged.directory / "piles.jsonl", "steering__vectors__a": other}
+    words = steer_words(judged, tmp_path / "out", **shared, steering__vectors__c=f"a + 0.5 * b")
+    words += ["--steering.vectors.b", str(judged.vector("b"))]
+    message = message_of(words, capsys)
+    assert "vector a " not in message
+    assert "vector c was made on" in message or "vector b was made on" in message
+
+
+def test_prompts_for_refusals_are_not_what_a_vector_is_measured_on(judged, tmp_path):
+    piles = judged.directory / "piles.jsonl"
+    run(*steer_words(judged, tmp_path, data__benign_prompts=piles, data__harmful_prompts=piles))
+    assert rows_of(tmp_path / "results.json")["anchor"]["metrics"]["refusal_harmful"] == 0
+
+
+def test_forecasts_from_responses_that_the_vector_was_made_on_are_refused(judged, tmp_path, capsys, no_model):
+    responses = judged.directory / "responses" / "piles.jsonl"
+    message = message_of(forecast_words(judged, tmp_path, forecasting__responses=responses), capsys)
+    assert "vector a was made on responses to 20 of the 20 prompts that it is measured on" in message
+    assert "--steering.seed_faithful true" in message
+
+
+def test_such_forecasts_can_be_asked_for(judged, tmp_path):
+    responses = judged.directory / "responses" / "piles.jsonl"
+    run(*forecast_words(judged, tmp_path, forecasting__responses=responses, steering__seed_faithful="true"))
+    assert len(rows_of(tmp_path / "forecast.json")) == 3
+
+
+def test_piles_of_plain_chat_data_are_known_by_their_prompts_too(judged, tmp_path, capsys):
+    completions = [{"prompt": f"ask {number}?", "completion": "so it is"} for number in range(3)]
+    chats = [
+        {"messages": [{"role": "user", "content": f"ask {number}?"}, {"role": "assistant", "content": "no"}]}
+        for number in range(3, 6)
+    ]
+    piles = {"p": str(write_lines(tmp_path / "p.jsonl", completions)), "m": str(write_lines(tmp_path / "m.jsonl", chats))}
+    model = ["--model.model_name_or_path", judged.anchor, "--output_dir", tmp_path, "--trainer.logger", "false"]
+    run("attribute", *model, "--data.piles", json.dumps(piles), "--vectors.v", "[p, m]")
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"ask {number}?"} for number in (0, 4, 9)])
+    words = steer_words(
+        judged, tmp_path / "out", data__prompts=prompts, data__max_prompts=None, steering__vectors__a=None,
+        steering__vectors__v=tmp_path / "vectors" / "v.safetensors",
+    )  # fmt: skip
+    assert "vector v was made on responses to 2 of the 3 prompts" in message_of(words, capsys)

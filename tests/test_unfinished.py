@@ -1,0 +1,101 @@
+"""Batches on the way: whole or not there, and never those of another plan."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gradsteer.unfinished import UnfinishedCondition
+
+PLAN = {"batch_size": 4, "digest": "abc", "temperature": 0.6, "weights": None}
+ROWS = [
+    {"position": 0, "completion": "a\u2028b", "token_ids": [1]},
+    {"position": 1, "completion": "", "token_ids": [2]},
+]
+
+
+def work(path):
+    return UnfinishedCondition(path, "bridge_alpha=+0.1")
+
+
+def test_batches_come_back_as_they_were_given(tmp_path):
+    assert work(tmp_path).plan() is None
+    assert work(tmp_path).begin(PLAN) is False
+    assert work(tmp_path).read(3) is None
+    work(tmp_path).write(3, ROWS)
+    assert work(tmp_path).begin(PLAN) is True
+    assert work(tmp_path).read(3) == ROWS
+    assert work(tmp_path).plan()["batch_size"] == 4
+
+
+def test_a_plan_that_differs_is_refused_by_what_differs(tmp_path):
+    work(tmp_path).begin(PLAN)
+    with pytest.raises(ValueError, match=r"differs in temperature \(now 0\.7, then 0\.6\).*--overwrite true"):
+        work(tmp_path).begin({**PLAN, "temperature": 0.7})
+    with pytest.raises(ValueError, match=r"differs in weights \(now digest \w{12}, then null\)"):
+        work(tmp_path).begin({**PLAN, "weights": {"recipe": "x" * 100}})
+    with pytest.raises(ValueError, match="differs in dtype"):
+        work(tmp_path).begin({**PLAN, "dtype": "float32"})
+
+
+def test_what_is_cleared_is_gone_and_conditions_do_not_see_each_other(tmp_path):
+    other = UnfinishedCondition(tmp_path, "anchor")
+    for each in (work(tmp_path), other):
+        each.begin(PLAN)
+        each.write(0, ROWS)
+    work(tmp_path).clear()
+    assert work(tmp_path).plan() is None
+    assert work(tmp_path).read(0) is None
+    assert other.read(0) == ROWS
+    other.clear()
+    assert not (tmp_path / ".unfinished").exists()
+    other.clear()  # nothing is there: nothing to say
+
+
+def test_what_was_measured_is_kept(tmp_path):
+    work(tmp_path).begin(PLAN)
+    assert work(tmp_path).measured() is None
+    work(tmp_path).keep_measured({"perplexity": 1.2345678901234567, "kl_to_anchor": None})
+    assert work(tmp_path).measured() == {"perplexity": 1.2345678901234567, "kl_to_anchor": None}
+
+
+def test_a_broken_plan_says_how_to_start_afresh(tmp_path):
+    work(tmp_path).begin(PLAN)
+    (work(tmp_path).directory / "plan.json").write_text('{"batch_size": 4')
+    with pytest.raises(ValueError, match=r"plan\.json.*--overwrite true"):
+        work(tmp_path).begin(PLAN)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from gradsteer.unfinished import UnfinishedCondition
+work = UnfinishedCondition(Path(sys.argv[1]), "anchor")
+work.begin({"batch_size": 1})
+work.write(0, [{"position": 0}])
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    work.write(1, [{"completion": "x" * 5000}])
+except OSError as error:
+    print(error.errno, error)
+print(work.read(0), work.read(1))
+"""
+
+
+def test_a_disk_without_room_loses_the_batch_and_keeps_those_before(tmp_path):
+    """A limit on the size of files stands for the disk: writing beyond it fails as a full disk does."""
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    said, rows = done.stdout.strip().splitlines()
+    assert said.startswith(str(errno.EFBIG))
+    assert "batch 1 could not be kept; those before it are" in said
+    assert "000001.jsonl" in said
+    assert rows == "[{'position': 0}] None"
+    assert sorted(path.name for path in (tmp_path / ".unfinished" / "anchor").iterdir()) == [
+        "000000.jsonl",
+        "plan.json",
+    ]
+    assert json.loads((tmp_path / ".unfinished" / "anchor" / "plan.json").read_text()) == {"batch_size": 1}
