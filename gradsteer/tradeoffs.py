@@ -38,7 +38,7 @@ _COSTS = {
     "refusal_harmful": _Cost("harmful prompts refused (%)", "harmful refused %", ".1f", 100),
     "mean_length": _Cost("mean length (tokens)", "tokens", ".1f", 1),
 }
-_COLUMNS = 4
+_COLUMNS = 5
 _INK, _GREY = "#222222", "#8C8C8C"
 _MINUS, _PLUS = PALETTE[0], PALETTE[1]  # raises, reduces
 _MARKERS = ("s", "D", "^", "v", "p", "<", ">", "H", "d")
@@ -162,10 +162,11 @@ def tradeoff_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     drawn = [each for each in tradeoffs(rows) if each.costs]
     if not drawn:
         return None
-    columns = min(_COLUMNS, max(len(each.costs) for each in drawn))
+    most = max(len(each.costs) for each in drawn)
+    columns = -(-most // -(-most // _COLUMNS))  # as even as it goes
     lines = [-(-len(each.costs) // columns) for each in drawn]
     heights = [0.75 + 2.75 * number for number in lines]
-    figure = Figure(figsize=(max(7.0, 0.4 + 3.1 * columns), 1.0 + sum(heights)), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 0.4 + 2.9 * columns), 1.0 + sum(heights)), layout="constrained")
     blocks = figure.subfigures(len(drawn), 1, height_ratios=heights, squeeze=False).flat
     families = _families(drawn)
     entries: dict[str, Any] = dict.fromkeys(("anchor", "positive alpha", "negative alpha", "base"))

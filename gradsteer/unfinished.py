@@ -41,16 +41,17 @@ class UnfinishedCondition:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{str(path)!r} is not readable as JSON ({error}); start afresh: --overwrite true"
-            ) from error
+            said = f"{str(path)!r} is not readable as JSON ({error}); delete its directory to start afresh"
+            raise ValueError(said) from error
         return found
 
-    def begin(self, plan: Mapping[str, Any]) -> bool:
+    def begin(self, plan: Mapping[str, Any], *, overwrite: bool = False) -> bool:
         """Says what is about to be sampled, before the first batch.
 
         Args:
             plan: plain values; everything that decides what is sampled.
+            overwrite: remove the batches of another plan instead of refusing to go on; those of the same one stay, so
+                that the same command goes on after a kill.
 
         Returns:
             Whether there are batches of the same plan to go on from.
@@ -58,11 +59,13 @@ class UnfinishedCondition:
         Raises:
             ValueError: the batches that lie here are of another plan; names what differs.
         """
-        found = self.plan()
+        found, wanted = self.plan(), json.loads(json.dumps(plan))
+        if found is not None and found != wanted and overwrite:
+            self.clear()
+            found = None
         if found is None:
             write_json(self.directory / _PLAN, plan)
             return False
-        wanted = json.loads(json.dumps(plan))
         if found != wanted:
             differs = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             shown = ", ".join(

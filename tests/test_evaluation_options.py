@@ -15,6 +15,8 @@ from gradsteer.metrics import looks_like_refusal
 from gradsteer.modules.generation import GenerationModule
 from gradsteer.reports import rate_text
 
+pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
+
 PROMPTS = ["the?", "golden?", "gate?", "bridge?", "bakes?"]
 TOO_LONG = "hello " * 300  # the model's context holds 256 tokens
 REFUSAL = "I'm sorry, but I cannot help with that."
@@ -150,6 +152,13 @@ def test_a_dry_run_counts_the_refusal_prompts_but_does_not_judge_them(words, no_
     assert float(said.rsplit("$", 1)[1]) > 0
 
 
+def test_only_a_dry_run_needs_no_key(words, no_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    rubrics = {"evaluation__judge": "OpenAIJudge", "evaluation__judge__rubrics": '{"bridge": null}'}
+    judge = {"evaluation__judge__patterns": None, "evaluation__judge__store": tmp_path / "store.sqlite", **rubrics}
+    assert "OPENAI_API_KEY" in message_of(words(tmp_path / "out", **judge), capsys)
+
+
 def test_a_dry_run_of_a_finished_directory_leaves_it_as_it_is(words, no_model, plain_directory, caplog):
     before = files_of(plain_directory)
     for changes in ({}, {"model__num_samples": 4}, {"overwrite": "true"}):  # the same, another, and one in its place
@@ -276,8 +285,9 @@ def test_a_prompt_that_is_too_long_is_unscored_and_changes_nothing_else(long_dir
 
 def test_prompts_that_are_too_long_stop_a_run_only_above_the_limit(words, with_long, tmp_path, capsys):
     message = message_of(words(tmp_path, data__prompts=with_long), capsys)
-    assert "condition 'anchor': 2 of 12 verdicts on 'a' (16.7%) are unscored, more than evaluation.max_unscored 0.1" in (
-        message
+    assert (
+        "condition 'anchor': 2 of 12 verdicts on 'a' (16.7%) are unscored, more than evaluation.max_unscored 0.1"
+        in (message)
     )
     assert "Reasons: 2 x the prompt has" in message
 
@@ -295,12 +305,12 @@ def test_piles_and_forecasts_pass_over_what_was_never_sampled(long_directory, pl
 
     responses = str(long_directory / "responses" / "anchor.jsonl")
     model = ["--model.model_name_or_path", judged.anchor, "--output_dir", tmp_path, "--trainer.logger", "false"]
-    piles = {name: {"responses": responses, "where": {"a": name == "yes"}} for name in ("yes", "no")}
-    run("attribute", *model, "--data.piles", json.dumps(piles), "--vectors.v", "[yes, no]")
+    piles = {name: {"responses": responses, "where": {"a": name == "shown"}} for name in ("shown", "hidden")}
+    run("attribute", *model, "--data.piles", json.dumps(piles), "--vectors.v", "[shown, hidden]")
     counts = Counter(row["verdicts"]["a"] for row in plain[0])
-    for name in ("yes", "no"):
+    for name in ("shown", "hidden"):
         header = ParameterVector.read_header(tmp_path / "gradients" / f"{name}.safetensors")
-        assert header["num_examples"] == str(counts[name == "yes"])
+        assert header["num_examples"] == str(counts[name == "shown"])
     run(
         "forecast", *model, "--forecasting.responses", responses, "--steering.vectors.a", judged.vector("a"),
         "--steering.alphas", "[0.1]", "--steering.random_controls", 0, "--forecasting.draws", 100,
@@ -329,7 +339,9 @@ def counting(monkeypatch):
     return sampled
 
 
-def test_too_many_unscored_verdicts_stop_a_run_and_keep_its_files(words, evaluated, plain, tmp_path, monkeypatch, capsys):
+def test_too_many_unscored_verdicts_stop_a_run_and_keep_its_files(
+    words, evaluated, plain, tmp_path, monkeypatch, capsys
+):
     message = message_of(words(tmp_path, **SHY_OF_TWO, evaluation__max_unscored=0.39), capsys)
     said = "4 of 10 verdicts on 'spaced' (40.0%) are unscored, more than evaluation.max_unscored 0.39 allows."
     assert said in message

@@ -294,6 +294,7 @@ def test_fit_saves_the_square_of_its_one_gradient_and_steer_uses_it(experiment, 
         "--data.prompts", inputs / "prompts.jsonl", "--model.max_new_tokens", 4, "--evaluation.judge", "KeywordJudge",
         "--evaluation.judge.patterns", PATTERNS, "--steering.vectors.a", experiment / "vectors" / "a.safetensors",
         "--steering.alphas", "[0.05]", "--steering.transforms", json.dumps([[], [spec]]), "--trainer.logger", "false",
+        "--steering.seed_faithful", "true",
     )  # fmt: skip
     rows = json.loads((tmp_path / "steered" / "results.json").read_text())["conditions"]
     by_name = {row["name"]: row for row in rows}

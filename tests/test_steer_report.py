@@ -21,6 +21,8 @@ from gradsteer.specificity import measure_specificity
 from gradsteer.trainer import GradsteerTrainer
 from gradsteer.vectors import SteeringVector
 
+pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
+
 DRAWS, SEED = 300, 5
 NAMES = [
     "base", "anchor", "anchor resampled", "anchor resampled-2", "a alpha=+4", "a alpha=-4", "b alpha=+4", "b alpha=-4",
@@ -81,11 +83,12 @@ def full(judged, inputs, tmp_path_factory):
         steer(self, model, datamodule)
         found.weights = weights_digest(dict(model.model.named_parameters()))
 
-    logging.getLogger().addHandler(handler)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addHandler(handler)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(found.printed):
         patch.setattr(GradsteerTrainer, "steer", watched)
         run(*all_words(judged, inputs, found.directory, evaluation__labelled=file))
-    logging.getLogger().removeHandler(handler)
+    logger.removeHandler(handler)
     assert list(found.rows) == NAMES
     return found
 
@@ -185,13 +188,21 @@ def test_the_tables_and_the_headline_are_printed(full):
     assert len([line for line in said.splitlines() if ": selectivity " in line]) == 8
 
 
-def test_nothing_that_is_printed_is_minus_nought(full):
-    assert "-0.00 [" not in full.printed.getvalue()
+def test_a_step_that_changes_no_response_has_no_effect_and_no_sign(judged, tmp_path, capsys):
+    run(*steer_words(judged, tmp_path, steering__alphas="[0.001]"))
+    for name, row in rows_of(tmp_path / "results.json").items():
+        if name == "anchor":
+            continue
+        for found in row["comparisons"].values():
+            assert (found["num_differing"], found["difference"], found["p"], found["p_holm"]) == (0, 0.0, 1.0, 1.0)
+            assert found["ci_low"] < 0 < found["ci_high"]
+        assert row["specificity"]["selectivity"]["value"] == 0
+    assert "-0.00 [" not in capsys.readouterr().out
 
 
 def test_the_figures_are_files_and_in_tensorboard(full):
     events = EventAccumulator(str(full.directory / "steer" / "version_0"), size_guidance={"images": 0}).Reload()
-    for name in ("specificity", "trade-offs", "rates-results", "predicted-realised"):
+    for name in ("specificity", "trade-offs", "rates-results"):
         assert (full.directory / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"figures/{name}" in events.Tags()["images"]
     assert "metrics/base_perplexity" in events.Tags()["scalars"]
@@ -242,7 +253,10 @@ def test_the_anchor_is_resampled_with_seeds_of_its_own(full):
         row, anchor = full.rows[name], full.rows["anchor"]
         assert (row["kind"], row["alpha"], row["vector"]) == ("control", 0.0, None)
         assert row["metrics"]["perplexity"] == anchor["metrics"]["perplexity"]
-        changed = [a["token_ids"] != b["token_ids"] for a, b in zip(full.responses(name), full.responses("anchor"))]
+        changed = [
+            a["token_ids"] != b["token_ids"]
+            for a, b in zip(full.responses(name), full.responses("anchor"), strict=True)
+        ]
         assert sum(changed) > 20
         assert row["specificity"]["selectivity"] is None
 
@@ -310,23 +324,60 @@ def test_one_behavior_has_no_selectivity(judged, tmp_path, capsys):
     assert "selectivity" not in shown
 
 
-@pytest.mark.parametrize("patterns", [{"c": ["."]}, {"b": [" "], "c": ["."]}], ids=["one", "two"])
-def test_a_judge_that_does_not_know_the_vectors_behavior(judged, tmp_path, patterns):
-    out = tmp_path / "out"
-    run(*steer_words(judged, out, evaluation__judge__patterns=json.dumps(patterns), steering__anchor_resamples=1))
-    rows = rows_of(out / "results.json")
+@pytest.fixture(scope="module", params=[{"c": ["."]}, {"b": [" "], "c": ["."]}], ids=["one", "two"])
+def unknown(request, judged, tmp_path_factory):
+    """The report of a vector whose behavior the judge does not judge, and what it does judge."""
+    out, patterns = tmp_path_factory.mktemp("unknown"), json.dumps(request.param)
+    run(*steer_words(judged, out, evaluation__judge__patterns=patterns, steering__anchor_resamples=1))
+    return rows_of(out / "results.json"), list(request.param)
+
+
+def test_a_judge_that_does_not_know_the_vectors_behavior(unknown):
+    rows, behaviors = unknown
     for name in ("a alpha=+0.4", "a alpha=-0.4", "anchor resampled"):
-        assert list(rows[name]["behaviors"]) == list(patterns)
-        assert list(rows[name]["comparisons"]) == list(patterns)
+        for measured in (rows[name]["behaviors"], rows[name]["comparisons"], rows[name]["specificity"]["shifts"]):
+            assert list(measured) == behaviors
         assert rows[name]["specificity"]["selectivity"] is None
-    shift = rows["a alpha=+0.4"]["realised"]
-    assert shift is None or shift["num_plus"] == shift["num_minus"] == 0
 
 
-def test_a_shift_between_classes_that_nobody_judged_is_not_reported(judged, tmp_path):
-    run(*steer_words(judged, tmp_path, evaluation__judge__patterns='{"c": ["."]}'))
-    row = rows_of(tmp_path / "results.json")["a alpha=+0.4"]
-    assert row["realised"] is None or row["realised"]["log_odds_shift"] is None
+def test_a_shift_between_classes_that_nobody_judged_is_not_reported(unknown):
+    realised = unknown[0]["a alpha=+0.4"]["realised"]
+    assert realised is None or realised["log_odds_shift"] is None
+
+
+# a prompt that is longer than the context
+
+
+def test_a_prompt_that_is_too_long_takes_no_part(judged, tmp_path, capsys):
+    """The first run stops at the first condition; the second, with another limit, goes on from what it sampled."""
+    rows = [*lines_of(judged.prompts)[:4], {"id": "long", "prompt": "hello " * 300}]
+    changes = {
+        "data__prompts": write_lines(tmp_path / "prompts.jsonl", rows), "data__max_prompts": None,
+        "steering__base": judged.base, "data__batch_size": 2,
+    }  # fmt: skip
+    out = tmp_path / "out"
+    message = message_of(steer_words(judged, out, **changes), capsys)
+    assert "condition 'base': 1 of 5 verdicts on 'a' (20.0%) are unscored" in message
+    kept = sorted((out / "responses" / ".unfinished" / "base").glob("0*.jsonl"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert len(kept) == 3
+    assert not (out / "results.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradsteer.unfinished.UnfinishedCondition.clear", lambda self: None)
+        run(*steer_words(judged, out, **changes, evaluation__max_unscored=0.2))
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    for name, row in rows_of(out / "results.json").items():
+        found = lines_of(out / "responses" / f"{slug_of(name)}.jsonl")
+        assert [each["id"] for each in found if each["failed"]] == ["long"]
+        assert row["behaviors"]["a"]["num_scored"] == 4
+        assert row["behaviors"]["a"]["num_unscored"] == 1
+        assert row["metrics"]["mean_length"] == sum(len(each["token_ids"]) for each in found) / 4
+        assert row["metrics"]["base_perplexity"] > 1
+        if name != "anchor":
+            assert row["comparisons"]["a"]["num_pairs"] == 4
+            shift = row["specificity"]["shifts"]["a"]
+            neither = [each for each in found if set(each["verdicts"].values()) == {False}]
+            assert shift["num_neither"] == len(neither)
 
 
 # --dry_run
@@ -352,12 +403,14 @@ def test_a_dry_run_says_how_much_and_does_nothing(judged, inputs, no_model, tmp_
 
 def test_a_dry_run_of_a_finished_directory_leaves_it_as_it_is(full, judged, inputs, no_model, caplog):
     before = files_of(full.directory)
-    for changes in ({}, {"model__num_samples": 3}, {"overwrite": "true"}):
+    for overwrite in ("false", "true"):
+        caplog.clear()
         with caplog.at_level("INFO"):
-            run(*all_words(judged, inputs, full.directory, dry_run="true", trainer__logger="false", **changes))
+            run(
+                *all_words(judged, inputs, full.directory, dry_run="true", trainer__logger="false", overwrite=overwrite)
+            )
         assert files_of(full.directory) == before
-    assert caplog.text.count("14 conditions x 34 responses") == 2
-    assert caplog.text.count("14 conditions x 50 responses") == 1
+        assert "14 conditions x 34 responses" in caplog.text
 
 
 # leakage
@@ -389,17 +442,31 @@ def test_a_sum_of_vectors_was_made_on_the_prompts_of_each(judged, tmp_path, caps
     vector = SteeringVector.load(judged.vector("a"))
     SteeringVector(vector, {**vector.metadata, "prompt_digests": "[]"}).save(other)
     shared = {"data__prompts": judged.directory / "piles.jsonl", "steering__vectors__a": other}
-    words = steer_words(judged, tmp_path / "out", **shared, steering__vectors__c=f"a + 0.5 * b")
+    words = steer_words(judged, tmp_path / "out", **shared, steering__vectors__c="a + 0.5 * b")
     words += ["--steering.vectors.b", str(judged.vector("b"))]
     message = message_of(words, capsys)
     assert "vector a " not in message
     assert "vector c was made on" in message or "vector b was made on" in message
 
 
-def test_prompts_for_refusals_are_not_what_a_vector_is_measured_on(judged, tmp_path):
-    piles = judged.directory / "piles.jsonl"
-    run(*steer_words(judged, tmp_path, data__benign_prompts=piles, data__harmful_prompts=piles))
-    assert rows_of(tmp_path / "results.json")["anchor"]["metrics"]["refusal_harmful"] == 0
+@pytest.fixture(scope="module")
+def refusals(judged, tmp_path_factory):
+    """A run whose prompts for refusals are those that the vector was made on."""
+    out, piles = tmp_path_factory.mktemp("refusals"), judged.directory / "piles.jsonl"
+    run(*steer_words(judged, out, data__benign_prompts=piles, data__harmful_prompts=piles))
+    return out
+
+
+def test_prompts_for_refusals_are_not_what_a_vector_is_measured_on(refusals):
+    assert rows_of(refusals / "results.json")["anchor"]["metrics"]["refusal_harmful"] == 0
+    assert len(list((refusals / "responses" / "refusals").iterdir())) == 6
+
+
+def test_refusals_of_a_report_that_is_replaced_do_not_stay(judged, refusals):
+    run(*steer_words(judged, refusals, steering__alphas="[0.2]", overwrite="true"))
+    names = {path.name for path in (refusals / "responses").glob("*.jsonl")}
+    assert names == {"anchor.jsonl", "a_alpha=+0.2.jsonl", "a_alpha=-0.2.jsonl"}
+    assert not list((refusals / "responses" / "refusals").glob("*"))
 
 
 def test_forecasts_from_responses_that_the_vector_was_made_on_are_refused(judged, tmp_path, capsys, no_model):
@@ -421,7 +488,10 @@ def test_piles_of_plain_chat_data_are_known_by_their_prompts_too(judged, tmp_pat
         {"messages": [{"role": "user", "content": f"ask {number}?"}, {"role": "assistant", "content": "no"}]}
         for number in range(3, 6)
     ]
-    piles = {"p": str(write_lines(tmp_path / "p.jsonl", completions)), "m": str(write_lines(tmp_path / "m.jsonl", chats))}
+    piles = {
+        "p": str(write_lines(tmp_path / "p.jsonl", completions)),
+        "m": str(write_lines(tmp_path / "m.jsonl", chats)),
+    }
     model = ["--model.model_name_or_path", judged.anchor, "--output_dir", tmp_path, "--trainer.logger", "false"]
     run("attribute", *model, "--data.piles", json.dumps(piles), "--vectors.v", "[p, m]")
     prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"ask {number}?"} for number in (0, 4, 9)])

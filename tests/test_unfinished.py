@@ -64,7 +64,7 @@ def test_what_was_measured_is_kept(tmp_path):
 def test_a_broken_plan_says_how_to_start_afresh(tmp_path):
     work(tmp_path).begin(PLAN)
     (work(tmp_path).directory / "plan.json").write_text('{"batch_size": 4')
-    with pytest.raises(ValueError, match=r"plan\.json.*--overwrite true"):
+    with pytest.raises(ValueError, match=r"plan\.json.*delete its directory"):
         work(tmp_path).begin(PLAN)
 
 
@@ -99,3 +99,13 @@ def test_a_disk_without_room_loses_the_batch_and_keeps_those_before(tmp_path):
         "plan.json",
     ]
     assert json.loads((tmp_path / ".unfinished" / "anchor" / "plan.json").read_text()) == {"batch_size": 1}
+
+
+def test_overwriting_takes_away_another_plans_batches_only(tmp_path):
+    work(tmp_path).begin(PLAN)
+    work(tmp_path).write(0, ROWS)
+    assert work(tmp_path).begin(PLAN, overwrite=True) is True  # the same command again, after a kill
+    assert work(tmp_path).read(0) == ROWS
+    assert work(tmp_path).begin({**PLAN, "temperature": 0.7}, overwrite=True) is False
+    assert work(tmp_path).read(0) is None
+    assert work(tmp_path).plan()["temperature"] == 0.7

@@ -27,13 +27,16 @@ class DryRun(L.Callback):
         self.dry_run = dry_run
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Prints the estimate and stops.
+        """Prints the estimate and stops; otherwise refuses a judge that cannot be asked, before anything is loaded.
 
         Raises:
+            ValueError: the judge lacks a key, say.
             DryRunDoneError: always, where a dry run was asked for.
         """
         del stage
+        judge: Judge = next(c.judge for c in trainer.callbacks if isinstance(getattr(c, "judge", None), Judge))  # type: ignore[attr-defined]
         if not self.dry_run:
+            judge.check()
             return
         conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
         rows = [row for batch in trainer.datamodule.batches for row in batch]  # type: ignore[attr-defined]
@@ -44,7 +47,6 @@ class DryRun(L.Callback):
             f"{len(conditions)} conditions x {len(rows):,} responses = {total:,} responses of at most {longest} "
             f"tokens: at most {total * longest:,} tokens sampled",
         ]
-        judge: Judge = next(c.judge for c in trainer.callbacks if hasattr(c, "judge"))  # type: ignore[attr-defined]
         chars = sum(len(row["prompt"]) for row in judged) / max(1, len(judged))
         cost = judge.estimate(len(judged) * len(conditions), chars, longest * _CHARS_A_TOKEN)
         if cost is None:

@@ -46,7 +46,7 @@ class JudgeEvaluation(L.Callback):
         max_unscored: share of a behavior's verdicts in one condition that may be missing; with more, the run stops.
         count_degenerate: let degenerate responses (empty, looping) count in the rates like any others; by default they
             are counted on their own, neither as showing a behavior nor as free of it.
-        overwrite: sample afresh what an interrupted run left (set by the option of this name).
+        overwrite: replace what an interrupted run of another configuration left (set by the option of this name).
         output_dir: the experiment's directory.
     """
 
@@ -83,13 +83,10 @@ class JudgeEvaluation(L.Callback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         planned: list[Condition] = next((each.conditions for each in callbacks if hasattr(each, "conditions")), [])
         for condition in planned:
-            work = UnfinishedCondition(self.directory, condition.slug)
-            if self.overwrite and trainer.is_global_zero:
-                work.clear()
-            elif not self.overwrite and (left := work.plan()) is not None:
+            left = UnfinishedCondition(self.directory, condition.slug).plan()
+            if left is not None:
                 trainer.datamodule.use_batch_size(left["batch_size"])  # type: ignore[attr-defined]
                 break
-        trainer.strategy.barrier()
         if self.heldout is None:
             return
         max_length = min(2048, pl_module.tokenizer.model_max_length)
@@ -129,8 +126,7 @@ class JudgeEvaluation(L.Callback):
         if batch_idx == 0:
             self._work = UnfinishedCondition(self.directory, condition.slug)
             trainer.unfinished.append(self._work)  # type: ignore[attr-defined]
-            if not trainer.fast_dev_run and self._work.begin(self._plan(trainer, pl_module, dataloader_idx)):  # type: ignore[attr-defined]
-                rank_zero_info(f"\n{condition.name}: goes on from what was sampled before")
+            self._begin(trainer, condition, self._plan(trainer, pl_module, dataloader_idx))
         assert self._work is not None
         pl_module.given = self._work.read(self._number(trainer, batch_idx))
 
@@ -157,6 +153,16 @@ class JudgeEvaluation(L.Callback):
         self._queue.submit(outputs["responses"])
         if batch_idx + 1 == trainer.num_test_batches[dataloader_idx]:
             self._finish(trainer, pl_module, condition, dataloader_idx)
+
+    def _begin(self, trainer: L.Trainer, condition: Condition, plan: dict[str, Any]) -> None:
+        assert self._work is not None
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.is_global_zero and self.overwrite:
+            self._work.begin(plan, overwrite=True)
+        trainer.strategy.barrier()  # what another plan left is gone
+        if self._work.begin(plan) and self._work.read(0) is not None:
+            rank_zero_info(f"\n{condition.name}: goes on from what was sampled before")
 
     def _number(self, trainer: L.Trainer, batch_idx: int) -> int:
         """A batch's number in the plan, whichever rank it falls to."""
@@ -227,10 +233,10 @@ class JudgeEvaluation(L.Callback):
     def _log(
         self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
     ) -> None:
+        stats = pl_module.sampling_stats()
         scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
         scalars.update({f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None})
-        speed = {key: value for key, value in pl_module.sampling_stats().items() if value is not None}
-        scalars.update({f"sampling/{name}": value for name, value in speed.items()})
+        scalars.update({f"sampling/{name}": value for name, value in stats.items()})
         usage = self.judge.usage()
         if usage is not None and usage.dollars is not None:
             scalars["judge/dollars"] = usage.dollars
@@ -241,7 +247,17 @@ class JudgeEvaluation(L.Callback):
             f"{name} {100 * rate.rate:.1f}% of {rate.num_scored}" if rate.rate is not None else f"{name} unscored"
             for name, rate in condition.behaviors.items()
         )
-        rank_zero_info(f"\n{condition.name}: {shown}" + (f"\njudge so far: {usage}" if usage is not None else ""))
+        speed = (
+            f"  {stats['tokens_per_second']:,.0f} tokens/s, {stats['prefill_padding']:.0%} of the prompts' positions "
+            f"padding, {stats['decode_waste']:.0%} of the steps for finished responses"
+        )
+        lines = [f"\n{condition.name}: {shown}", *([speed] if stats["sampled_tokens"] else [])]
+        rank_zero_info("\n".join([*lines, *([f"  judge so far: {usage}"] if usage is not None else [])]))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Stops asking; what was answered is kept."""
+        del trainer, pl_module, exception
+        self._queue.cancel()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Closes the judge."""

@@ -51,6 +51,25 @@ def ask_all(judges: Mapping[str, Judge], exchanges: Sequence[Exchange]) -> dict[
     return found
 
 
+def check_all(judges: Mapping[str, Judge], exchanges: Sequence[Exchange]) -> None:
+    """Refuses what would stop a judge, before any of them is asked; not where all its verdicts are stored.
+
+    Args:
+        judges: by name.
+        exchanges: any number, equal ones too.
+
+    Raises:
+        ValueError: as `Judge.check`; names the judge.
+    """
+    wanted = list(dict.fromkeys(exchanges))
+    for name, judge in judges.items():
+        if _new(judge, wanted):
+            try:
+                judge.check()
+            except ValueError as error:
+                raise ValueError(f"the judge {name!r}: {error}") from error
+
+
 def expect(name: str, judge: Judge, exchanges: Sequence[Exchange]) -> str:
     """What asking a judge about so many exchanges will take, in a line; asks nothing.
 
@@ -60,12 +79,8 @@ def expect(name: str, judge: Judge, exchanges: Sequence[Exchange]) -> str:
         exchanges: any number, equal ones too.
     """
     wanted = list(dict.fromkeys(exchanges))
-    new, said = wanted, f"{name} ({type(judge).__name__}): {len(wanted):,} different exchanges"
+    new, said = _new(judge, wanted), f"{name} ({type(judge).__name__}): {len(wanted):,} different exchanges"
     if isinstance(judge, StoredJudge):
-        path = judge.store.path
-        # a store that is not there yet is not made by asking what is in it
-        stored = judge.store.read(judge.fingerprint(), wanted) if path is None or path.exists() else {}
-        new = [exchange for exchange in wanted if exchange not in stored]
         said += f", {len(new):,} of them new to its store"
     if not new:
         return f"{said}: nothing to ask"
@@ -73,6 +88,16 @@ def expect(name: str, judge: Judge, exchanges: Sequence[Exchange]) -> str:
     response_chars = sum(len(exchange.response) for exchange in new) / len(new)
     cost = judge.estimate(len(new), prompt_chars, response_chars)
     return f"{said}: " + ("costs nothing" if cost is None else f"about {cost}")
+
+
+def _new(judge: Judge, wanted: Sequence[Exchange]) -> list[Exchange]:
+    """Those exchanges that the judge's store does not hold."""
+    if not isinstance(judge, StoredJudge):
+        return list(wanted)
+    path = judge.store.path
+    # a store that is not there yet is not made by asking what is in it
+    stored = judge.store.read(judge.fingerprint(), wanted) if path is None or path.exists() else {}
+    return [exchange for exchange in wanted if exchange not in stored]
 
 
 def _cost(judge: Judge) -> str:

@@ -66,6 +66,7 @@ def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
             print(asking.expect(name, judge, exchanges))
         return 0
 
+    asking.check_all(judges, exchanges)
     found = asking.ask_all(judges, exchanges)
     judged = {name: [file.verdicts(found[name], behaviors[name]) for file in files] for name in judges}
     result = {"asked": asked, **_result(files, judged, behaviors, labelled, found), **provenance()}

@@ -46,8 +46,8 @@ class Gate:
         self._opened.set()
 
     def _answer(self, handler, request):
-        by_content(request)(handler, request)
         self.answered.append(request.user)
+        by_content(request)(handler, request)
 
     def _held(self, handler, request):
         if self._opened.wait(60):
