@@ -166,7 +166,7 @@ def _selectivity(row: Row) -> Mapping[str, Any] | None:
 
 
 def _interval(found: Mapping[str, Any] | None) -> str:
-    return f"{found['value']:+.2f} [{found['ci_low']:+.2f}, {found['ci_high']:+.2f}]" if found else "-"
+    return f"{found['value']:+z.2f} [{found['ci_low']:+z.2f}, {found['ci_high']:+z.2f}]" if found else "-"
 
 
 def print_table(rows: Sequence[Row], title: str, *, note: str | None = None) -> None:

@@ -73,8 +73,15 @@ def sampling_of(where: str, row: Mapping[str, Any]) -> tuple[float, float] | Non
 
 
 def prompt_digest(prompt: str) -> str:
-    """Digest of a prompt's text, by which overlaps between sets of prompts are seen: 16 hex digits."""
-    return text_digest(prompt)[:16]
+    """Digest of a prompt's text, by which overlaps between sets of prompts are seen: 16 hex digits.
+
+    White space counts as one space, and a system message before the turns is left out: behind another one a prompt is
+    still the same question.
+    """
+    head, _, turns = prompt.partition("\nuser: ")
+    if head.startswith("system: ") and turns:
+        prompt = f"user: {turns}" if "\nassistant: " in turns else turns
+    return text_digest(" ".join(prompt.split()))[:16]
 
 
 def verdict_of(row: Mapping[str, Any], behavior: str) -> bool | None:

@@ -161,7 +161,7 @@ def measure_specificity(
     for i, name in enumerate(names):
         if name != own:
             value, low, high = moved(names.index(own), i)
-            differences[name] = (-value, -high, -low) if alpha > 0 else (value, low, high)
+            differences[name] = (0.0 - value, 0.0 - high, 0.0 - low) if alpha > 0 else (value, low, high)
     values, lows, highs = zip(*differences.values(), strict=True)
     largest = min(differences, key=lambda name: differences[name][0])
     # every upper end is at or above its own value, and so at or above the least value

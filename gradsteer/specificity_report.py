@@ -91,7 +91,7 @@ def _line(row: Row) -> str:
         return f"{name}: own shift {own} nats {where}; selectivity not measured"
     other = selectivity["largest_other"]
     return (
-        f"{name}: selectivity {_interval(selectivity, 'value', '.2f')} nats {where} "
+        f"{name}: selectivity {_interval(selectivity, 'value', 'z.2f')} nats {where} "
         f"(own {own}, largest other {other} {_signed(shifts[other]['log_odds_shift'])})"
     )
 
@@ -171,7 +171,7 @@ def _cell(axes: "Axes", x: int, y: int, shift: Mapping[str, Any] | None, reach: 
         axes.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=_INK, linewidth=1.6))
 
 
-def comparison_table(rows: Sequence[Row], title: str = "differences from the anchor") -> "Table | None":
+def comparison_table(rows: Sequence[Row], title: str = "differences from the anchor (of conditions on base, from the base)") -> "Table | None":
     """Every condition's difference from the model that it started from, in points, with its interval and p-values.
 
     A line for each behavior. An asterisk marks a Holm-corrected p of at most .05, a question mark small counts.

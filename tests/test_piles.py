@@ -9,8 +9,10 @@ from test_attribution_options import encoded, line, models, piles, refused  # no
 from test_gradients import autograd_oracle, relative_error
 
 from gradsteer.chat import encode_sampled
+from gradsteer.formats import prompt_text
 from gradsteer.models import load_causal_lm, load_tokenizer
 from gradsteer.piles import PileFilter, ResponseFilter, read_pile
+from gradsteer.response_rows import prompt_digest
 from gradsteer.vectors import PileAverage, SteeringVector
 
 
@@ -183,3 +185,14 @@ def test_the_weights_that_responses_were_sampled_from(tokenizer, tmp_path):
     path = str(write_lines(tmp_path / "rows.jsonl", rows))
     assert read_pile("x", path, tokenizer).sampled_from == {"f", "g"}
     assert read_pile("x", PileFilter(path, {"a": True}), tokenizer).sampled_from == {"f"}
+
+
+def test_a_prompt_is_the_same_behind_another_system_message_and_with_other_white_space():
+    """By its digest, by which prompts that a vector was made on are recognised."""
+    user, system = {"role": "user", "content": "How  are\nyou?"}, {"role": "system", "content": "Be kind."}
+    turns = [user, {"role": "assistant", "content": "Well."}, {"role": "user", "content": "Why?"}]
+    single = {prompt_digest(prompt_text(each)) for each in ([user], [system, user])} | {prompt_digest("How are you? ")}
+    several = {prompt_digest(prompt_text(each)) for each in (turns, [system, *turns])}
+    assert len(single) == len(several) == 1
+    others = {prompt_digest(text) for text in ("How are you", "system: How are you?", "Why?")}
+    assert len(single | several | others) == 5

@@ -211,6 +211,8 @@ class JudgeEvaluation(L.Callback):
         kept = [{key: ({**row, **about}).get(key) for key in _KEYS} for row in rows]
         sets = {row["set"] for row in rows}
         parts = {name: [k for k, row in zip(kept, rows, strict=True) if row["set"] == name] for name in sets}
+        for name in ("benign", "harmful"):  # of a run that this one replaces
+            (self.directory / "refusals" / f"{condition.slug}.{name}.jsonl").unlink(missing_ok=True)
         write_jsonl(self.directory / f"{condition.slug}.jsonl", parts.get("evaluation", []))
         for name in sorted(sets - {"evaluation"}):
             write_jsonl(self.directory / "refusals" / f"{condition.slug}.{name}.jsonl", parts[name])

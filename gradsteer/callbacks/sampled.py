@@ -66,7 +66,7 @@ class SampledConditions(L.Callback):
         if report.is_file():
             names = {condition["name"] for condition in read_results(report)["conditions"]}
             for name in names - {condition.name for condition in _conditions(trainer)}:
-                (self.output_dir / "responses" / f"{slug_of(name)}.jsonl").unlink(missing_ok=True)
+                remove_responses(self.output_dir / "responses", slug_of(name))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Takes the realised shifts of log-odds, and writes what every tensor took of every step to steps.json."""
@@ -79,9 +79,18 @@ class SampledConditions(L.Callback):
         starts = {model: _rows(directory / f"{model}.jsonl") for model in ("anchor", "base")}
         for condition in conditions:
             contrast, before = condition.contrast, starts[condition.model]
-            if contrast is not None and contrast.plus is not None and contrast.minus is not None:
+            if contrast is None or contrast.plus is None or contrast.minus is None:
+                continue
+            if {*contrast.plus, *contrast.minus} <= set(condition.behaviors):  # otherwise nobody judged it
                 after = [row for _, row in read_jsonl(directory / f"{condition.slug}.jsonl")]
                 condition.realised = realised_shift(before, after, contrast.plus, contrast.minus)
+
+
+def remove_responses(directory: Path, slug: str) -> None:
+    """Removes a condition's responses, those that count refusals too."""
+    (directory / f"{slug}.jsonl").unlink(missing_ok=True)
+    for name in ("benign", "harmful"):
+        (directory / "refusals" / f"{slug}.{name}.jsonl").unlink(missing_ok=True)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

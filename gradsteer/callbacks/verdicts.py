@@ -20,10 +20,15 @@ class VerdictQueue:
     Args:
         judge: who decides.
         count_degenerate: degenerate responses count in the rates like any others.
+
+    Attributes:
+        patient: leave the errors of a judge in the background to `collect`, where processes wait for each other: one
+            that stopped at a batch of its own would leave the others waiting for it.
     """
 
     def __init__(self, judge: Judge, *, count_degenerate: bool) -> None:
         self.judge, self.count_degenerate = judge, count_degenerate
+        self.patient = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="judge") if judge.waits else None
         self._waiting: list[Future[list[Row]]] = []
         self._judged: list[Row] = []
@@ -33,12 +38,13 @@ class VerdictQueue:
         """Takes a batch of rows, each with ``set``, ``prompt``, ``completion`` and perhaps ``failed``.
 
         Raises:
-            Exception: whatever the judge raised of an earlier batch: nothing more need be sampled then.
+            Exception: whatever the judge raised of an earlier batch: nothing more need be sampled then. Not where the
+                queue is `patient`.
         """
         if self._pool is None:
             self._judged += self._with_verdicts(rows)
             return
-        while self._waiting and self._waiting[0].done():
+        while not self.patient and self._waiting and self._waiting[0].done():
             self._take()
         self._waiting.append(self._pool.submit(self._in_background, rows))
 

@@ -140,7 +140,13 @@ def test_a_directory_without_weights_is_refused_before_the_model_is_loaded(
 
 def test_the_judge_command_takes_it_too(local_words, models, loads, tmp_path):
     run(*local_words("labels", tmp_path, data__max_prompts=1))
-    line = ["judge", "--output_dir", str(tmp_path / "compared"), "--responses", str(tmp_path / "responses/anchor.jsonl")]
+    line = [
+        "judge",
+        "--output_dir",
+        str(tmp_path / "compared"),
+        "--responses",
+        str(tmp_path / "responses/anchor.jsonl"),
+    ]
     line += ["--judges.again", "LocalJudge", "--judges.again.model", models["labels"], "--judges.again.labels"]
     line += [SAID["labels"], "--judges.again.threshold", str(THRESHOLD["labels"]), "--judges.again.store"]
     assert main([*line, str(tmp_path / "verdicts.sqlite")]) == 0

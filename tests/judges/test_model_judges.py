@@ -235,7 +235,7 @@ def test_a_dry_run_estimates_and_touches_nothing(words, play, tmp_path, said, sa
     assert guessed / 2 < paid <= guessed
 
 
-def test_the_judge_command_sets_two_judges_beside_each_other(words, play, tmp_path, monkeypatch, refused):
+def test_the_judge_command_sets_two_judges_beside_each_other(words, play, tmp_path, monkeypatch, refused, said):
     server = play(by_content)
     run(*words("evaluate", tmp_path, server))
     rows = lines_of(tmp_path / "responses" / "anchor.jsonl")
@@ -273,6 +273,7 @@ def test_the_judge_command_sets_two_judges_beside_each_other(words, play, tmp_pa
     chance = p * q + (1 - p) * (1 - q)
     assert pairs["recipe", "model", "words"]["kappa"] == pytest.approx((share - chance) / (1 - chance))
 
+    said()
     # without a key: what is stored needs none; what is not is refused before any judge is asked
     monkeypatch.delenv("OPENAI_API_KEY")
     model["base_url"] = None

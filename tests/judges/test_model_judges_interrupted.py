@@ -276,6 +276,23 @@ def test_the_queue_judges_nothing_after_an_error():
     assert judge.num_judged == 2
 
 
+def test_a_patient_queue_leaves_errors_to_the_end():
+    def fail(exchanges):
+        raise ValueError("the judge is gone")
+
+    queue = VerdictQueue(Scripted(fail), count_degenerate=True)
+    queue.patient = True
+    for _ in range(3):
+        queue.submit(rows("bad"))
+        time.sleep(0.05)
+    with pytest.raises(ValueError, match="the judge is gone"):
+        queue.collect()
+    queue.patient = False
+    with pytest.raises(ValueError, match="the judge is gone"):
+        queue.submit(rows("bad"))
+    queue.cancel()
+
+
 def test_a_cancelled_queue_closes_the_judge_until_it_ends():
     judge = Scripted(lambda exchanges: None)
     begun = threading.Event()

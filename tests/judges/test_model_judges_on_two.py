@@ -53,11 +53,18 @@ def test_two_processes_give_the_verdicts_of_one(words, play, tmp_path):
     assert 1 < server.most_in_flight <= LIMIT, "half of them a process"
 
 
-@pytest.mark.parametrize("trouble", ["key", "max_cost"])
+@pytest.mark.parametrize("trouble", ["key", "max_cost", "one"])
 def test_both_processes_end_when_the_judge_stops(words, play, tmp_path, trouble):
-    refusing = script(lambda request: error(401, "the key has expired"))
-    server = play(refusing if trouble == "key" else by_content)
-    options = {} if trouble == "key" else {"prices": "[1000, 2000]", "max_cost": "6"}
+    asked = []
+
+    @script
+    def refusing(request):
+        asked.append(request)
+        # "one": in one process alone, while the other waits for it
+        return error(401, "the key has expired") if trouble == "key" or len(asked) == 1 else by_content(request)
+
+    server = play(by_content if trouble == "max_cost" else refusing)
+    options = {"prices": "[1000, 2000]", "max_cost": "6"} if trouble == "max_cost" else {}
     changes = {f"evaluation__judge__{name}": value for name, value in options.items()}
     line = words("evaluate", tmp_path / "two", server, **changes)
     process, begun = start_on_two(line, tmp_path, "ddp"), time.monotonic()
@@ -66,9 +73,11 @@ def test_both_processes_end_when_the_judge_stops(words, play, tmp_path, trouble)
     finally:
         kill_both(process)
     shown = (tmp_path / "log").read_text()
-    assert status != 0
+    assert status == 2, shown
+    assert "Traceback" not in shown
     assert time.monotonic() - begun < 60
-    assert ("refuses the key" if trouble == "key" else "max_cost is $3") in shown
+    assert ("max_cost is $3" if trouble == "max_cost" else "refuses the key") in shown
+    assert ("in another process" in shown) == (trouble == "one")
     if trouble == "max_cost":
         sent = sum(len(json.dumps(request.body["messages"])) for request in server.requests) // 4
         assert 1000 * sent / 1e6 < 6.5
