@@ -171,7 +171,9 @@ def _cell(axes: "Axes", x: int, y: int, shift: Mapping[str, Any] | None, reach: 
         axes.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=_INK, linewidth=1.6))
 
 
-def comparison_table(rows: Sequence[Row], title: str = "differences from the anchor (of conditions on base, from the base)") -> "Table | None":
+def comparison_table(
+    rows: Sequence[Row], title: str = "differences from the anchor (on base: from the base)"
+) -> "Table | None":
     """Every condition's difference from the model that it started from, in points, with its interval and p-values.
 
     A line for each behavior. An asterisk marks a Holm-corrected p of at most .05, a question mark small counts.

@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.callbacks.tensorboard import log_metrics, log_table
-from gradsteer.callbacks.verdicts import VerdictQueue
+from gradsteer.callbacks.verdicts import VerdictQueue, stopping_together
 from gradsteer.chat import EncodedExample, encode_chat, tokenizer_digest
 from gradsteer.conditions import Condition
 from gradsteer.correction import JudgeError
@@ -80,6 +80,7 @@ class JudgeEvaluation(L.Callback):
         del stage
         self.directory.mkdir(parents=True, exist_ok=True)
         self.judge.share(trainer.world_size)
+        self._queue.patient = trainer.world_size > 1
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         planned: list[Condition] = next((each.conditions for each in callbacks if hasattr(each, "conditions")), [])
         for condition in planned:
@@ -108,12 +109,12 @@ class JudgeEvaluation(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Remembers the anchor, while the model has its weights; judges the labelled set."""
         self._anchor = model_fingerprint(pl_module.model)
-        if not trainer.is_global_zero:
-            return
-        if self._text is not None and trainer.steering is not None:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and self._text is not None and trainer.steering is not None:  # type: ignore[attr-defined]
             self._text.remember(pl_module.model)
         if self.labelled is not None:
-            self._errors = self.labelled.errors(self.judge)
+            with stopping_together(trainer):
+                if trainer.is_global_zero:
+                    self._errors = self.labelled.errors(self.judge)
             for behavior, error in self._errors.items():
                 rank_zero_info(f"judge on {self.labelled.path}: {behavior}: {error}")
 
@@ -186,7 +187,9 @@ class JudgeEvaluation(L.Callback):
     def _finish(self, trainer: L.Trainer, pl_module: Any, condition: Condition, step: int) -> None:
         """Joins the ranks' rows in the prompts' order, counts rates and metrics, and logs them."""
         assert self._work is not None
-        judged = self._queue.collect()
+        judged: list[dict[str, Any]] = []
+        with stopping_together(trainer):
+            judged = self._queue.collect()
         part = self._work.directory / "judged.rank{}.jsonl"
         write_jsonl(str(part).format(trainer.global_rank), judged)
         trainer.strategy.barrier()

@@ -1,12 +1,16 @@
 """Giving sampled rows their verdicts, while the sampling goes on where the judge mostly waits for a server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
+import lightning as L
+
 from gradsteer.degeneracy import is_degenerate
 from gradsteer.judges import Exchange, Judge, Verdicts
+from gradsteer.judges.failures import JudgeStopped
 
 Row = dict[str, Any]
 _PATIENCE = 0.1  # seconds between two calls of a judge's close
@@ -106,3 +110,19 @@ class VerdictQueue:
             values, unscored = {}, {}
         degenerate = not row.get("failed") and not self.count_degenerate and is_degenerate(row["completion"])
         return {**row, "verdicts": values, "unscored": unscored, "degenerate": degenerate}
+
+
+@contextmanager
+def stopping_together(trainer: L.Trainer) -> Iterator[None]:
+    """A judge that stops in one process stops the others too, which would wait for it otherwise (collective).
+
+    Raises:
+        JudgeStopped: in the processes where it did not stop.
+    """
+    broken: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError, JudgeStopped) as error:
+        broken = error
+    if not trainer.strategy.reduce_boolean_decision(broken is None):
+        raise broken or JudgeStopped("the judge stopped in another process, which says why")

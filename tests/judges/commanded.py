@@ -54,14 +54,14 @@ class Gate:
             self._answer(handler, request)
 
 
-@pytest.fixture(scope="session")
-def prompts(tmp_path_factory):
+@pytest.fixture(name="prompts", scope="session")
+def prompts_fixture(tmp_path_factory):
     rows = [{"id": f"q{index}", "prompt": f"{WORDS[index]} {WORDS[index + 5]}?"} for index in range(NUM_PROMPTS)]
     return write_lines(tmp_path_factory.mktemp("asked") / "prompts.jsonl", rows)
 
 
-@pytest.fixture(scope="session")
-def words(experiment, prompts):
+@pytest.fixture(name="words", scope="session")
+def words_fixture(experiment, prompts):
     """Makes command lines; `steer` has the anchor and two conditions of one vector."""
 
     def make(command, out, server, **changes):
@@ -76,15 +76,16 @@ def words(experiment, prompts):
         if command == "steer":
             flags |= {
                 "--steering.vectors.zebra": experiment / "vectors" / "a.safetensors", "--steering.alphas": "[0.05]",
-                "--steering.random_controls": 0, "--steering.anchor_resamples": 0, "--steering.behaviors.zebra": "bridge",
+                "--steering.random_controls": 0, "--steering.anchor_resamples": 0,
+                "--steering.behaviors.zebra": "bridge",
             }  # fmt: skip
         return [command, *words_of(flags, changes)]
 
     return make
 
 
-@pytest.fixture
-def sampled(monkeypatch):
+@pytest.fixture(name="sampled")
+def sampled_fixture(monkeypatch):
     """Counts the rows that are sampled from here on."""
     count, sample = [], GenerationModule._sample
 

@@ -3,7 +3,15 @@
 import json
 
 import pytest
-from commanded import TOTAL, different, lines_of, num_stored, prompts, sampled, words  # noqa: F401
+from commanded import (  # noqa: F401
+    TOTAL,
+    different,
+    lines_of,
+    num_stored,
+    prompts_fixture,
+    sampled_fixture,
+    words_fixture,
+)
 from judged import message_of
 from road import run
 from test_local import classifier, labelled, language_model

@@ -14,10 +14,10 @@ from commanded import (  # noqa: F401
     lines_of,
     num_stored,
     play_fixture,
-    prompts,
-    sampled,
+    prompts_fixture,
+    sampled_fixture,
     truth,
-    words,
+    words_fixture,
 )
 from judging import KEY, script
 from road import QUIET, run

@@ -14,8 +14,8 @@ from commanded import (  # noqa: F401
     lines_of,
     num_stored,
     play_fixture,
-    prompts,
-    words,
+    prompts_fixture,
+    words_fixture,
 )
 from judging import KEY, script
 from road import run
@@ -77,7 +77,8 @@ def test_both_processes_end_when_the_judge_stops(words, play, tmp_path, trouble)
     assert "Traceback" not in shown
     assert time.monotonic() - begun < 60
     assert ("max_cost is $3" if trouble == "max_cost" else "refuses the key") in shown
-    assert ("in another process" in shown) == (trouble == "one")
+    # the other one may be ended before it has said so
+    assert trouble == "one" or "in another process" not in shown
     if trouble == "max_cost":
         sent = sum(len(json.dumps(request.body["messages"])) for request in server.requests) // 4
         assert 1000 * sent / 1e6 < 6.5
