@@ -14,7 +14,7 @@ from gradsteer.predictions import print_predictions
 from gradsteer.records import replacing
 from gradsteer.reports import print_table, print_whole, rate_text, write_results
 from gradsteer.specificity_report import comparison_table, headline, specificity_figure, specificity_table
-from gradsteer.tradeoffs import tradeoff_figure
+from gradsteer.tradeoffs import tradeoff_figure, tradeoff_table
 from gradsteer.vectors import ParameterVector
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ResultsReport(L.Callback):
         for line in headline(rows):
             rank_zero_info(line)
         print_table(rows, title, note=self.note)
-        for table in (specificity_table(rows), comparison_table(rows)):
+        for table in (specificity_table(rows), tradeoff_table(rows), comparison_table(rows)):
             if table is not None:
                 print_whole(table)
         print_predictions(rows, self.experiment)
