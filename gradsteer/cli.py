@@ -79,7 +79,7 @@ class GradsteerCLI(LightningCLI):
                 "--dry_run",
                 type=bool,
                 default=False,
-                help="only say how much would be sampled, and what judging it would cost at most.",
+                help="only say how much would be sampled, and about what judging it would cost.",
             )
         parser.add_lightning_class_args(load(command.module), "model")
         parser.add_lightning_class_args(load(command.data), "data")
@@ -147,7 +147,7 @@ class GradsteerCLI(LightningCLI):
         if self.trainer.is_global_zero and not dry and COMMANDS[str(self.subcommand)].outputs:
             self.stage.write(self.stage_config, finished=True, inputs=self.inputs)
             for work in self.trainer.unfinished:  # type: ignore[attr-defined]
-                work.clear()
+                work.finish()
 
 
 def load(target: str) -> Any:

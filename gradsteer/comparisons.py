@@ -8,21 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from gradsteer.importance import Interval, PromptBootstrap, percentile_interval
-from gradsteer.response_rows import verdict_of
+from gradsteer.response_rows import cluster_of, verdict_of
 from gradsteer.statistics import expanded, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
 
 _FEW = 10
 _ROUNDING = 1e-9  # draws that all agree differ by it
-_FLIPS = 9999
-_FLIP_SEED = 0
+_LEVEL = 0.05
+_CELLS = 1_000_000  # of the distribution of the sum: 8 MB, and a tenth of a second for 100 pairs
+_FLIPS, _MOST_FLIPS, _FLIP_SEED = 10_000, 1_000_000, 0
+_LEAST_P = float(np.finfo(np.float64).tiny)  # 1100 pairs all one way: 2^-1099 is no float
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,21 @@ class Comparison:
         num_prompts: prompts with a scored reply in either condition.
         num_pairs: prompts with scored replies in both; only they are compared.
         num_differing: pairs whose two rates differ; the test stands on them alone.
-        difference: the rate after less the rate before, in [-1, 1]; None, as are the next three, without a pair.
+        difference: the rate after less the rate before, in [-1, 1], Mantel-Haenszel weighted over the pairs: it need
+            not be the difference of the two rates in a table, which weigh all replies alike and leave no prompt out.
+            None, as are the next three, without a pair.
         ci_low: the 95% interval's lower end.
         ci_high: the 95% interval's upper end.
         p: two-sided p-value of no difference, more than 0.
         p_holm: p corrected over a table by `holm`; None until then.
         test: ``mcnemar`` or ``sign_flip``; None without a pair.
         few: counts are small: the interval is the wider of two, and a single prompt may move the difference.
+        num_degenerate_before: degenerate replies before; `difference` leaves them out.
+        num_degenerate: the same after.
+        lowest: the least difference over three ways to count degenerate replies: left out, those after as not showing
+            the behavior and those before as showing it, and the reverse; `difference` where there are none.
+        highest: the largest.
+        robust: all three ways find the same at .05, uncorrected: a difference of the same sign, or none.
     """
 
     behavior: str
@@ -54,10 +65,15 @@ class Comparison:
     p_holm: float | None = None
     test: str | None = None
     few: bool = True
+    num_degenerate_before: int = 0
+    num_degenerate: int = 0
+    lowest: float | None = None
+    highest: float | None = None
+    robust: bool = True
 
     def to_dict(self) -> dict[str, str | int | float | None]:
-        """The fields by name, ready for JSON: numbers are finite or None."""
-        return asdict(self)
+        """The fields by name, ready for JSON: numbers are finite or None, and no 0 is negative."""
+        return {key: value + 0.0 if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
 def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed: int = 0) -> Comparison:
@@ -77,17 +93,21 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     point, and may leave 0 out where the exact test finds nothing: p decides.
 
     **p-value.** With one scored reply to every prompt on each side McNemar's exact test, else a sign-flip test over
-    prompts: were there no difference in any prompt, or did prompts move either way alike, ``w_k d_k`` would be as
-    likely to have the other sign, for each prompt by itself but for all of its replies at once. With one reply it is
-    McNemar's test. It holds whether or not the conditions share seeds, since it takes nothing for granted about replies
-    to one prompt. A p-value from the bootstrap does not hold at small counts: for 5 of 100 prompts with the behavior
-    before and none after it is .01, the exact test's .06. In simulations without a difference (30 prompts, 8 replies,
-    rate 5%, intraclass correlation 0.2) it is .05 or less in 7.3% of the comparisons, the sign-flip test's in 2.2%, and
-    in none of 64 settings in more than 4.8%. A shift from 20% to 10% in 100 prompts with 8 replies is found by both in
-    more than 99%.
+    prompts, exact too: were there no difference in any prompt, or did prompts move either way alike, ``w_k d_k`` would
+    be as likely to have the other sign, for each prompt by itself but for all of its replies at once. With one reply it
+    is McNemar's test. It holds whether or not the conditions share seeds, since it takes nothing for granted about
+    replies to one prompt. A p-value from the bootstrap does not hold at small counts: for 5 of 100 prompts with the
+    behavior before and none after it is .01, the exact test's .06. In simulations without a difference (30 prompts, 8
+    replies, rate 5%, intraclass correlation 0.2) it is .05 or less in 7.3% of the comparisons, the sign-flip test's in
+    1.7%, and in none of 72 settings in more than 5.0%. A shift from 20% to 10% in 100 prompts with 8 replies is found
+    by both in more than 99%.
+
+    **Degenerate replies.** Leaving them out is a selection: where all replies with the behavior turn into loops, its
+    rate falls to 0. A loop is no evidence either way, so both extremes are computed too, difference and
+    p-value: as if every degenerate reply before had shown the behavior and none after, and the reverse.
 
     Args:
-        before: rows with ``id``, the prompt's, and ``verdicts``; the anchor's.
+        before: rows with ``prompt`` and ``verdicts``, the anchor's; prompts are told apart by `cluster_of`.
         after: the condition's, on the same prompts.
         behavior: whose rates.
         draws: bootstrap resamples, at least 100.
@@ -99,44 +119,37 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     Raises:
         ValueError: fewer than 100 draws.
     """
-    verdicts_before, verdicts_after = _by_prompt(before, behavior), _by_prompt(after, behavior)
-    num_prompts = len(verdicts_before.keys() | verdicts_after.keys())
-    prompts = sorted(verdicts_before.keys() & verdicts_after.keys())
-    if not prompts:
-        return Comparison(behavior, num_prompts, 0, 0)
-    first = [verdicts_before[prompt] for prompt in prompts]
-    second = [verdicts_after[prompt] for prompt in prompts]
-    sizes = np.array([[len(values) for values in side] for side in (first, second)], dtype=np.float64)  # (2, pairs)
-    positives = np.array([[sum(values) for values in side] for side in (first, second)], dtype=np.float64)
-    rates = positives / sizes
-    weights = sizes[0] * sizes[1] / sizes.sum(axis=0)
-    # over one denominator, so that equal rates differ by exactly 0
-    terms = (positives[1] * sizes[0] - positives[0] * sizes[1]) / sizes.sum(axis=0)
-    difference = float(terms.sum() / weights.sum())
-    num_differing = int(np.count_nonzero(terms))
-
-    bootstrap = _bootstrap(len(prompts), draws, seed)
-    sums = bootstrap.sums(np.stack([terms, weights], axis=1))
-    low, high = percentile_interval(sums[:, 0] / sums[:, 1], expanded(len(prompts)))
-    outcomes = *positives.sum(axis=1), *(sizes - positives).sum(axis=1)
-    few = bool(num_differing < _FEW or min(outcomes) < _FEW)
-    if few or high - low < _ROUNDING:
-        other_low, other_high = _newcombe(difference, prompts, first, second, rates)
-        low, high = min(low, other_low), max(high, other_high)
-    one_each = bool((sizes == 1).all())
-    p = _mcnemar(positives.astype(int)) if one_each else sign_flip(terms)
-    return Comparison(
+    rows = before, after
+    num_degenerate = [sum(bool(row.get("degenerate")) for row in side) for side in rows]
+    ways = [(True, False), (False, True)] if any(num_degenerate) else []
+    extremes = [pairs for way in ways if (pairs := _Pairs(rows, behavior, way)).prompts]
+    pairs = _Pairs(rows, behavior)
+    findings = {pairs.finding, *(each.finding for each in extremes)}
+    differences = [each.difference for each in (pairs, *extremes) if each.prompts]
+    found = Comparison(
         behavior,
-        num_prompts,
-        len(prompts),
-        num_differing,
-        difference,
-        min(low, difference),
-        max(high, difference),
-        p,
-        None,
-        "mcnemar" if one_each else "sign_flip",
-        few,
+        pairs.num_prompts,
+        len(pairs.prompts),
+        int(np.count_nonzero(pairs.numerators)),
+        num_degenerate_before=num_degenerate[0],
+        num_degenerate=num_degenerate[1],
+        lowest=min(differences, default=None),
+        highest=max(differences, default=None),
+        robust=len(findings) == 1,
+    )
+    if not pairs.prompts:
+        return found
+    outcomes = *pairs.positives.sum(axis=1), *(pairs.sizes - pairs.positives).sum(axis=1)
+    few = bool(found.num_differing < _FEW or min(outcomes) < _FEW)
+    low, high = pairs.interval(few, draws, seed)
+    return replace(
+        found,
+        difference=pairs.difference,
+        ci_low=low,
+        ci_high=high,
+        p=pairs.p,
+        test="mcnemar" if (pairs.sizes == 1).all() else "sign_flip",
+        few=few,
     )
 
 
@@ -159,47 +172,110 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def sign_flip(differences: np.ndarray, *, flips: int = _FLIPS) -> float:
-    """Two-sided p-value of a sum of paired differences, whose signs are flipped one by one.
+def sign_flip(differences: np.ndarray, denominators: np.ndarray | None = None, *, cells: int = _CELLS) -> float:
+    """Two-sided p-value of a sum of paired differences, whose signs are flipped one by one: over all flips.
 
-    All flips are tried where they are no more than `flips`, else that many random ones and the one observed, the same
-    every time (Phipson and Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39). Pairs that do not differ take no part:
-    flipping them changes nothing.
+    On a common scale the differences are whole numbers, and the sum of those that come out negative is distributed over
+    whole numbers too: one convolution a pair (Pagano and Tritchler 1983, JASA 78:435), no further than up to the sum
+    that was observed. It is computed here because scipy's ``permutation_test`` enumerates all 2^n flips, which 30 pairs
+    do not allow, or samples them, and a p-value of at least 1e-4 finds nothing after a correction for 500 tests.
+    Where the scale would be too fine, flips are sampled: 10,000, and a million where fewer than 10 of them are as
+    extreme, the same every time, with the one observed among them (Phipson and Smyth 2010, Stat. Appl. Genet. Mol.
+    Biol. 9:39). Pairs that do not differ take no part: flipping them changes nothing.
 
     Args:
-        differences: (pairs,) one for each independent pair.
-        flips: how many to draw.
+        differences: (pairs,) whole numbers, one for each independent pair.
+        denominators: (pairs,) whole numbers above 0 by which they are divided; None for 1.
+        cells: the most cells of the distribution; flips are sampled where it has more.
 
     Returns:
         The p-value, in (0, 1]; 1 where no pair differs.
+
+    Raises:
+        ValueError: a difference is no whole number.
     """
-    from scipy.stats import permutation_test
+    broken = differences[differences != np.rint(differences)]
+    if len(broken):
+        raise ValueError(f"a difference is {broken[0]}; accepted: whole numbers, and denominators beside them")
+    below = np.ones(len(differences)) if denominators is None else denominators
+    fractions = [Fraction(int(one), int(other)) for one, other in zip(differences, below, strict=True) if one]
+    scale = math.lcm(*(each.denominator for each in fractions))
+    whole = [int(each * scale) for each in fractions]
+    divisor = math.gcd(*whole) or 1
+    # what is found must hang neither on the prompts' order nor on which condition is called the first
+    sizes = sorted(abs(value) // divisor for value in whole)
+    minority = min(sum(value for value in whole if value > 0), -sum(value for value in whole if value < 0)) // divisor
+    if minority >= cells:
+        return _sampled(np.array(sizes, dtype=np.float64), minority)
+    chances, reached = np.zeros(minority + 1), 0  # of the sums of what came out negative, up to the one observed
+    chances[0] = 1.0
+    for size in sizes:
+        half = chances[: reached + 1] / 2
+        chances[: reached + 1] = half
+        reached = min(reached + size, minority)
+        if size <= minority:
+            chances[size : reached + 1] += half[: reached + 1 - size]
+    return float(min(max(2 * chances.sum(), _LEAST_P), 1.0))
 
-    differing = differences[differences != 0]
-    if len(differing) <= 1:  # at most two flips, as likely as each other; scipy wants at least two observations
-        return 1.0
-    # what is drawn must hang neither on the prompts' order nor on which condition is called the first
-    differing = -differing if differing.sum() < 0 else differing
-    differing = differing[np.lexsort((differing, np.abs(differing)))]
-    found = permutation_test(
-        (differing, np.zeros(len(differing))),
-        lambda x, y, axis: x.sum(axis=axis) - y.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=flips,
-        batch=1000,
-        rng=np.random.default_rng(_FLIP_SEED),
-    )
-    return float(found.pvalue)
+
+def _sampled(sizes: np.ndarray, minority: int) -> float:
+    """The p-value from random flips of (pairs,) sizes.
+
+    A second look only where the first found .001 or less keeps the level: a larger p-value is the first look's, a
+    smaller one the second's.
+    """
+    generator = np.random.default_rng(_FLIP_SEED)
+    least, num, extreme = float(minority) + _ROUNDING * sizes.sum(), 0, 0
+    for flips in (_FLIPS, _MOST_FLIPS):
+        while num < flips:
+            bytes_ = generator.integers(0, 256, (_FLIPS, -(-len(sizes) // 8)), dtype=np.uint8)
+            sums = np.unpackbits(bytes_, axis=1, count=len(sizes)) @ sizes
+            extreme += int(((sums <= least) | (sums >= sizes.sum() - least)).sum())
+            num += _FLIPS
+        if extreme >= _FEW:
+            break
+    return (extreme + 1) / (num + 1)
 
 
-def _by_prompt(rows: Rows, behavior: str) -> dict[str, list[bool]]:
-    """Prompt -> its scored verdicts; prompts without any are left out."""
+class _Pairs:
+    """The prompts with scored replies on both sides; degenerate ones have the verdicts given, None leaves them out."""
+
+    def __init__(
+        self, rows: tuple[Rows, Rows], behavior: str, degenerate: Sequence[bool | None] = (None, None)
+    ) -> None:
+        before, after = (_by_prompt(side, behavior, verdict) for side, verdict in zip(rows, degenerate, strict=True))
+        self.num_prompts = len(before.keys() | after.keys())
+        self.prompts = sorted(before.keys() & after.keys())
+        self.sides = [[side[prompt] for prompt in self.prompts] for side in (before, after)]
+        self.sizes = np.array([[len(values) for values in side] for side in self.sides], dtype=np.float64)  # (2, pairs)
+        self.positives = np.array([[sum(values) for values in side] for side in self.sides], dtype=np.float64)
+        both = self.sizes.sum(axis=0)
+        # w_k d_k over one denominator, so that equal rates differ by exactly 0
+        self.numerators = self.positives[1] * self.sizes[0] - self.positives[0] * self.sizes[1]
+        self.terms = np.stack([self.numerators, self.sizes[0] * self.sizes[1]], axis=1) / both[:, None]  # w_k d_k, w_k
+        total, weight = self.terms.sum(axis=0)
+        self.difference = float(total / weight) if self.prompts else 0.0
+        self.p = sign_flip(self.numerators, both)
+        # the sign of a difference that is significant
+        self.finding = math.copysign(1, self.difference) if self.p <= _LEVEL else 0.0
+
+    def interval(self, few: bool, draws: int, seed: int) -> Interval:
+        """The bootstrap's, where counts are small or all draws agree not within Newcombe's; around the difference."""
+        sums = _bootstrap(len(self.prompts), draws, seed).sums(self.terms)
+        low, high = percentile_interval(sums[:, 0] / sums[:, 1], expanded(len(self.prompts)))
+        if few or high - low < _ROUNDING:
+            other_low, other_high = _newcombe(self)
+            low, high = min(low, other_low), max(high, other_high)
+        return min(low, self.difference), max(high, self.difference)
+
+
+def _by_prompt(rows: Rows, behavior: str, degenerate: bool | None) -> dict[str, list[bool]]:
+    """Prompt -> its scored verdicts, `degenerate` for a degenerate reply; prompts without any are left out."""
     found: dict[str, list[bool]] = {}
     for row in rows:
-        verdict = verdict_of(row, behavior)
+        verdict = degenerate if row.get("degenerate") else verdict_of(row, behavior)
         if verdict is not None:
-            found.setdefault(row["id"], []).append(verdict)
+            found.setdefault(cluster_of(row), []).append(verdict)
     return found
 
 
@@ -209,35 +285,21 @@ def _bootstrap(num: int, draws: int, seed: int) -> PromptBootstrap:
     return PromptBootstrap.draw(np.arange(num), draws=draws, seed=seed)
 
 
-def _mcnemar(positives: np.ndarray) -> float:
-    """McNemar's exact p-value of (2, pairs) outcomes 0 or 1."""
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    table = np.zeros((2, 2))
-    np.add.at(table, (positives[0], positives[1]), 1)
-    return float(mcnemar(table, exact=True).pvalue)
-
-
-def _newcombe(
-    difference: float,
-    prompts: Sequence[str],
-    before: Sequence[Sequence[bool]],
-    after: Sequence[Sequence[bool]],
-    rates: np.ndarray,
-) -> Interval:
-    """Newcombe's interval of a paired difference, around `difference`, with the intervals of `rate_with_interval`.
+def _newcombe(pairs: _Pairs) -> Interval:
+    """Newcombe's interval of a paired difference, around its own, with the intervals of `rate_with_interval`.
 
     The 1/2 that is taken from the sum of products is his continuity correction, ``(ad - bc - n/2) / n`` of a 2 x 2
     table of n pairs; it keeps the correlation below 1, so that the interval is never a point.
     """
     reaches = []
-    for side in (before, after):
-        clusters = [prompt for prompt, values in zip(prompts, side, strict=True) for _ in values]
+    for side in pairs.sides:
+        clusters = [prompt for prompt, values in zip(pairs.prompts, side, strict=True) for _ in values]
         found = rate_with_interval([value for values in side for value in values], clusters)
         assert found.rate is not None
         assert found.ci_low is not None
         assert found.ci_high is not None
         reaches.append((found.rate - found.ci_low, found.ci_high - found.rate))
+    rates = pairs.positives / pairs.sizes
     centred = rates - rates.mean(axis=1, keepdims=True)
     scale = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
     products = float((centred[0] * centred[1]).sum()) - 0.5
@@ -247,6 +309,6 @@ def _newcombe(
         return math.sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0.0))
 
     (down_before, up_before), (down_after, up_after) = reaches
-    low = difference - reach(down_after, up_before)
-    high = difference + reach(up_after, down_before)
+    low = pairs.difference - reach(down_after, up_before)
+    high = pairs.difference + reach(up_after, down_before)
     return max(low, -1.0), min(high, 1.0)

@@ -45,6 +45,7 @@ class Condition:
         forecast: the forecast behind `predicted`, where it was made here.
         by_tensor: parameter -> how much of its step it took; see `gradsteer.applied.TensorStep`.
         behaviors: behavior -> its rate, filled when the condition was judged.
+        refusals: ``benign`` and ``harmful`` -> share of refusals on these prompts, where they were sampled.
         classes: class of responses -> its rate, where there are several behaviors; see `gradsteer.classes`.
         metrics: text metrics of the responses, and the perplexity of held-out text.
     """
@@ -72,6 +73,7 @@ class Condition:
     by_tensor: dict[str, dict[str, float | None]] = field(default_factory=dict)
     behaviors: "dict[str, Rate]" = field(default_factory=dict)
     classes: "dict[str, Rate]" = field(default_factory=dict)
+    refusals: "dict[str, Rate]" = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(METRICS))
 
     @property
@@ -89,6 +91,7 @@ class Condition:
         row = {key: getattr(self, key) for key in _ROW_KEYS}
         row["behaviors"] = {name: rate.to_dict() for name, rate in self.behaviors.items()}
         row["classes"] = {name: rate.to_dict() for name, rate in self.classes.items()}
+        row["refusals"] = {name: rate.to_dict() for name, rate in self.refusals.items()}
         row["metrics"] = {key: self.metrics.get(key) for key in METRICS}
         return row
 

@@ -10,8 +10,8 @@ from typing import Any
 from gradsteer.classes import classes_of, in_class
 from gradsteer.conditions import Condition
 from gradsteer.correction import JudgeError, corrected_rate
-from gradsteer.metrics import refusal_share, response_metrics
-from gradsteer.response_rows import verdict_of
+from gradsteer.metrics import refusal_rates, response_metrics
+from gradsteer.response_rows import cluster_of, verdict_of
 from gradsteer.statistics import Rate, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,14 +26,14 @@ def count_condition(
     """Fills a condition's rates and metrics from its judged responses.
 
     Args:
-        condition: whose ``behaviors``, ``classes``, ``metrics`` and ``corrected`` are filled.
+        condition: whose ``behaviors``, ``classes``, ``refusals``, ``metrics`` and ``corrected`` are filled.
         sets: rows by set: ``evaluation``, and where they were sampled ``benign`` and ``harmful``.
         behaviors: that were judged.
         errors: behavior -> the judge's error on a labelled set.
     """
     rows = sets.get("evaluation", [])
     clear = [row for row in rows if not row.get("degenerate")]
-    clusters = [row["id"] for row in clear]
+    clusters = [cluster_of(row) for row in clear]
     num_degenerate = len(rows) - len(clear)
     for behavior in behaviors:
         verdicts = [verdict_of(row, behavior) for row in clear]
@@ -44,8 +44,8 @@ def count_condition(
     condition.metrics.update(response_metrics(rows))
     for name in ("benign", "harmful"):
         if name in sets:
-            texts = [row["completion"] for row in sets[name] if not row.get("failed")]
-            condition.metrics[f"refusal_{name}"] = refusal_share(texts)
+            condition.refusals[name] = refusal_rates(sets[name])
+            condition.metrics[f"refusal_{name}"] = condition.refusals[name].rate
     if errors:
         condition.corrected = {
             behavior: _corrected(condition.behaviors[behavior], error) for behavior, error in errors.items()
@@ -58,12 +58,14 @@ def excess_of_unscored(condition: Condition, rows: Rows, limit: float) -> str | 
         total = rate.num_scored + rate.num_unscored
         if total == 0 or rate.num_unscored <= limit * total:
             continue
-        reasons = Counter(row["unscored"][behavior] for row in rows if behavior in row["unscored"])
+        missing = [row for row in rows if behavior in row["unscored"] and not row.get("degenerate")]
+        reasons = Counter(row["unscored"][behavior] for row in missing)
         shown = "; ".join(f"{count} x {reason[:200]}" for reason, count in reasons.most_common(3))
         return (
             f"condition {condition.name!r}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
             f"({100 * rate.num_unscored / total:.1f}%) are unscored, more than evaluation.max_unscored {limit:g} "
-            f"allows. Reasons: {shown}. What was sampled and judged is kept: the same command asks for what is missing"
+            f"allows. Reasons: {shown}. What was sampled and judged is kept: the same command asks for what is "
+            "missing, but for what was refused for good; with a higher evaluation.max_unscored it goes on without"
         )
     return None
 

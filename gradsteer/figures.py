@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: distinguishable with any colour vision
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _GREY = "#666666"
+_PALE = ("control", "baseline")  # kinds of conditions that others are compared with
 
 
 def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
@@ -37,7 +38,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
             bar = axes.bar(
                 position + offset, percent, width, yerr=errors, capsize=2.5, color=PALETTE[index % len(PALETTE)],
                 ecolor=_GREY, error_kw={"elinewidth": 1}, label=None if labelled else behavior,
-                alpha=0.55 if row["kind"] in ("control", "baseline") else 1.0,
+                alpha=0.55 if row["kind"] in _PALE else 1.0,
             )  # fmt: skip
             labelled = True
             axes.bar_label(bar, labels=[f"{math.floor(percent + 0.5)}"], padding=1, fontsize=7.5)
@@ -46,7 +47,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     axes.set_ylabel("responses that show the behavior (%)")
     axes.set_ylim(0, 108)
     steered = any(row["kind"] == "steered" for row in rows)
-    pale = "; pale: random directions" if any(row["kind"] == "control" for row in rows) else ""
+    pale = "; pale: controls and baselines" if any(row["kind"] in _PALE for row in rows) else ""
     convention = f"\npositive alpha reduces the vector's behavior, negative raises it{pale}" if steered else ""
     axes.set_title(title + convention, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

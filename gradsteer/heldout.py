@@ -3,6 +3,7 @@
 Knows of encoded text and a causal LM; knows nothing of vectors, files or Trainers.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsteer.batching import plan_batches
 from gradsteer.chat import EncodedExample, collate
 from gradsteer.losses import IGNORE_INDEX, cross_entropy, kl_divergence
+from gradsteer.records import text_digest
 
-_BATCH = 16
+# of a batch with its padding: a gigabyte of float32 logits where the vocabulary is large
+_TOKENS = 2048
 # log-probabilities of the anchor that are kept, in all: 512 MB of float32
 _KEPT_ENTRIES = 1 << 27
 
@@ -33,10 +35,14 @@ class HeldoutText:
         self, examples: Sequence[EncodedExample], pad_token_id: int, *, max_entries: int = _KEPT_ENTRIES
     ) -> None:
         self.examples, self.max_entries = list(examples), max_entries
-        lengths = [len(example.input_ids) for example in examples]
-        self._batches = [
-            collate([examples[index] for index in batch], pad_token_id) for batch in plan_batches(lengths, _BATCH)
-        ]
+        ordered = sorted(self.examples, key=lambda example: -len(example.input_ids))
+        self._batches: list[dict[str, Tensor]] = []
+        while ordered:
+            size = max(1, _TOKENS // len(ordered[0].input_ids))
+            self._batches.append(collate(ordered[:size], pad_token_id))
+            ordered = ordered[size:]
+        # of the text's tokens and of which count
+        self.digest = text_digest(json.dumps([[example.input_ids, example.labels] for example in self.examples]))
         self._anchor: list[Tensor] | None = None
         self._every = 1
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gradsteer.degeneracy import compression_ratio, is_degenerate
 from gradsteer.degeneracy import has_repeated_sentence as has_repeated_sentence
+from gradsteer.response_rows import cluster_of
 from gradsteer.statistics import Rate, rate_with_interval
 
 # A refusal opens the reply; further in, the same words usually are about something else.
@@ -118,7 +119,8 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
         `refusal_harmful` are None here: they need a model or other prompts. The others: `repetition`;
         `compression`, which grows with length; `distinct_1`, `distinct_2`, `distinct_3`, over token ids, which show
         the sameness of text without words too; `mean_length` in token ids; `unfinished`; `degenerate`, at least
-        the empty ones and most of `repetition`; `refusal`. Each is None where there is nothing to count, never NaN.
+        the empty ones and most of `repetition`; `refusal`, over the rows that are not marked `degenerate`. Each is
+        None where there is nothing to count, never NaN.
     """
     sampled = [row for row in rows if not row.get("failed")]
     texts = [row["completion"] for row in sampled]
@@ -135,7 +137,7 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
         "mean_length": mean_length([len(ids) for ids in token_ids]),
         "unfinished": unfinished_share([row["finish_reason"] for row in sampled]),
         "degenerate": degenerate_share(texts),
-        "refusal": refusal_share(texts),
+        "refusal": refusal_share([row["completion"] for row in sampled if not row.get("degenerate")]),
         "refusal_benign": None,
         "refusal_harmful": None,
     }
@@ -144,14 +146,15 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
 def refusal_rates(rows: Sequence[Mapping[str, Any]]) -> Rate:
     """The rate of responses that look like a refusal, with the 95% interval of `rate_with_interval`.
 
-    An empty response refuses nothing.
-
     Args:
-        rows: Responses with `prompt` and `completion`; prompts are the clusters. Rows that were never sampled
-            (`failed`) count as unscored.
+        rows: Responses with `completion` and what `gradsteer.response_rows.cluster_of` needs. Rows that were never
+            sampled (`failed`) count as unscored. Degenerate ones (marked `degenerate`) are counted on their own: a
+            loop is no answer, and no refusal of one either.
     """
-    verdicts = [None if row.get("failed") else looks_like_refusal(row["completion"]) for row in rows]
-    return rate_with_interval(verdicts, [row["prompt"] for row in rows])
+    clear = [row for row in rows if not row.get("degenerate")]
+    verdicts = [None if row.get("failed") else looks_like_refusal(row["completion"]) for row in clear]
+    clusters = [cluster_of(row) for row in clear]
+    return rate_with_interval(verdicts, clusters, num_degenerate=len(rows) - len(clear))
 
 
 def _share(flags: Sequence[bool]) -> float | None:

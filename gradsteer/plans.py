@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from gradsteer.conditions import Condition, check_name
 from gradsteer.doses import Dose, largest_dose
-from gradsteer.records import file_digest
+from gradsteer.records import known_digest
 from gradsteer.transforms import TransformSpec, parse_transform
 
 Source = Literal["vector", "random", "signs", "file", "graddiff", "delta"]
@@ -174,7 +174,7 @@ def identity_of(condition: Condition, recipe: Recipe | None) -> dict[str, Any]:
     file = None if recipe is None else recipe.file
     return {
         "recipe": None if recipe is None else repr(replace(recipe, file=None)),
-        "file": None if file is None else file_digest(file),
+        "file": None if file is None else known_digest(file),
         "model": condition.model,
         "alpha": condition.alpha,
         "system_prompt": condition.system_prompt,

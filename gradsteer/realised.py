@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradsteer.importance import PromptBootstrap, percentile_interval
-from gradsteer.response_rows import matches
+from gradsteer.response_rows import cluster_of, matches
 from gradsteer.specificity import log_odds_variance
 from gradsteer.statistics import expanded
 
@@ -28,7 +28,7 @@ def realised_shift(
     bootstrap over prompts, paired, widened where counts are small.
 
     Args:
-        before: rows with ``prompt`` and ``verdicts``, the anchor's.
+        before: rows with ``prompt`` and ``verdicts``, the anchor's; prompts are told apart by `cluster_of`.
         after: the condition's, on the same prompts.
         plus: verdicts of the one class.
         minus: verdicts of the other.
@@ -39,13 +39,13 @@ def realised_shift(
     """
     numbers: dict[str, int] = {}
     for row in (*before, *after):
-        numbers.setdefault(row["prompt"], len(numbers))
+        numbers.setdefault(cluster_of(row), len(numbers))
     columns = []
     for rows in (after, before):
         for where in (plus, minus):
             counts = np.zeros(len(numbers))
             for row in rows:
-                counts[numbers[row["prompt"]]] += matches(row, where)
+                counts[numbers[cluster_of(row)]] += matches(row, where)
             columns.append(counts)
     keys = ("num_plus", "num_minus", "num_plus_before", "num_minus_before")
     found: dict[str, float | int | None] = {key: int(counts.sum()) for key, counts in zip(keys, columns, strict=True)}
@@ -61,4 +61,5 @@ def realised_shift(
     if min(counts.sum() for counts in columns) < _FEW or high - low < _ROUNDING:
         reach = 1.96 * math.sqrt(log_odds_variance(*columns[:2]) + log_odds_variance(*columns[2:]))
         low, high = min(low, shift - reach), max(high, shift + reach)
-    return {"log_odds_shift": shift, "ci_low": min(low, shift), "ci_high": max(high, shift), **found}
+    # 0 is added so that none is negative
+    return {"log_odds_shift": shift + 0.0, "ci_low": min(low, shift) + 0.0, "ci_high": max(high, shift) + 0.0, **found}

@@ -6,6 +6,7 @@ models or chats.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -155,6 +156,18 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"no such file or directory: {path} (expected one to take the digest of)")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_digest(path: str | os.PathLike[str]) -> str:
+    """`file_digest` of a file, taken once for as long as its size and its time of change stay."""
+    found = os.stat(path)
+    return _digest_of(str(path), found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of(path: str, size: int, changed: int) -> str:
+    del size, changed  # they only tell one state of the file from another
+    return file_digest(path)
 
 
 def resolve_resource(path: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.records import write_json, write_text
+from gradsteer.statistics import Rate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 Row = Mapping[str, Any]
 # a comparison's columns that a rate has too
-_COMPARED = {"ci_low": "difference_low", "ci_high": "difference_high"}
+_COMPARED = {
+    "ci_low": "difference_low",
+    "ci_high": "difference_high",
+    "lowest": "difference_lowest",
+    "highest": "difference_highest",
+}
 
 
 def write_results(
@@ -25,6 +31,7 @@ def write_results(
     *,
     note: str | None = None,
     forecast: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the report and, beside it, the same rows as CSV; each under a temporary name first.
 
@@ -34,10 +41,13 @@ def write_results(
         rows: as `gradsteer.conditions.Condition.row` gives them, in the config's order.
         note: what a reader of the numbers must know.
         forecast: what a forecast is made from; its presence says that the rows are forecasts.
+        evaluation: what was sampled and judged, and how.
     """
     report: dict[str, Any] = {"format": FORMAT_VERSION, "experiment": experiment, "note": note}
     if forecast is not None:
         report["forecast"] = dict(forecast)
+    if evaluation is not None:
+        report["evaluation"] = dict(evaluation)
     write_json(path, {**report, "conditions": list(rows)})
     flat = [flatten(row) for row in rows]
     columns = list(dict.fromkeys(column for row in flat for column in row))
@@ -67,6 +77,9 @@ def flatten(row: Row) -> dict[str, Any]:
         if key in ("behaviors", "classes"):
             for behavior, rate in value.items():
                 flat.update({f"{behavior}_{field}": number for field, number in rate.items()})
+        elif key == "refusals":
+            for name, rate in value.items():
+                flat.update({f"{name}_refused_{field}": number for field, number in rate.items()})
         elif key == "metrics":
             flat.update(value)
         elif key == "predicted":
@@ -113,13 +126,20 @@ _COLUMNS: dict[str, tuple[str, str, float]] = {
     "degenerate": ("degenerate %", ".1f", 100),
     "mean_length": ("tokens", ".1f", 1),
     "unfinished": ("cut %", ".1f", 100),
-    "refusal_benign": ("refused benign %", ".1f", 100),
-    "refusal_harmful": ("refused harmful %", ".1f", 100),
+    "refusal_benign": ("refused benign % [95% interval]", ".1f", 100),
+    "refusal_harmful": ("refused harmful % [95% interval]", ".1f", 100),
 }
+FEW = (
+    "?: a rate of small counts. At the effective sample size fewer than 5 responses show it, or fewer than 5 do not: "
+    "one prompt more or less moves it."
+)
 
 
 def results_table(rows: Sequence[Row], title: str) -> "Table":
-    """The rows as a table for a terminal: every rate with its interval and the number it rests on."""
+    """The rows as a table for a terminal: every rate with its interval and the number it rests on.
+
+    A rate of small counts (`gradsteer.statistics.Rate.few`) has a question mark, which the caption explains.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -149,15 +169,33 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
         rates = [row["behaviors"].get(name) for name in behaviors]
         table.add_row(
             Text(row["name"]),
-            *(Text(rate_text(rate)) for rate in rates),
+            *(Text(marked_rate_text(rate)) for rate in rates),
             *(Text(rate_text((row.get("corrected") or {}).get(name))) for name in corrected),
             *([_interval(_selectivity(row))] if selective else []),
             _joined(rate and rate["num_scored"] for rate in rates),
             *([_joined(rate and rate["num_unscored"] for rate in rates)] if unscored else []),
-            *(_number(row["metrics"].get(key), *_COLUMNS[key][1:]) for key in measured),
+            *(Text(_measured(row, key)) for key in measured),
             *([_number(row["retained_fraction"], ".3f")] if lossy else []),
         )
+    explain_marks(table, [rate for row in rows for rate in shown_rates(row, behaviors)])
     return table
+
+
+def _measured(row: Row, key: str) -> str:
+    rate = refusal_of(row, key)
+    return marked_rate_text(rate) if rate else _number(row["metrics"].get(key), *_COLUMNS[key][1:])
+
+
+def shown_rates(row: Row, behaviors: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The rates that a table shows of a condition: of these behaviors, as far as they were judged, and of refusals."""
+    rates = [row["behaviors"][name] for name in behaviors if name in row["behaviors"]]
+    return [*rates, *(row.get("refusals") or {}).values()]
+
+
+def refusal_of(row: Row, metric: str) -> Row | None:
+    """The rate behind ``refusal_benign`` or ``refusal_harmful``; None for other metrics, and where it is not known."""
+    found: Row | None = (row.get("refusals") or {}).get(metric.removeprefix("refusal_"))
+    return found
 
 
 def _selectivity(row: Row) -> Mapping[str, Any] | None:
@@ -191,6 +229,27 @@ def rate_text(rate: Mapping[str, Any] | None) -> str:
     if not rate or rate["rate"] is None:
         return "-"
     return f"{100 * rate['rate']:.1f} [{100 * rate['ci_low']:.1f}, {100 * rate['ci_high']:.1f}]"
+
+
+def marked_rate_text(rate: Mapping[str, Any] | None) -> str:
+    """As `rate_text`, with a question mark where the rate rests on small counts: ``1.0 [0.2, 4.9]?``."""
+    return rate_text(rate) + ("?" if rate and _few(rate) else "")
+
+
+def explain_marks(table: "Table", rates: Sequence[Mapping[str, Any]]) -> None:
+    """Says under a table what the question mark means, where one of its rates has one."""
+    from rich.text import Text
+
+    if any(map(_few, rates)):
+        table.caption, table.caption_justify = Text(FEW), "left"
+
+
+def _few(rate: Mapping[str, Any]) -> bool:
+    """`Rate.few` of a rate in a report; not known of a forecast rate, which counts nothing."""
+    size = rate.get("effective_n")
+    if size is None:
+        return False
+    return Rate(0, 0, 0, rate["rate"], rate["ci_low"], rate["ci_high"], effective_n=size).few
 
 
 def _joined(values: Any) -> str:

@@ -4,6 +4,7 @@ Knows of the file's keys; knows nothing of piles or models.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def sampling_of(where: str, row: Mapping[str, Any]) -> tuple[float, float] | Non
     return float(row["temperature"]), float(row["top_p"])
 
 
+@lru_cache(maxsize=4096)  # every reply's is asked for, and replies share their prompts
 def prompt_digest(prompt: str) -> str:
     """Digest of a prompt's text, by which overlaps between sets of prompts are seen: 16 hex digits.
 
@@ -82,6 +84,15 @@ def prompt_digest(prompt: str) -> str:
     if head.startswith("system: ") and turns:
         prompt = f"user: {turns}" if "\nassistant: " in turns else turns
     return text_digest(" ".join(prompt.split()))[:16]
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """By which rows count as replies to one prompt: the prompt's digest, or its ``id`` where the row has no text.
+
+    Replies to one question are alike whatever its ids: a file in which each question stands ten times is no ten times
+    as many prompts, and an interval that took it for that would be too narrow.
+    """
+    return prompt_digest(row["prompt"]) if "prompt" in row else str(row["id"])
 
 
 def verdict_of(row: Mapping[str, Any], behavior: str) -> bool | None:

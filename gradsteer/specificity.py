@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradsteer.importance import PromptBootstrap, percentile_interval
-from gradsteer.response_rows import verdict_of
+from gradsteer.response_rows import cluster_of, verdict_of
 from gradsteer.statistics import design_effect, expanded
 
 Rows = Sequence[Mapping[str, Any]]
@@ -77,8 +77,11 @@ class Specificity:
     selectivity: Selectivity | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, ready for JSON: numbers are finite or None."""
-        return asdict(self)
+        """The fields by name, ready for JSON: numbers are finite or None, and no 0 is negative."""
+        found = asdict(self)
+        for part in (*found["shifts"].values(), found["selectivity"] or {}):
+            part.update({key: value + 0.0 for key, value in part.items() if isinstance(value, float)})
+        return found
 
 
 def measure_specificity(
@@ -113,10 +116,11 @@ def measure_specificity(
     alike.
 
     Args:
-        before: rows with ``id``, the prompt's, and ``verdicts``; the anchor's.
+        before: rows with ``prompt`` and ``verdicts``, the anchor's; prompts are told apart by `cluster_of`.
         after: the condition's, on the same prompts.
         behaviors: the judge's, at least one.
-        own: the behavior that the direction was made for; None for a control.
+        own: the behavior that the direction was made for, None where there is none. A control's is that of the vector
+            that it is a control of: its selectivity is then the null of that vector's.
         alpha: the dose after less the dose before; only its sign matters.
         draws: bootstrap resamples, at least 100.
         seed: of the bootstrap.
@@ -132,7 +136,7 @@ def measure_specificity(
     if own is not None and own not in behaviors:
         raise ValueError(f"the own behavior is {own!r}; accepted: one of {', '.join(behaviors)}")
     names = list(dict.fromkeys(behaviors))
-    prompts = sorted({row["id"] for row in (*before, *after)})
+    prompts = sorted({cluster_of(row) for row in (*before, *after)})
     sides = [_counts(rows, names, prompts) for rows in (before, after)]
     totals = [counts.sum(axis=0).astype(int).tolist() for counts in sides]
     none = len(names)
@@ -175,7 +179,7 @@ def _counts(rows: Rows, behaviors: Sequence[str], prompts: Sequence[str]) -> np.
     for row in rows:
         verdicts = [verdict_of(row, behavior) for behavior in behaviors]
         if None not in verdicts:
-            counts[numbers[row["id"]]] += [*map(bool, verdicts), not any(verdicts)]
+            counts[numbers[cluster_of(row)]] += [*map(bool, verdicts), not any(verdicts)]
     return counts
 
 

@@ -176,7 +176,8 @@ def comparison_table(
 ) -> "Table | None":
     """Every condition's difference from the model that it started from, in points, with its interval and p-values.
 
-    A line for each behavior. An asterisk marks a Holm-corrected p of at most .05, a question mark small counts.
+    A line for each behavior. An asterisk marks a Holm-corrected p of at most .05, a question mark small counts, an
+    exclamation mark a finding that another way to count degenerate replies would change.
 
     Args:
         rows: conditions as results.json holds them.
@@ -192,6 +193,9 @@ def comparison_table(
     if not compared:
         return None
     caption = "paired by prompt; p (Holm) is corrected over this table; *: at most .05; ?: small counts"
+    fragile = any(not each.get("robust", True) for row in compared for each in row["comparisons"].values())
+    if fragile:
+        caption += "; !: whether p is at most .05, or the sign, hangs on how degenerate replies are counted"
     table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
     table.add_column("condition", no_wrap=True)
     table.add_column("behavior", no_wrap=True)
@@ -202,12 +206,14 @@ def comparison_table(
         table.add_section()
         for index, (behavior, each) in enumerate(row["comparisons"].items()):
             points = {key: _times(each[key], 100) for key in ("difference", "ci_low", "ci_high")}
-            mark = "?" if each.get("few") else " "
+            marks = "?" if each.get("few") else " "
+            if fragile:
+                marks += " " if each.get("robust", True) else "!"
             certain = each["p_holm"] is not None and each["p_holm"] <= _LEVEL
             table.add_row(
                 Text("" if index else row["name"]),
                 Text(behavior),
-                Text(_interval(points, "difference", "+z.1f") + mark, style="bold" if certain else ""),
+                Text(_interval(points, "difference", "+z.1f") + marks, style="bold" if certain else ""),
                 _p_text(each["p"]),
                 _p_text(each["p_holm"]) + ("*" if certain else " "),
                 Text(each["test"] or "-"),

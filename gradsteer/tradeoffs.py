@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradsteer.conditions import alpha_text
 from gradsteer.figures import PALETTE, plain
 from gradsteer.placement import freest_side
-from gradsteer.reports import rate_text
+from gradsteer.reports import explain_marks, marked_rate_text, refusal_of, shown_rates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,8 @@ _COSTS = {
     "degenerate": _Cost("degenerate (%)", "degenerate %", ".1f", 100),
     "repetition": _Cost("with a repeated sentence (%)", "repeats %", ".1f", 100),
     "unfinished": _Cost("cut by the length limit (%)", "cut %", ".1f", 100),
-    "refusal_benign": _Cost("benign prompts refused (%)", "benign refused %", ".1f", 100),
-    "refusal_harmful": _Cost("harmful prompts refused (%)", "harmful refused %", ".1f", 100),
+    "refusal_benign": _Cost("benign prompts refused (%)", "benign refused % [95% interval]", ".1f", 100),
+    "refusal_harmful": _Cost("harmful prompts refused (%)", "harmful refused % [95% interval]", ".1f", 100),
     "mean_length": _Cost("mean length (tokens)", "tokens", ".1f", 1),
 }
 _COLUMNS = 5
@@ -112,6 +112,8 @@ def tradeoffs(rows: Sequence[Row]) -> list[Tradeoff]:
 def tradeoff_table(rows: Sequence[Row], title: str = "trade-off") -> "Table | None":
     """What each condition costs, a section for each vector; conditions of no vector stand in every section.
 
+    A rate of small counts has a question mark, which the caption explains.
+
     Args:
         rows: conditions as results.json holds them.
         title: shown above the table.
@@ -134,13 +136,13 @@ def tradeoff_table(rows: Sequence[Row], title: str = "trade-off") -> "Table | No
     for section in sections:
         table.add_section()
         for index, row in enumerate(section.rows):
-            values = ((_cost(row, key), _COSTS[key].spec) for key in costs)
             table.add_row(
                 Text("" if index else section.target),
                 Text(row["name"]),
-                rate_text(row["behaviors"].get(section.target)),
-                *("-" if value is None else format(value, spec) for value, spec in values),
+                marked_rate_text(row["behaviors"].get(section.target)),
+                *(_cost_text(row, key) for key in costs),
             )
+    explain_marks(table, [rate for each in sections for row in each.rows for rate in shown_rates(row, [each.target])])
     return table
 
 
@@ -281,6 +283,11 @@ def _cost(row: Row, key: str) -> float | None:
         return 0.0 if row["metrics"].get(key) is None else float(row["metrics"][key])
     value = row["metrics"].get(key)
     return None if value is None else float(value) * _COSTS[key].scale
+
+
+def _cost_text(row: Row, key: str) -> str:
+    value, rate = _cost(row, key), refusal_of(row, key)
+    return marked_rate_text(rate) if rate else "-" if value is None else format(value, _COSTS[key].spec)
 
 
 def _measured(rows: Sequence[Row]) -> list[str]:

@@ -61,6 +61,7 @@ class GradsteerTrainer(L.Trainer):
     def evaluate(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Samples responses from a model, judges them and reports the behavior rates."""
         self._refuse_split_weights("evaluate")
+        self._refuse_a_part("evaluate")
         self.test(model, datamodule=datamodule, verbose=False)
 
     def forecast(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
@@ -72,9 +73,18 @@ class GradsteerTrainer(L.Trainer):
     def steer(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Measures the behavior rates under steering vectors, beside base, anchor and random controls."""
         self._refuse_split_weights("steer")
+        self._refuse_a_part("steer")
         # weights are rewritten between batches; tensors made in inference mode could not be
         self.test_loop.inference_mode = False
         self.test(model, datamodule=datamodule, verbose=False)
+
+    def _refuse_a_part(self, command: str) -> None:
+        """The first batches are those of the longest prompts: their rates are not the prompts'."""
+        if self.limit_test_batches != 1.0 and not self.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"trainer.limit_test_batches is {self.limit_test_batches}: {command} would report the longest prompts "
+                "only; take --data.max_prompts N"
+            )
 
     def _refuse_split_weights(self, command: str) -> None:
         """Only attribute splits the weights; elsewhere the strategy would leave each process a model of its own."""

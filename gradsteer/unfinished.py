@@ -1,8 +1,9 @@
-"""What has been sampled of a condition that is not finished: each batch in a file of its own, as soon as it is there.
+"""What has been sampled of a condition: batch by batch while it is on the way, and as what when it is finished.
 
 A run that was killed goes on from these files. Batches are planned from the whole list of work, and a batch that was
-cut off is sampled again whole, so what comes out in the end is bit for bit what an undisturbed run gives. Knows of
-batches of rows and of files; knows nothing of models or judges.
+cut off is sampled again whole, so what comes out in the end is bit for bit what an undisturbed run gives. Of a finished
+condition a note stays, by which a later run of the same plan (with another judge, say, or more doses) takes its
+responses. Knows of batches of rows and of files; knows nothing of models or judges.
 """
 
 import glob
@@ -12,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsteer.records import read_jsonl, text_digest, write_json, write_jsonl
+from gradsteer.records import file_digest, read_jsonl, text_digest, write_json, write_jsonl
 
+SETS = ("evaluation", "benign", "harmful")
 _PLAN, _MEASURED = "plan.json", "measured.json"
+_SAMPLED = ("completion", "token_ids", "finish_reason", "model", "temperature", "top_p", "max_new_tokens")
+Row = dict[str, Any]
 
 
 class UnfinishedCondition:
@@ -28,6 +32,8 @@ class UnfinishedCondition:
     def __init__(self, responses: Path, slug: str) -> None:
         self.responses, self.slug = responses, slug
         self.directory = responses / ".unfinished" / slug
+        self._note = responses / ".sampled" / f"{slug}.json"
+        self._again: dict[tuple[str, str, int], Row] = {}
 
     def plan(self) -> dict[str, Any] | None:
         """What the batches that lie here were planned as; None where there are none.
@@ -35,15 +41,23 @@ class UnfinishedCondition:
         Raises:
             ValueError: the file is not readable.
         """
-        path = self.directory / _PLAN
-        if not path.is_file():
-            return None
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            said = f"{str(path)!r} is not readable as JSON ({error}); delete its directory to start afresh"
-            raise ValueError(said) from error
-        return found
+        return _read(self.directory / _PLAN)
+
+    def check(self, plan: Mapping[str, Any]) -> None:
+        """Refuses batches of another plan.
+
+        Raises:
+            ValueError: the batches that lie here are of another plan; names what differs.
+        """
+        found, wanted = self.plan(), _plain(plan)
+        if found is None or found == wanted:
+            return
+        differs = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        shown = ", ".join(f"{key} (now {_shown(wanted.get(key))}, then {_shown(found.get(key))})" for key in differs)
+        raise ValueError(
+            f"{str(self.directory)!r} holds responses that another configuration sampled: it differs in {shown}. "
+            "Go on with that configuration, choose another --output_dir, or start afresh with --overwrite true"
+        )
 
     def begin(self, plan: Mapping[str, Any], *, overwrite: bool = False) -> bool:
         """Says what is about to be sampled, before the first batch.
@@ -54,33 +68,43 @@ class UnfinishedCondition:
                 that the same command goes on after a kill.
 
         Returns:
-            Whether there are batches of the same plan to go on from.
+            Whether there are responses of the same plan to go on from.
 
         Raises:
-            ValueError: the batches that lie here are of another plan; names what differs.
+            ValueError: as `check`.
         """
-        found, wanted = self.plan(), json.loads(json.dumps(plan))
-        if found is not None and found != wanted and overwrite:
-            self.clear()
-            found = None
-        if found is None:
-            write_json(self.directory / _PLAN, plan)
-            return False
-        if found != wanted:
-            differs = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-            shown = ", ".join(
-                f"{key} (now {_shown(wanted.get(key))}, then {_shown(found.get(key))})" for key in differs
-            )
-            raise ValueError(
-                f"{str(self.directory)!r} holds responses that another configuration sampled: it differs in {shown}. "
-                "Go on with that configuration, choose another --output_dir, or start afresh with --overwrite true"
-            )
-        return True
+        found, wanted = self.plan(), _plain(plan)
+        if found == wanted:
+            return True
+        if not overwrite:
+            self.check(plan)
+        self.clear()  # of a plan that was never written, or of another one
+        note = _read(self._note) or {}
+        known = note.get("plan") == wanted and note.get("files") == self._files()
+        if known and note["measured"] is not None:
+            write_json(self.directory / _MEASURED, note["measured"])
+        write_json(self.directory / _PLAN, wanted)
+        self._again = self._finished() if known else {}
+        return known
 
-    def read(self, number: int) -> list[dict[str, Any]] | None:
-        """The rows of a batch; None where it was not sampled."""
+    def has(self, number: int) -> bool:
+        """Whether a batch is kept."""
+        return self._batch(number).is_file()
+
+    def read(self, number: int, planned: Sequence[Row]) -> list[Row] | None:
+        """The rows of a batch, from its file or from the condition's finished responses; None where it was not sampled.
+
+        Args:
+            number: of the batch in the plan.
+            planned: its rows as planned, with ``set``, ``id`` and ``sample``.
+        """
         path = self._batch(number)
-        return [row for _, row in read_jsonl(path)] if path.is_file() else None
+        if path.is_file():
+            return [row for _, row in read_jsonl(path)]
+        found = [self._again.get((row["set"], row["id"], row["sample"])) for row in planned]
+        if not found or None in found:
+            return None
+        return [{**row, **again} for row, again in zip(planned, found, strict=True) if again is not None]
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keeps a batch: wholly, or not at all.
@@ -95,28 +119,81 @@ class UnfinishedCondition:
             lost = f"the responses of batch {number} could not be kept; those before it are, and the same command goes"
             raise OSError(error.errno, f"{error.strerror}: {lost} on", str(path)) from error
 
-    def measured(self) -> dict[str, Any] | None:
-        """What was measured of the condition's weights; None where nothing was yet."""
-        path = self.directory / _MEASURED
-        if not path.is_file():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+    def measured(self, of: str) -> dict[str, Any] | None:
+        """What was measured of the condition's weights on some text; None where nothing was yet.
 
-    def keep_measured(self, values: Mapping[str, Any]) -> None:
-        """Keeps what was measured of the condition's weights."""
-        write_json(self.directory / _MEASURED, values)
+        Args:
+            of: the text's digest: what was measured on another one is not taken.
+        """
+        found = _read(self.directory / _MEASURED) or {}
+        return found["values"] if found.get("of") == of else None
+
+    def keep_measured(self, of: str, values: Mapping[str, Any]) -> None:
+        """Keeps what was measured of the condition's weights on the text with a digest."""
+        write_json(self.directory / _MEASURED, {"of": of, "values": dict(values)})
+
+    def finish(self) -> None:
+        """Notes what the condition's responses were sampled as, and removes the batches."""
+        plan = self.plan()
+        if plan is not None:
+            measured = _read(self.directory / _MEASURED)
+            write_json(self._note, {"plan": plan, "measured": measured, "files": self._files()})
+        self.clear()
 
     def clear(self) -> None:
-        """Removes everything; and the directory above, where it is empty then."""
+        """Removes the batches; and the directory above, where it is empty then."""
         shutil.rmtree(self.directory, ignore_errors=True)
         for path in self.responses.glob(f".{glob.escape(self.slug)}.*.tmp.jsonl"):  # of a run that was killed
             path.unlink(missing_ok=True)
         if self.directory.parent.is_dir() and not any(self.directory.parent.iterdir()):
             self.directory.parent.rmdir()
 
+    def remove_responses(self) -> None:
+        """Removes the condition's finished responses too, and the note of them."""
+        self.clear()
+        for path in (*(self.responses_to(name) for name in SETS), self._note):
+            path.unlink(missing_ok=True)
+
+    def responses_to(self, name: str) -> Path:
+        """The file of the finished responses to a set of prompts."""
+        if name == "evaluation":
+            return self.responses / f"{self.slug}.jsonl"
+        return self.responses / "refusals" / f"{self.slug}.{name}.jsonl"
+
+    def _files(self) -> dict[str, str]:
+        """Digests of the finished responses, by set."""
+        paths = {name: self.responses_to(name) for name in SETS}
+        return {name: file_digest(path) for name, path in paths.items() if path.is_file()}
+
+    def _finished(self) -> dict[tuple[str, str, int], Row]:
+        found = {}
+        for name in self._files():
+            for _, row in read_jsonl(self.responses_to(name)):
+                sampled = {key: row[key] for key in _SAMPLED}
+                if row["failed"]:
+                    sampled["failed"] = row["failed"]
+                found[name, row["id"], row["sample"]] = sampled
+        return found
+
     def _batch(self, number: int) -> Path:
         return self.directory / f"{number:06d}.jsonl"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        said = f"{str(path)!r} is not readable as JSON ({error}); delete its directory to start afresh"
+        raise ValueError(said) from error
+    return found
+
+
+def _plain(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(plan))
+    return found
 
 
 def _shown(value: Any) -> str:

@@ -347,6 +347,22 @@ def test_empty_classes_are_finite_and_no_rows_are_none():
         assert (found["log_odds_shift"], found["ci_low"], found["ci_high"]) == (None, None, None)
 
 
+def test_a_prompt_is_told_by_its_digest_and_no_shift_is_minus_0():
+    before = rows_of(*((f"Question {k}?", 2 + k % 3, 3, 0) for k in range(12)))
+    after = rows_of(*((f"Question {k}?", 1 + k % 2, 3, 0) for k in range(12)))
+    found = realised_shift(before, after, PLUS, MINUS)
+    # other ids, white space and a system message do not make other prompts
+    again = [
+        {**row, "id": i, "prompt": f"system: Be brief.\nuser: {row['prompt']}" if i % 2 else f" {row['prompt']}\n"}
+        for i, row in enumerate(after)
+    ]
+    assert realised_shift(before, again, PLUS, MINUS) == found
+    others = [{**row, "prompt": f"{row['prompt']} {i}"} for i, row in enumerate(after)]
+    assert realised_shift(before, others, PLUS, MINUS)["ci_low"] != found["ci_low"]
+    for pair in ((before, before), (after[:1], after[:1])):
+        assert "-0.0" not in json.dumps({"shift": realised_shift(*pair, PLUS, MINUS)["log_odds_shift"]})
+
+
 @pytest.mark.parametrize("after_logit", [-1.0, 0.6])
 def test_its_interval_covers(after_logit):
     """Prompts that differ, replies to one alike, both conditions on the same prompts: the shift of the pooled odds."""

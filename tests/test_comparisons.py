@@ -10,6 +10,9 @@ import pytest
 from scipy.stats import binomtest, permutation_test
 
 from gradsteer.comparisons import Comparison, compare, holm, sign_flip
+from gradsteer.realised import realised_shift
+from gradsteer.response_rows import cluster_of, prompt_digest
+from gradsteer.specificity import Selectivity, Shift, Specificity, measure_specificity
 
 
 def rows_of(counts, samples, **extra):
@@ -33,6 +36,19 @@ def exact_sign_flip(differences):
     return min(1.0, 2 * distribution[sums >= abs(differences.sum())].sum())
 
 
+def enumerated(differences, resamples=np.inf):
+    """scipy's p-value: over all flips, or over random ones."""
+    return permutation_test(
+        (differences, np.zeros(len(differences))), lambda x, y, axis: (x - y).sum(axis=axis), vectorized=True,
+        permutation_type="samples", n_resamples=resamples, batch=10_000, rng=np.random.default_rng(0),
+    ).pvalue  # fmt: skip
+
+
+def looping(rows, which):
+    """The rows with those degenerate for which `which` holds."""
+    return [{**row, "degenerate": which(row)} for row in rows]
+
+
 # tests
 
 
@@ -47,7 +63,7 @@ def test_one_reply_a_prompt_is_mcnemars_exact_test(lost, gained):
     assert found.difference == pytest.approx((gained - lost) / len(before))
     assert (found.num_pairs, found.num_differing) == (len(before), lost + gained)
     # the sign-flip test is the same test
-    assert sign_flip(np.array(after) - np.array(before)) == pytest.approx(expected, abs=0.01)
+    assert sign_flip(np.array(after) - np.array(before)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("num", [3, 10, 60])
@@ -57,7 +73,7 @@ def test_several_replies_are_the_sign_flip_test(num):
     found = compare(rows_of(before, 4), rows_of(after, 4), "bridge")
     assert found.test == "sign_flip"
     assert found.difference == pytest.approx((after - before).mean() / 4)
-    assert found.p == pytest.approx(exact_sign_flip(after - before), abs=0.01 if num == 60 else 1e-9)
+    assert found.p == pytest.approx(exact_sign_flip(after - before), rel=1e-9)
 
 
 def test_scipy_with_pairs_that_do_not_differ_says_the_same():
@@ -68,6 +84,50 @@ def test_scipy_with_pairs_that_do_not_differ_says_the_same():
     )
     assert (one == other).any()
     assert sign_flip(other - one) == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("num", [2, 5, 12])
+@pytest.mark.parametrize("seed", range(4))
+def test_fractions_are_scipys_enumeration(num, seed):
+    rng = np.random.default_rng(seed)
+    numerators, below = rng.integers(-9, 10, num).astype(float), rng.integers(1, 17, num).astype(float)
+    expected = enumerated(numerators / below)
+    assert sign_flip(numerators, below) == pytest.approx(expected, rel=1e-9)
+    # a common factor and the signs of all are nothing to it
+    assert sign_flip(-7 * numerators, 3 * below) == sign_flip(numerators, below)
+
+
+def test_a_hundred_prompts_are_scipys_sampling():
+    rng = np.random.default_rng(14)
+    before, after = rng.binomial(8, 0.3, 100), rng.binomial(8, 0.27, 100)
+    found, sampled = sign_flip(after - before), enumerated(after - before, 99_999)
+    assert 0.005 < found < 0.5
+    assert sampled == pytest.approx(found, abs=5 * math.sqrt(found * (1 - found) / 1e5))
+    assert sign_flip(after - before) == pytest.approx(exact_sign_flip(after - before), rel=1e-9)
+
+
+def test_the_p_value_has_no_floor():
+    for samples in (1, 3):  # with one reply and with several
+        found = compare(rows_of([samples] * 60, samples), rows_of([0] * 60, samples), "bridge")
+        assert found.p == 2.0**-59
+    table = holm([found] + [compare(rows_of([1] * 9, 2), rows_of([1] * 9, 2), "bridge")] * 400)
+    assert table[0].p_holm == pytest.approx(401 * 2.0**-59)
+    assert 0 < sign_flip(np.ones(1200)) < 1e-300  # 2^-1199 is no float
+
+
+def test_what_is_too_fine_to_enumerate_is_sampled():
+    rng = np.random.default_rng(15)
+    numerators, below = rng.integers(-7, 9, 40).astype(float), rng.integers(9, 17, 40).astype(float)
+    exact, sampled = sign_flip(numerators, below, cells=10**8), sign_flip(numerators, below, cells=1)
+    assert 0.05 < exact < 0.5
+    assert sampled != exact
+    assert sampled == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 1e4))
+    order = rng.permutation(40)
+    assert sign_flip(-numerators[order], below[order], cells=1) == sampled
+    # at its floor more are drawn, and the one observed is among them
+    assert sign_flip(np.arange(1, 41), cells=0) == 1 / 1_000_001
+    with pytest.raises(ValueError, match=r"a difference is 0\.5; accepted: whole numbers"):
+        sign_flip(np.array([1.0, 0.5]))
 
 
 def test_five_prompts_against_none_are_no_finding():
@@ -148,7 +208,10 @@ def test_unscored_and_degenerate_replies_weigh_less_and_lost_prompts_nothing():
     # weights 2 * 1 / 3 and 2 * 2 / 4; differences 0 and -1/2
     assert found.difference == pytest.approx(-0.5 / (2 / 3 + 1))
     paired = [rows_ for rows_ in after if rows_["id"] in ("a", "b")]
-    assert compare(before[:4], paired, "bridge").to_dict() == found.to_dict() | {"num_prompts": 2}
+    # the loop is counted on its own, and moves the bounds alone
+    changed = {"num_prompts": 2, "num_degenerate": 0, "lowest": found.difference, "highest": found.difference}
+    assert compare(before[:4], paired, "bridge").to_dict() == found.to_dict() | changed
+    assert found.lowest < found.difference
 
 
 def test_equally_many_scored_replies_give_the_plain_difference():
@@ -195,7 +258,127 @@ def test_a_tables_comparisons_take_seconds():
     compare(before, before, "bridge")  # imports
     started = time.process_time()
     holm([compare(before, after, "bridge") for after in conditions * 4])
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 3
+
+
+# degenerate replies
+
+
+def test_a_rate_that_falls_because_replies_loop_is_not_robust():
+    """Half of the replies show the behavior; after, the same replies loop."""
+    before = rows_of([4] * 60, 8)
+    after = looping(before, lambda row: row["verdicts"]["bridge"])
+    found = compare(before, after, "bridge")
+    assert (found.difference, found.p) == (-0.5, 2.0**-59)
+    assert (found.num_degenerate_before, found.num_degenerate) == (0, 240)
+    assert (found.lowest, found.highest) == (-0.5, 0.0)
+    assert not found.robust
+    swapped = compare(after, before, "bridge")
+    assert (swapped.num_degenerate_before, swapped.num_degenerate) == (240, 0)
+    assert (swapped.lowest, swapped.highest, swapped.robust) == (0.0, 0.5, False)
+
+
+def test_a_few_loops_change_no_large_difference():
+    before, after = rows_of([6] * 60, 8), looping(rows_of([1] * 60, 8), lambda row: row["sample"] == 7)
+    found = compare(before, after, "bridge")
+    # 1 of 7, and with the loop 1 or 2 of 8
+    assert (found.difference, found.lowest, found.highest) == pytest.approx((1 / 7 - 0.75, -0.625, -0.5))
+    assert found.robust
+
+
+@pytest.mark.parametrize(("num", "robust"), [(0, True), (1, True), (30, False)])
+def test_no_difference_is_robust_where_no_way_to_count_finds_one(num, robust):
+    before, after = rows_of([2, 3] * 15, 8), rows_of([3, 2] * 15, 8)  # as many gain as lose
+    loops = {f"prompt {k}" for k in range(num)}
+    found = compare(before, looping(after, lambda row: row["id"] in loops and row["sample"] >= 4), "bridge")
+    one, other = found.lowest, found.highest
+    if num < 30:
+        assert found.p > 0.05
+    assert found.robust is robust
+    assert one <= found.difference <= other
+    assert (one == other) == (num == 0)
+
+
+def test_a_difference_that_changes_its_sign_is_not_robust():
+    # each way to count is significant: 1 of 3 after without the loops, 1 or 6 of 8 with them, against 4 of 8
+    before = rows_of([4] * 60, 8)
+    after = looping(rows_of([1] * 60, 8), lambda row: row["sample"] >= 3)
+    found = compare(before, after, "bridge")
+    assert (found.lowest, found.highest, found.p) == (-0.375, 0.25, 2.0**-59)
+    assert not found.robust
+
+
+def test_a_condition_of_loops_alone_has_bounds_and_no_difference():
+    before = rows_of([4] * 10, 8)
+    found = compare(before, looping(before, lambda _: True), "bridge")
+    assert (found.difference, found.p, found.num_pairs) == (None, None, 0)
+    assert (found.lowest, found.highest, found.robust) == (-0.5, 0.5, False)
+    few = compare(before[:24], looping(before[:24], lambda _: True), "bridge")
+    assert few.robust  # three prompts cannot be significant
+
+
+def test_unscored_replies_are_not_counted_as_anything():
+    before = rows_of([4] * 10, 8)
+    after = [{**row, "verdicts": {"bridge": None}} if row["sample"] == 0 else row for row in before]
+    found = compare(before, after, "bridge")
+    assert (found.num_degenerate, found.robust) == (0, True)
+    assert found.lowest == found.highest == found.difference < 0
+
+
+def test_no_zero_is_negative():
+    found = Comparison("bridge", 1, 1, 0, -0.0, -0.0, 0.0, 1.0, lowest=-0.0, highest=-0.0)
+    assert "-0.0" not in json.dumps(found.to_dict())
+    assert found.to_dict()["ci_low"] == 0
+    specificity = Specificity({"bridge": Shift(-0.0, -0.0, 0.0, 1, 1, 1, 1)}, Selectivity(-0.0, -0.0, 0.0, "b"))
+    assert "-0.0" not in json.dumps(specificity.to_dict())
+    assert specificity.to_dict()["selectivity"]["largest_other"] == "b"
+
+
+# prompts under several ids
+
+
+def test_ids_of_one_prompt_are_one_cluster():
+    """Ten prompts of ten ids each: comparison, shift and realised shift take them for ten, not for a hundred."""
+
+    def rows(shown, text):
+        return [
+            {"id": f"{k}-{i}", "prompt": text(k, i), "verdicts": {"bridge": k < shown}}
+            for k in range(10)
+            for i in range(10)
+        ]
+
+    def measured(text, **changes):
+        before, after = rows(6, text), [{**row, **changes} for row in rows(3, text)]
+        shift = measure_specificity(before, after, ["bridge"]).shifts["bridge"]
+        realised = realised_shift(before, after, {"bridge": True}, {"bridge": False})
+        return (
+            compare(before, after, "bridge"),
+            (shift.ci_low, shift.ci_high),
+            (realised["ci_low"], realised["ci_high"]),
+        )
+
+    def same(k, i):
+        return f"Question {k}?"
+
+    few, *wide = measured(same)
+    many, *narrow = measured(lambda k, i: f"Question {k}, {i}?")
+    assert (few.num_pairs, many.num_pairs) == (10, 100)
+    assert (few.difference, few.p) == (pytest.approx(-0.3), 0.25)  # three prompts of three
+    assert many.p < 1e-8
+    wide, narrow = [(few.ci_low, few.ci_high), *wide], [(many.ci_low, many.ci_high), *narrow]
+    for one, other in zip(wide, narrow, strict=True):
+        assert one[1] - one[0] > 2 * (other[1] - other[0])
+    assert wide[1] == pytest.approx(wide[2], rel=0.1)  # the same shift, of two functions
+    assert few.ci_low < 0 < few.ci_high
+    assert many.ci_high < 0
+    # ids are nothing to any of them, nor are white space and a system message before the turns
+    assert measured(same, id="x")[0] == few
+    assert measured(lambda k, i: f"system: Be brief.\nuser: Question {k}?  ") == measured(same)
+
+
+def test_a_row_without_a_text_is_told_by_its_id():
+    assert cluster_of({"id": 7}) == "7"
+    assert cluster_of({"id": 7, "prompt": "Why?"}) == cluster_of({"id": 8, "prompt": " Why?"}) == prompt_digest("Why?")
 
 
 # simulations
@@ -216,10 +399,10 @@ def simulated(rng, num, prompts, samples, rates, correlation, shared):
     return (first < own[0]).sum(axis=2), (second < own[1]).sum(axis=2)
 
 
-def found_share(prompts, samples, rates, correlation, shared, num, flips=999):
+def found_share(prompts, samples, rates, correlation, shared, num):
     rng = np.random.default_rng(10)
     before, after = simulated(rng, num, prompts, samples, rates, correlation, shared)
-    return float(np.mean([sign_flip(one, flips=flips) <= 0.05 for one in after - before]))
+    return float(np.mean([sign_flip(one) <= 0.05 for one in after - before]))
 
 
 SETTINGS = [
@@ -247,8 +430,8 @@ def test_prompts_that_move_either_way_are_no_difference_though_their_replies_are
     by_prompt = by_reply = 0
     for _ in range(200):
         before, after = rng.random((2, 40, 8)) < rng.beta(0.5, 0.5, (2, 40, 1))  # each condition has rates of its own
-        by_prompt += sign_flip(after.sum(axis=1) - before.sum(axis=1), flips=999) <= 0.05
-        by_reply += sign_flip(np.ravel(after * 1 - before * 1), flips=999) <= 0.05
+        by_prompt += sign_flip(after.sum(axis=1) - before.sum(axis=1)) <= 0.05
+        by_reply += sign_flip(np.ravel(after * 1 - before * 1)) <= 0.05
     assert by_prompt <= 13
     assert by_reply > 60
 

@@ -10,10 +10,11 @@ from road import run, write_lines
 
 from gradsteer.correction import JudgeError, corrected_rate
 from gradsteer.degeneracy import is_degenerate
-from gradsteer.judges import Judge, Verdicts
+from gradsteer.judges import Cost, Judge, Verdicts
 from gradsteer.metrics import looks_like_refusal
 from gradsteer.modules.generation import GenerationModule
 from gradsteer.reports import rate_text
+from gradsteer.statistics import rate_with_interval
 
 pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
 
@@ -22,7 +23,7 @@ TOO_LONG = "hello " * 300  # the model's context holds 256 tokens
 REFUSAL = "I'm sorry, but I cannot help with that."
 
 
-class ShyJudge(Judge):
+class UnsureJudge(Judge):
     """Says whether a response has a space; nothing of responses to some prompts.
 
     Args:
@@ -147,9 +148,35 @@ def test_a_dry_run_counts_the_refusal_prompts_but_does_not_judge_them(words, no_
     with caplog.at_level("INFO"):
         run(*words(tmp_path, dry_run="true", **judge, **refusals))
     assert "1 conditions x 17 responses = 17 responses of at most 3 tokens: at most 51 tokens sampled" in caplog.text
-    [said] = [line for line in caplog.text.splitlines() if "judging, at most" in line]
+    [said] = [line for line in caplog.text.splitlines() if "judging, about" in line]
     assert ": 10 requests, " in said
     assert float(said.rsplit("$", 1)[1]) > 0
+
+
+class CountingJudge(UnsureJudge):
+    """Takes a dollar a request.
+
+    Args:
+        behavior: What it judges.
+    """
+
+    def __init__(self, behavior: str = "spaced") -> None:
+        super().__init__([], behavior)
+
+    def estimate(self, num_exchanges, prompt_chars, response_chars):
+        return Cost(num_exchanges, 0, round(num_exchanges * prompt_chars), round(num_exchanges * response_chars), 1.0)
+
+
+def test_a_dry_run_counts_the_labelled_responses_once_each(words, no_model, tmp_path, caplog):
+    row = {"prompt": "12345", "completion": "1234567", "labels": {"spaced": False}}
+    file = write_lines(tmp_path / "labelled.jsonl", [row, row, row | {"prompt": "6"}])
+    judge = {"evaluation__judge": "CountingJudge", "evaluation__judge__patterns": None}
+    with caplog.at_level("INFO"):
+        run(*words(tmp_path / "out", dry_run="true", evaluation__labelled=file, **judge))
+    # 5 prompts with 2 responses of 3 tokens of 4 characters, and 2 labelled responses of 7 characters
+    chars = 2 * sum(map(len, PROMPTS)) + 5 + 1
+    assert "and 2 labelled ones" in caplog.text
+    assert f": 12 requests, {chars} tokens sent, {10 * 3 * 4 + 2 * 7} received, $1" in caplog.text
 
 
 def test_only_a_dry_run_needs_no_key(words, no_model, tmp_path, capsys, monkeypatch):
@@ -219,7 +246,7 @@ def refusing(monkeypatch):
     monkeypatch.setattr(GenerationModule, "_row", refuse)
 
 
-def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, refusing):
+def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, refusing, capsys):
     benign = write_lines(tmp_path / "benign.jsonl", [{"prompt": PROMPTS[0]}, *({"prompt": f"{n}?"} for n in range(8))])
     resource = "gradsteer://refusal/harmful.jsonl"
     out = tmp_path / "out"
@@ -228,7 +255,9 @@ def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, r
     )
     assert rows == plain[0]
     without = {"refusal_benign": None, "refusal_harmful": None}
-    assert condition | {"metrics": condition["metrics"] | without} == plain[1]
+    assert condition | {"metrics": condition["metrics"] | without, "refusals": {}} == plain[1]
+    [flat] = csv.DictReader((out / "evaluations" / "anchor.csv").read_text().splitlines())
+    shown = capsys.readouterr().out
     for name in ("benign", "harmful"):
         found = lines_of(out / "responses" / "refusals" / f"anchor.{name}.jsonl")
         assert len(found) == 7
@@ -237,8 +266,39 @@ def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, r
         assert all(row["verdicts"] == {} == row["unscored"] for row in found)
         refused = [looks_like_refusal(row["completion"]) for row in found]
         assert 0 < sum(refused) < 7
-        assert condition["metrics"][f"refusal_{name}"] == sum(refused) / 7
+        expected = rate_with_interval(refused, [row["prompt"] for row in found]).to_dict()
+        assert condition["refusals"][name] == expected
+        assert condition["metrics"][f"refusal_{name}"] == expected["rate"] == sum(refused) / 7
+        for field, value in expected.items():
+            assert float(flat[f"{name}_refused_{field}"]) == value
+        assert f"{rate_text(expected)}?" in shown
+    assert "fewer than 5 responses show it" in " ".join(shown.split())
     assert plain[1]["metrics"] | without == plain[1]["metrics"]
+
+
+def test_a_loop_neither_refuses_nor_complies(evaluated, tmp_path, monkeypatch):
+    """Of 6 benign prompts 2 are refused, 3 are answered by a loop; harmful ones by loops alone."""
+    row_of = GenerationModule._row
+    texts = {f"{n}?": text for n, text in enumerate([REFUSAL, REFUSAL, "so it is", *["a b " * 9] * 3])}
+
+    def reply(self, row, response):
+        made = row_of(self, row, response)
+        return made if row["set"] == "evaluation" else made | {"completion": texts.get(row["prompt"], "a b " * 9)}
+
+    monkeypatch.setattr(GenerationModule, "_row", reply)
+    sets = {
+        "data__benign_prompts": write_lines(tmp_path / "benign.jsonl", [{"prompt": prompt} for prompt in texts]),
+        "data__harmful_prompts": write_lines(tmp_path / "harmful.jsonl", [{"prompt": "7?"}, {"prompt": "8?"}]),
+    }
+    _, condition = evaluated(evaluation__count_degenerate="false", **sets)
+    benign, harmful = condition["refusals"]["benign"], condition["refusals"]["harmful"]
+    assert (benign["num_scored"], benign["num_positive"], benign["num_degenerate"]) == (3, 2, 3)
+    assert condition["metrics"]["refusal_benign"] == 2 / 3
+    assert (harmful["num_scored"], harmful["num_degenerate"], harmful["rate"]) == (0, 2, None)
+    assert condition["metrics"]["refusal_harmful"] is None
+    _, counting = evaluated(**sets)  # count_degenerate: they count like any others
+    assert counting["metrics"]["refusal_benign"] == 2 / 6
+    assert counting["metrics"]["refusal_harmful"] == 0
 
 
 def test_refusals_are_counted_once_a_prompt_with_the_first_seed(evaluated, tmp_path, refusing):
@@ -323,7 +383,7 @@ def test_piles_and_forecasts_pass_over_what_was_never_sampled(long_directory, pl
 # --evaluation.max_unscored
 
 
-SHY = {"evaluation__judge": "ShyJudge", "evaluation__judge__patterns": None}
+SHY = {"evaluation__judge": "UnsureJudge", "evaluation__judge__patterns": None}
 SHY_OF_TWO = SHY | {"evaluation__judge__silent_on": json.dumps(PROMPTS[1:3])}
 
 
@@ -365,7 +425,7 @@ def test_the_same_command_goes_on_when_the_judge_is_back(words, tmp_path, monkey
     command = words(tmp_path, **SHY_OF_TWO)
     assert "the same command asks for what is missing" in message_of(command, capsys)
     sampled = counting(monkeypatch)
-    monkeypatch.setattr(ShyJudge, "awake", True)
+    monkeypatch.setattr(UnsureJudge, "awake", True)
     run(*command)
     assert sampled == []
     assert condition_of(tmp_path)["behaviors"]["spaced"]["num_scored"] == 10

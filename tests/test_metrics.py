@@ -291,6 +291,16 @@ def test_nothing_to_count_is_none_and_never_nan():
     }
 
 
+def test_degenerate_replies_are_left_out_of_refusals_and_counted_on_their_own():
+    refused = {"prompt": "a", "completion": "I must decline.", "token_ids": [1], "finish_reason": "stop"}
+    looped = {"prompt": "b", "completion": LOOP, "token_ids": [2], "finish_reason": "length", "degenerate": True}
+    rate = refusal_rates([refused, looped])
+    assert (rate.num_scored, rate.num_unscored, rate.num_positive, rate.num_degenerate) == (1, 0, 1, 1)
+    assert rate.rate == response_metrics([refused, looped])["refusal"] == 1
+    assert refusal_rates([refused, looped | {"degenerate": False}]).rate == 0.5
+    assert refusal_rates([looped]).rate is response_metrics([looped])["refusal"] is None
+
+
 def test_the_refusal_rate_knows_that_replies_to_one_prompt_are_alike():
     rows = [
         {"prompt": prompt, "completion": "I must decline." if prompt in ("a", "b") else "Sure."}

@@ -1,6 +1,7 @@
 """Killed at any moment and started again with the same command: bit for bit the results of an undisturbed run."""
 
 import json
+import shutil
 
 import pytest
 from judged import message_of
@@ -146,3 +147,61 @@ def test_evaluate_goes_on_too_and_takes_the_batch_size_that_was_planned(words, t
     run(*evaluate, "--output_dir", tmp_path)
     assert len(sampled) == 24 - 10
     assert len((tmp_path / "responses" / "anchor-again.jsonl").read_text().splitlines()) == 24
+
+
+def test_another_heldout_text_is_measured_anew(words, tmp_path, monkeypatch, inputs):
+    interrupted(words, tmp_path, monkeypatch, after=2 * BATCHES + 3)
+    chats = [json.loads(line) for line in (inputs / "chat.jsonl").read_text().splitlines()]
+    other = write_lines(tmp_path / "other.jsonl", chats[:2])
+    run(*words, "--output_dir", tmp_path, "--evaluation.heldout", other)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["conditions"]}
+    # base was measured before the interruption, the resampled anchor has the anchor's weights
+    assert rows["anchor"]["metrics"]["perplexity"] == rows["anchor resampled"]["metrics"]["perplexity"]
+    alone = tmp_path / "alone"
+    run(*words, "--output_dir", alone, "--evaluation.heldout", other)
+    assert (alone / "results.json").read_bytes() == (tmp_path / "results.json").read_bytes()
+
+
+def test_other_stop_tokens_are_another_configuration(words, tmp_path, monkeypatch, capsys, experiment):
+    anchor = tmp_path / "anchor"
+    shutil.copytree(experiment / "anchor", anchor)
+    words = [str(anchor) if word == experiment / "anchor" else word for word in words]
+    interrupted(words, tmp_path / "out", monkeypatch, after=BATCHES + 3)
+    config = json.loads((anchor / "generation_config.json").read_text())
+    (anchor / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [5, 6]}))
+    assert "differs in stop_token_ids" in message_of([*map(str, words), "--output_dir", str(tmp_path / "out")], capsys)
+
+
+def test_other_doses_are_refused_or_replace_what_was_sampled_of_the_first(
+    words, sampled, tmp_path, monkeypatch, capsys
+):
+    interrupted(words, tmp_path, monkeypatch, after=4 * BATCHES + 3)  # in the second dose
+    sampled.clear()
+    words = [*map(str, words), "--output_dir", str(tmp_path), "--steering.alphas", "[0.07]"]
+    message = message_of(words, capsys)
+    assert "conditions that this one does not have: a_alpha=+0.05, a_alpha=-0.05" in message
+    assert sampled == []
+    run(*words, "--overwrite", "true")
+    assert len(sampled) == 3 * 3 * BATCHES  # base, anchor and the anchor again were there
+    names = {path.stem for path in (tmp_path / "responses").glob("*.jsonl")}
+    assert names == {*CONDITIONS[:3], "a_alpha=+0.07", "a_alpha=-0.07", "random-0_of_a_alpha=+0.07"}
+
+
+def test_a_finished_run_is_judged_anew_and_extended_without_sampling_again(words, sampled, tmp_path):
+    run(*words, "--output_dir", tmp_path)
+    theirs = lines(tmp_path)
+    sampled.clear()
+    other = ["--evaluation.judge.patterns", json.dumps({"a": ["zzz"]}), "--overwrite", "true"]
+    run(*words, "--output_dir", tmp_path, *other)
+    assert sampled == []
+    assert [row["token_ids"] for row in lines(tmp_path)] == [row["token_ids"] for row in theirs]
+    assert {value for row in lines(tmp_path) for value in row["verdicts"].values()} == {False}
+    run(*words, "--output_dir", tmp_path, *other, "--steering.alphas", "[0.05, 0.06]")
+    assert len(sampled) == 3 * BATCHES * 3  # two new doses, and a control at the larger one
+
+
+def test_a_trial_leaves_nothing_that_a_run_goes_on_from(words, undisturbed, tmp_path):
+    run(*words, "--output_dir", tmp_path, "--trainer.fast_dev_run", "true")
+    assert not (tmp_path / "responses" / ".unfinished").exists()
+    run(*words, "--output_dir", tmp_path)
+    assert files_of(tmp_path) == files_of(undisturbed)

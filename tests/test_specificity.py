@@ -128,6 +128,17 @@ def test_without_an_own_behavior_or_a_dose_there_is_no_selectivity(own, alpha):
     assert found.shifts == measure_specificity(BEFORE, AFTER, NAMES[:2]).shifts
 
 
+def test_prompts_are_told_by_their_text_whatever_their_ids():
+    def measured(text):
+        sides = ([{**row, "prompt": text(row, i), "id": i} for i, row in enumerate(rows)] for rows in (BEFORE, AFTER))
+        return measure_specificity(*sides, NAMES[:2], "bridge", 1.0)
+
+    by_text = [[{"prompt": row["id"], "verdicts": row["verdicts"]} for row in rows] for rows in (BEFORE, AFTER)]
+    expected = measure_specificity(*by_text, NAMES[:2], "bridge", 1.0)
+    assert measured(lambda row, i: row["id"]) == measured(lambda row, i: f" {row['id']}\n") == expected
+    assert measured(lambda row, i: f"{row['id']}, {i}") != expected
+
+
 def test_unscored_and_degenerate_replies_do_not_count():
     extra = [
         {"id": "prompt 0", "verdicts": {"bridge": True, "recipe": None}},

@@ -229,6 +229,27 @@ def test_comparisons_are_in_points_with_both_p_values():
     ]
 
 
+def test_findings_that_hang_on_degenerate_replies_are_marked_and_explained():
+    rows = copy.deepcopy(ROWS[4:])
+    each = {
+        "difference": -0.5, "ci_low": -0.6, "ci_high": -0.4, "p": 0.0, "p_holm": 0.0, "test": "sign_flip", "few": False,
+    }  # fmt: skip
+    rows[0]["comparisons"] = {
+        "bridge": {**each, "robust": False},
+        "recipe": {**each, "robust": False, "few": True},
+        "poem": {**each, "robust": True},
+    }
+    table = comparison_table(rows)
+    assert [line[2] for line in cells_of(table)] == [
+        "-50.0 [-60.0, -40.0] !",
+        "-50.0 [-60.0, -40.0]?!",
+        "-50.0 [-60.0, -40.0]  ",
+    ]
+    assert "!: whether p is at most .05, or the sign, hangs on how degenerate replies are counted" in table.caption
+    rows[0]["comparisons"] = {"poem": {**each, "robust": True}}
+    assert "degenerate" not in comparison_table(rows).caption
+
+
 def test_names_are_no_markup():
     odd = "[red]x[/red]"
     rows = [

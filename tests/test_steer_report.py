@@ -394,7 +394,7 @@ def test_a_dry_run_says_how_much_and_does_nothing(judged, inputs, no_model, tmp_
     # 14 conditions, 8 prompts with 2 samples of 2 seeds, and 2 for refusals
     said = "14 conditions x 34 responses = 476 responses of at most 2 tokens: at most 952 tokens sampled"
     assert said in caplog.text
-    [line] = [line for line in caplog.text.splitlines() if "judging, at most" in line]
+    [line] = [line for line in caplog.text.splitlines() if "judging, about" in line]
     assert f": {14 * 32} requests, " in line
     assert float(line.rsplit("$", 1)[1]) > 0
     assert not files_of(tmp_path)

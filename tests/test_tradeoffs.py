@@ -214,6 +214,26 @@ def test_the_table_has_a_section_for_each_vector_from_the_largest_alpha_down():
     assert "[red]t[/red]" in console.file.getvalue()
 
 
+def test_refusals_have_intervals_and_small_counts_a_mark_that_the_caption_explains():
+    rows = copy.deepcopy(ROWS)
+    for each in rows:
+        each["metrics"]["refusal_benign"] = 0.1
+    assert [cells_of(tradeoff_table(rows))[0][i] for i in (2, 4)] == ["5.0 [0.0, 10.0]", "-"]
+    headers = [column.header for column in tradeoff_table(rows).columns]
+    column = headers.index("benign refused % [95% interval]")
+    assert cells_of(tradeoff_table(rows))[0][column] == "10.0"  # a report from before there were intervals
+    for each in rows:
+        each["refusals"] = {"benign": {"rate": 0.1, "ci_low": 0.05, "ci_high": 0.2, "effective_n": 100.0}}
+    assert tradeoff_table(rows).caption is None
+    assert {line[column] for line in cells_of(tradeoff_table(rows))} == {"10.0 [5.0, 20.0]"}
+    rows[2]["refusals"]["benign"]["effective_n"] = 49.0
+    rows[3]["behaviors"]["bridge"]["effective_n"] = 33.0  # of 85%
+    table = tradeoff_table(rows)
+    marked = [(line[1], index) for line in cells_of(table) for index, cell in enumerate(line) if cell.endswith("?")]
+    assert marked == [(rows[2]["name"], column), (rows[3]["name"], 2)]
+    assert table.caption.plain.startswith("?: ")
+
+
 @pytest.mark.parametrize(
     ("marks", "line", "side"),
     [

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gradsteer.records import write_jsonl
 from gradsteer.unfinished import UnfinishedCondition
 
 PLAN = {"batch_size": 4, "digest": "abc", "temperature": 0.6, "weights": None}
@@ -23,10 +24,10 @@ def work(path):
 def test_batches_come_back_as_they_were_given(tmp_path):
     assert work(tmp_path).plan() is None
     assert work(tmp_path).begin(PLAN) is False
-    assert work(tmp_path).read(3) is None
+    assert work(tmp_path).read(3, []) is None
     work(tmp_path).write(3, ROWS)
     assert work(tmp_path).begin(PLAN) is True
-    assert work(tmp_path).read(3) == ROWS
+    assert work(tmp_path).read(3, []) == ROWS
     assert work(tmp_path).plan()["batch_size"] == 4
 
 
@@ -47,18 +48,71 @@ def test_what_is_cleared_is_gone_and_conditions_do_not_see_each_other(tmp_path):
         each.write(0, ROWS)
     work(tmp_path).clear()
     assert work(tmp_path).plan() is None
-    assert work(tmp_path).read(0) is None
-    assert other.read(0) == ROWS
+    assert work(tmp_path).read(0, []) is None
+    assert other.read(0, []) == ROWS
     other.clear()
     assert not (tmp_path / ".unfinished").exists()
     other.clear()  # nothing is there: nothing to say
 
 
-def test_what_was_measured_is_kept(tmp_path):
+def test_what_was_measured_is_kept_for_its_text(tmp_path):
     work(tmp_path).begin(PLAN)
-    assert work(tmp_path).measured() is None
-    work(tmp_path).keep_measured({"perplexity": 1.2345678901234567, "kl_to_anchor": None})
-    assert work(tmp_path).measured() == {"perplexity": 1.2345678901234567, "kl_to_anchor": None}
+    assert work(tmp_path).measured("text") is None
+    work(tmp_path).keep_measured("text", {"perplexity": 1.2345678901234567, "kl_to_anchor": None})
+    assert work(tmp_path).measured("text") == {"perplexity": 1.2345678901234567, "kl_to_anchor": None}
+    assert work(tmp_path).measured("another text") is None
+    (work(tmp_path).directory / "plan.json").unlink()
+    work(tmp_path).begin(PLAN)  # nobody knows of which plan that was
+    assert work(tmp_path).measured("text") is None
+
+
+def finished(path, files):
+    """A condition that was sampled as planned, with its responses written."""
+    condition = work(path)
+    condition.begin(PLAN)
+    condition.keep_measured("text", {"perplexity": 2.0})
+    for name, rows in files.items():
+        write_jsonl(condition.responses_to(name), rows)
+    condition.finish()
+
+
+SAMPLED = {
+    "token_ids": [1],
+    "finish_reason": "stop",
+    "model": "m",
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "max_new_tokens": 4,
+}
+ROW = {"id": "p", "sample": 0, "completion": "a", "failed": None, "verdicts": {"a": True}, **SAMPLED}
+
+
+def test_finished_responses_of_the_same_plan_are_taken_again(tmp_path):
+    files = {"evaluation": [ROW, {**ROW, "sample": 1, "completion": "", "failed": "long"}], "benign": [ROW]}
+    finished(tmp_path, files)
+    assert not (tmp_path / ".unfinished").exists()
+    planned = [{"set": "evaluation", "id": "p", "sample": 1, "position": 7}, {"set": "benign", "id": "p", "sample": 0}]
+    again = work(tmp_path)
+    assert again.begin(PLAN) is True
+    assert again.read(0, planned) == [
+        {**planned[0], **SAMPLED, "completion": "", "failed": "long"}, {**planned[1], **SAMPLED, "completion": "a"}
+    ]  # fmt: skip
+    assert again.measured("text") == {"perplexity": 2.0}
+    assert again.read(1, [*planned, {"set": "evaluation", "id": "p", "sample": 2}]) is None  # never sampled
+
+
+@pytest.mark.parametrize("change", ["plan", "responses", "overwritten"])
+def test_finished_responses_of_another_plan_or_changed_since_are_not_taken(tmp_path, change):
+    finished(tmp_path, {"evaluation": [ROW]})
+    plan = {**PLAN, "temperature": 0.7} if change == "plan" else PLAN
+    if change == "responses":
+        write_jsonl(tmp_path / "bridge_alpha=+0.1.jsonl", [{**ROW, "completion": "by hand"}])
+    elif change == "overwritten":
+        work(tmp_path).remove_responses()
+    again = work(tmp_path)
+    assert again.begin(plan) is False
+    assert again.read(0, [{"set": "evaluation", "id": "p", "sample": 0}]) is None
+    assert again.measured("text") is None
 
 
 def test_a_broken_plan_says_how_to_start_afresh(tmp_path):
@@ -71,6 +125,7 @@ def test_a_broken_plan_says_how_to_start_afresh(tmp_path):
 FULL = """
 import resource, sys
 from pathlib import Path
+from gradsteer.records import write_jsonl
 from gradsteer.unfinished import UnfinishedCondition
 work = UnfinishedCondition(Path(sys.argv[1]), "anchor")
 work.begin({"batch_size": 1})
@@ -82,7 +137,7 @@ try:
     work.write(1, [{"completion": "x" * 5000}])
 except OSError as error:
     print(error.errno, error)
-print(work.read(0), work.read(1))
+print(work.read(0, []), work.read(1, []))
 """
 
 
@@ -105,7 +160,7 @@ def test_overwriting_takes_away_another_plans_batches_only(tmp_path):
     work(tmp_path).begin(PLAN)
     work(tmp_path).write(0, ROWS)
     assert work(tmp_path).begin(PLAN, overwrite=True) is True  # the same command again, after a kill
-    assert work(tmp_path).read(0) == ROWS
+    assert work(tmp_path).read(0, []) == ROWS
     assert work(tmp_path).begin({**PLAN, "temperature": 0.7}, overwrite=True) is False
-    assert work(tmp_path).read(0) is None
+    assert work(tmp_path).read(0, []) is None
     assert work(tmp_path).plan()["temperature"] == 0.7

@@ -17,7 +17,7 @@ from gradsteer.dosing import DoseSolver
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.forecasting import Direction, Forecaster
 from gradsteer.plans import Plan, Recipe
-from gradsteer.records import file_digest
+from gradsteer.records import known_digest
 from gradsteer.responses import behind_system_prompt
 from gradsteer.rounding import HALF_PRECISIONS
 from gradsteer.sampling import check_seeds
@@ -71,7 +71,7 @@ class DoseFinder:
         """Vector -> digest of its file, or the text of a combination."""
         if self._digests is None:  # of files of the model's size
             texts = {name: is_combination(source, self.sources) for name, source in self.sources.items()}
-            self._digests = {n: s if texts[n] else file_digest(s) for n, s in self.sources.items()}
+            self._digests = {n: s if texts[n] else known_digest(s) for n, s in self.sources.items()}
         return self._digests
 
     def find(
@@ -260,7 +260,7 @@ def sources_of(plan: Plan) -> dict[str, str]:
         if condition.system_prompt is not None:
             found[condition.name] = condition.system_prompt
         elif recipe is not None and recipe.file is not None:
-            found[condition.name] = file_digest(recipe.file)
+            found[condition.name] = known_digest(recipe.file)
         elif recipe is not None and recipe.source in CONTROLS:
             found[condition.name] = f"seed {recipe.seed}"
     return found

@@ -17,7 +17,7 @@ class DryRunDoneError(Exception):
 
 
 class DryRun(L.Callback):
-    """Stops before the model is loaded, and says what would be sampled and what judging it would cost at most.
+    """Stops before the model is loaded, and says what would be sampled at most and about what judging it would cost.
 
     Args:
         dry_run: whether to (set by the option of this name).
@@ -34,7 +34,9 @@ class DryRun(L.Callback):
             DryRunDoneError: always, where a dry run was asked for.
         """
         del stage
-        judge: Judge = next(c.judge for c in trainer.callbacks if isinstance(getattr(c, "judge", None), Judge))  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        evaluation = next(each for each in callbacks if isinstance(getattr(each, "judge", None), Judge))
+        judge: Judge = evaluation.judge
         if not self.dry_run:
             judge.check()
             return
@@ -47,11 +49,20 @@ class DryRun(L.Callback):
             f"{len(conditions)} conditions x {len(rows):,} responses = {total:,} responses of at most {longest} "
             f"tokens: at most {total * longest:,} tokens sampled",
         ]
-        chars = sum(len(row["prompt"]) for row in judged) / max(1, len(judged))
-        cost = judge.estimate(len(judged) * len(conditions), chars, longest * _CHARS_A_TOKEN)
+        labelled = set(evaluation.labelled.exchanges if evaluation.labelled is not None else ())
+        sampled = len(judged) * len(conditions)
+        prompt_chars = sum(len(row["prompt"]) for row in judged) * len(conditions)
+        prompt_chars += sum(len(each.prompt) for each in labelled)
+        response_chars = sampled * longest * _CHARS_A_TOKEN + sum(len(each.response) for each in labelled)
+        number = sampled + len(labelled)
+        cost = judge.estimate(number, prompt_chars / max(1, number), response_chars / max(1, number))
         if cost is None:
             lines.append("judging costs nothing")
         else:
-            lines.append(f"judging, at most (responses of full length, none of them in the store): {cost}")
+            also = f", and {len(labelled)} labelled ones" if labelled else ""
+            lines.append(
+                f"judging, about (responses of full length{also}, none of them in the store, {_CHARS_A_TOKEN:g} "
+                f"characters a token, nothing asked again): {cost}"
+            )
         rank_zero_info("\n".join(lines))
         raise DryRunDoneError

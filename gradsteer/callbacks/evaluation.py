@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from gradsteer.callbacks.kept import KeptSampling, plan_as_before
 from gradsteer.callbacks.tensorboard import log_metrics, log_table
 from gradsteer.callbacks.verdicts import VerdictQueue, stopping_together
 from gradsteer.chat import EncodedExample, encode_chat, tokenizer_digest
@@ -17,8 +18,10 @@ from gradsteer.formats import read_chat_examples
 from gradsteer.heldout import HeldoutText
 from gradsteer.judges import Judge
 from gradsteer.labels import LabelledSet, read_labelled
-from gradsteer.records import read_jsonl, write_jsonl
-from gradsteer.unfinished import UnfinishedCondition
+from gradsteer.records import read_jsonl, text_digest, write_jsonl
+from gradsteer.response_rows import cluster_of
+from gradsteer.unfinished import SETS, UnfinishedCondition
+from gradsteer.version import __version__
 
 _SHOWN = 12
 _KEYS = (
@@ -73,6 +76,7 @@ class JudgeEvaluation(L.Callback):
         self._queue = VerdictQueue(judge, count_degenerate=count_degenerate)
         self._anchor: str | None = None
         self._fingerprint: str | None = None
+        self._kept: KeptSampling | None = None
         self._work: UnfinishedCondition | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -81,13 +85,7 @@ class JudgeEvaluation(L.Callback):
         self.directory.mkdir(parents=True, exist_ok=True)
         self.judge.share(trainer.world_size)
         self._queue.patient = trainer.world_size > 1
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        planned: list[Condition] = next((each.conditions for each in callbacks if hasattr(each, "conditions")), [])
-        for condition in planned:
-            left = UnfinishedCondition(self.directory, condition.slug).plan()
-            if left is not None:
-                trainer.datamodule.use_batch_size(left["batch_size"])  # type: ignore[attr-defined]
-                break
+        plan_as_before(trainer, self.directory)
         if self.heldout is None:
             return
         max_length = min(2048, pl_module.tokenizer.model_max_length)
@@ -122,14 +120,17 @@ class JudgeEvaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Gives the module a batch that was sampled before, where there is one."""
-        del batch
-        condition = trainer.conditions[dataloader_idx]  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            slug = trainer.conditions[dataloader_idx].slug  # type: ignore[attr-defined]
+            self._work = UnfinishedCondition(self.directory / ".fast_dev_run", slug)
+            return
+        if batch_idx == dataloader_idx == 0:  # the doses' alphas are known by now
+            self._kept = KeptSampling(trainer, pl_module, self.directory, str(self._anchor), overwrite=self.overwrite)
+        assert self._kept is not None
         if batch_idx == 0:
-            self._work = UnfinishedCondition(self.directory, condition.slug)
-            trainer.unfinished.append(self._work)  # type: ignore[attr-defined]
-            self._begin(trainer, condition, self._plan(trainer, pl_module, dataloader_idx))
+            self._work = self._kept.begin(dataloader_idx)
         assert self._work is not None
-        pl_module.given = self._work.read(self._number(trainer, batch_idx))
+        pl_module.given = self._work.read(self._number(trainer, batch_idx), batch)
 
     def on_test_batch_end(
         self,
@@ -142,47 +143,22 @@ class JudgeEvaluation(L.Callback):
     ) -> None:
         """Keeps and judges the batch's responses; after the condition's last batch counts its rates."""
         condition = trainer.conditions[dataloader_idx]  # type: ignore[attr-defined]
-        assert self._work is not None
         if batch_idx == 0:
             # of steered weights it would cost a pass over them a condition, and nobody asks for it
             own = condition.kind == "base"
             at_anchor = condition.kind == "anchor" or condition.resample > 0
             self._fingerprint = model_fingerprint(pl_module.model) if own else self._anchor if at_anchor else None
         number = self._number(trainer, batch_idx)
-        if batch and not trainer.fast_dev_run and self._work.read(number) is None:  # type: ignore[attr-defined]
+        assert self._work is not None
+        if batch and not self._work.has(number):
             self._work.write(number, outputs["responses"])
         self._queue.submit(outputs["responses"])
         if batch_idx + 1 == trainer.num_test_batches[dataloader_idx]:
             self._finish(trainer, pl_module, condition, dataloader_idx)
 
-    def _begin(self, trainer: L.Trainer, condition: Condition, plan: dict[str, Any]) -> None:
-        assert self._work is not None
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if trainer.is_global_zero and self.overwrite:
-            self._work.begin(plan, overwrite=True)
-        trainer.strategy.barrier()  # what another plan left is gone
-        if self._work.begin(plan) and self._work.read(0) is not None:
-            rank_zero_info(f"\n{condition.name}: goes on from what was sampled before")
-
     def _number(self, trainer: L.Trainer, batch_idx: int) -> int:
         """A batch's number in the plan, whichever rank it falls to."""
         return batch_idx * trainer.world_size + trainer.global_rank
-
-    def _plan(self, trainer: L.Trainer, pl_module: Any, dataloader_idx: int) -> dict[str, Any]:
-        """Everything that decides what is sampled."""
-        condition, steering = trainer.conditions[dataloader_idx], trainer.steering  # type: ignore[attr-defined]
-        sampling = pl_module.sampling
-        return {
-            **trainer.datamodule.plan_of(condition),  # type: ignore[attr-defined]
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_new_tokens": sampling.max_new_tokens,
-            "model_fingerprint": self._anchor,
-            "dtype": pl_module.dtype_name,
-            "attn_implementation": pl_module.attn_implementation,
-            "weights": None if steering is None else steering.identity(dataloader_idx),
-        }
 
     def _finish(self, trainer: L.Trainer, pl_module: Any, condition: Condition, step: int) -> None:
         """Joins the ranks' rows in the prompts' order, counts rates and metrics, and logs them."""
@@ -200,6 +176,8 @@ class JudgeEvaluation(L.Callback):
         failure = trainer.strategy.broadcast(failure)
         if failure is not None:
             raise ValueError(failure)
+        if trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
+            self._work.clear()
 
     def _report(
         self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
@@ -214,25 +192,52 @@ class JudgeEvaluation(L.Callback):
         kept = [{key: ({**row, **about}).get(key) for key in _KEYS} for row in rows]
         sets = {row["set"] for row in rows}
         parts = {name: [k for k, row in zip(kept, rows, strict=True) if row["set"] == name] for name in sets}
-        for name in ("benign", "harmful"):  # of a run that this one replaces
-            (self.directory / "refusals" / f"{condition.slug}.{name}.jsonl").unlink(missing_ok=True)
-        write_jsonl(self.directory / f"{condition.slug}.jsonl", parts.get("evaluation", []))
-        for name in sorted(sets - {"evaluation"}):
-            write_jsonl(self.directory / "refusals" / f"{condition.slug}.{name}.jsonl", parts[name])
+        files = UnfinishedCondition(self.directory, condition.slug)
+        for name in SETS:
+            if name in parts:
+                write_jsonl(files.responses_to(name), parts[name])
+            else:  # of a run that this one replaces
+                files.responses_to(name).unlink(missing_ok=True)
         count_condition(condition, parts, self.judge.behaviors, self._errors)
-        condition.metrics.update(self._measured(pl_module))
+        if condition.system_prompt is None:  # the text is not behind it: its perplexity would be the anchor's
+            condition.metrics.update(self._measured(pl_module))
         self._log(trainer, pl_module, condition, parts["evaluation"], step)
         return excess_of_unscored(condition, parts["evaluation"], self.max_unscored)
+
+    def about(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+        """What was sampled and judged, and how, as a report says it."""
+        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
+        labelled = None
+        if self.labelled is not None:
+            errors = {behavior: error.to_dict() for behavior, error in self._errors.items()}
+            labelled = {"num_responses": len(self.labelled), "errors": errors}
+        return {
+            "judge": type(self.judge).__name__,
+            "judge_fingerprint": self.judge.fingerprint(),
+            "labelled": labelled,
+            "count_degenerate": self._queue.count_degenerate,
+            "model": pl_module.model_name_or_path,
+            "model_fingerprint": self._anchor,
+            "num_prompts": len({cluster_of(row) for row in rows}),
+            "prompts_digest": text_digest("\n".join(sorted({cluster_of(row) for row in rows}))),
+            "num_samples": pl_module.num_samples,
+            "seeds": pl_module.sampling_seeds,
+            "temperature": pl_module.sampling.temperature,
+            "top_p": pl_module.sampling.top_p,
+            "max_new_tokens": pl_module.sampling.max_new_tokens,
+            "heldout_digest": None if self._text is None else self._text.digest,
+            "version": __version__,
+        }
 
     def _measured(self, pl_module: Any) -> dict[str, float | None]:
         """What held-out text says of the condition's weights: taken once, also over interruptions."""
         if self._text is None:
             return {}
         assert self._work is not None
-        found = self._work.measured()
+        found = self._work.measured(self._text.digest)
         if found is None:
             found = self._text.measure(pl_module.model)
-            self._work.keep_measured(found)
+            self._work.keep_measured(self._text.digest, found)
         return found
 
     def _log(

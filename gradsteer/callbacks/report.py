@@ -10,9 +10,10 @@ from gradsteer.callbacks.tensorboard import log_figure, log_table
 from gradsteer.curves import agreement_figure
 from gradsteer.diff import DELTA
 from gradsteer.figures import layer_figure, rates_figure
+from gradsteer.judges import Judge
 from gradsteer.predictions import print_predictions
 from gradsteer.records import replacing
-from gradsteer.reports import print_table, print_whole, rate_text, write_results
+from gradsteer.reports import marked_rate_text, print_table, print_whole, write_results
 from gradsteer.specificity_report import comparison_table, headline, specificity_figure, specificity_table
 from gradsteer.tradeoffs import tradeoff_figure, tradeoff_table
 from gradsteer.vectors import ParameterVector
@@ -37,12 +38,13 @@ class ResultsReport(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Reports all conditions."""
-        del pl_module
         if not trainer.is_global_zero:
             return
         rows = [condition.row() for condition in trainer.conditions]  # type: ignore[attr-defined]
         path = self.output_dir / f"{self.file}.json"
-        write_results(path, self.experiment, rows, note=self.note)
+        judging: Any = next((c for c in trainer.callbacks if isinstance(getattr(c, "judge", None), Judge)), None)  # type: ignore[attr-defined]
+        about = None if judging is None else judging.about(trainer, pl_module)
+        write_results(path, self.experiment, rows, note=self.note, evaluation=about)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
         for line in headline(rows):
             rank_zero_info(line)
@@ -54,7 +56,7 @@ class ResultsReport(L.Callback):
         # the scalars' steps are the conditions' numbers; this says which is which
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [
-            (str(number), row["name"], *(rate_text(row["behaviors"].get(name)) for name in behaviors))
+            (str(number), row["name"], *(marked_rate_text(row["behaviors"].get(name)) for name in behaviors))
             for number, row in enumerate(rows)
         ]
         log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)

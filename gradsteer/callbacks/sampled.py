@@ -13,6 +13,7 @@ from gradsteer.realised import realised_shift
 from gradsteer.records import read_jsonl, write_json
 from gradsteer.reports import read_results
 from gradsteer.response_rows import prompt_digest
+from gradsteer.unfinished import UnfinishedCondition
 
 
 class SampledConditions(L.Callback):
@@ -66,7 +67,7 @@ class SampledConditions(L.Callback):
         if report.is_file():
             names = {condition["name"] for condition in read_results(report)["conditions"]}
             for name in names - {condition.name for condition in _conditions(trainer)}:
-                remove_responses(self.output_dir / "responses", slug_of(name))
+                UnfinishedCondition(self.output_dir / "responses", slug_of(name)).remove_responses()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Takes the realised shifts of log-odds, and writes what every tensor took of every step to steps.json."""
@@ -84,13 +85,6 @@ class SampledConditions(L.Callback):
             if {*contrast.plus, *contrast.minus} <= set(condition.behaviors):  # otherwise nobody judged it
                 after = [row for _, row in read_jsonl(directory / f"{condition.slug}.jsonl")]
                 condition.realised = realised_shift(before, after, contrast.plus, contrast.minus)
-
-
-def remove_responses(directory: Path, slug: str) -> None:
-    """Removes a condition's responses, those that count refusals too."""
-    (directory / f"{slug}.jsonl").unlink(missing_ok=True)
-    for name in ("benign", "harmful"):
-        (directory / "refusals" / f"{slug}.{name}.jsonl").unlink(missing_ok=True)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

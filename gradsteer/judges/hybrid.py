@@ -94,7 +94,7 @@ class HybridJudge(Judge):
         return self.rest.usage()
 
     def estimate(self, num_exchanges: int, prompt_chars: float, response_chars: float) -> Cost | None:
-        """What it takes at most: as if no pattern were found."""
+        """What it would take if no pattern were found."""
         return self.rest.estimate(num_exchanges, prompt_chars, response_chars)
 
     def share(self, num_processes: int) -> None:

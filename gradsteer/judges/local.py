@@ -32,7 +32,9 @@ class LocalJudge(StoredJudge):
     """A model on this machine judges: a classifier whose labels are named, or a causal LM that is asked yes or no.
 
     The model is loaded when the first verdict is needed and stays beside the model under study. Weights are read from
-    safetensors files alone. No text can act as a control token of the model.
+    safetensors files alone. No text can act as a control token of the model. A response without a verdict stays so for
+    this model and these options, as asking again would find the same; scores that are not finite are computed again in
+    the next run, perhaps on another device.
 
     Args:
         model: Directory that save_pretrained wrote, or hub id.
@@ -138,7 +140,7 @@ class LocalJudge(StoredJudge):
                 else:
                     found[owner] |= dict.fromkeys(part.behaviors, part.reason)
             if len(found[owner]) == len(self.behaviors):
-                yield Answer(exchange, self._verdicts(found[owner]))
+                yield self._answer(exchange, found[owner])
         self._warn(scorer)
         for indices in plan_batches([len(passage) for passage in passages], self.batch_size):
             scores = scorer.score([passages[index] for index in indices])
@@ -148,7 +150,7 @@ class LocalJudge(StoredJudge):
                 owner = owners[index]
                 found[owner] |= probabilities
                 if len(found[owner]) == len(self.behaviors):
-                    yield Answer(exchanges[owner], self._verdicts(found[owner]))
+                    yield self._answer(exchanges[owner], found[owner])
 
     def fingerprint(self) -> str:
         """A digest of the model's files (or its commit on the hub), what it is asked, and how it is read.
@@ -219,13 +221,15 @@ class LocalJudge(StoredJudge):
                 )
         return self._scorer
 
-    def _verdicts(self, found: "Probabilities") -> Verdicts:
+    def _answer(self, exchange: Exchange, found: "Probabilities") -> Answer:
+        from gradsteer.judges.local_scoring import NO_NUMBERS
+
         unscored = {behavior: value for behavior, value in found.items() if isinstance(value, str)}
         values = {
             behavior: None if isinstance(value := found[behavior], str) else value > self.threshold
             for behavior in self.behaviors
         }
-        return Verdicts(values, unscored)
+        return Answer(exchange, Verdicts(values, unscored), lasting=NO_NUMBERS not in unscored.values())
 
     def _warn(self, scorer: "Scorer") -> None:
         if scorer.num_cut and not self._warned:

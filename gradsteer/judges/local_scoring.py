@@ -23,7 +23,7 @@ Probabilities = dict[str, float | str]  # by behavior; the reason where there is
 _HARMLESS = Exchange("a", "a")
 _WHOLE = 10**9  # characters: nothing is left out
 _SPELLINGS = ("{0}", " {0}", "{1}", " {1}", "{2}", " {2}")  # yes, Yes and YES; with a space where one is written first
-_NO_NUMBERS = "the model's scores are not finite"
+NO_NUMBERS = "the model's scores are not finite"
 _FORGED = "the texts hold control tokens of the judge's tokenizer"
 _NOTHING = "the judge's tokenizer makes no token of the response"
 
@@ -107,7 +107,7 @@ class Classifier:
             found[behavior] = chosen.amax(dim=-1) if self._own else chosen.sum(dim=-1)
         finite = logits.isfinite().all(dim=-1).tolist()
         return [
-            {behavior: float(values[row]) if finite[row] else _NO_NUMBERS for behavior, values in found.items()}
+            {behavior: float(values[row]) if finite[row] else NO_NUMBERS for behavior, values in found.items()}
             for row in range(len(passages))
         ]
 
@@ -169,7 +169,7 @@ class YesOrNo:
         yes, no = (shares[:, sorted(tokens)].sum(dim=-1).tolist() for tokens in (self.yes, self.no))
         finite = top[:, 0].isfinite().tolist()
         return [
-            {passage.behaviors[0]: self._share(yes[row], no[row]) if finite[row] else _NO_NUMBERS}
+            {passage.behaviors[0]: self._share(yes[row], no[row]) if finite[row] else NO_NUMBERS}
             for row, passage in enumerate(passages)
         ]
 

@@ -30,7 +30,9 @@ GONE = 8  # exchanges in a row without an answer: the server is gone
 class OpenAIJudge(StoredJudge):
     """A language model decides, asked over the OpenAI API; each exchange is asked about once and stored.
 
-    The key is read from the environment at the first question. An estimate needs none.
+    A reply that cannot be read is asked for once more; then the response is unscored, and asked about again in the next
+    run. What was decided about the texts for good stays: too long for the server, withheld by its filter, refused by
+    the judge. The key is read from the environment at the first question. An estimate needs none.
 
     Args:
         rubrics: For each behavior, what counts as showing it, in words: `{"polite": "The reply thanks the user."}`;
@@ -46,8 +48,8 @@ class OpenAIJudge(StoredJudge):
         timeout: Seconds that a request may take.
         max_retries: Further tries for a response after a failure of the server or the network; then it is unscored,
             and asked about again in the next run.
-        max_tokens: Tokens of an answer, at most. An answer that is cut off gives no verdict; models that think first
-            need thousands.
+        max_tokens: Tokens of an answer, at most. An answer that is cut off gives no verdict, and is asked for again in
+            the next run; models that think first need thousands.
         temperature: Of the judge's sampling; 0 takes the likeliest answer.
         seed: Of the judge's sampling, for servers that know of one; null sends none.
         max_chars: Characters of the prompt, and of the response, that are sent; longer ones lose their middle.
@@ -226,7 +228,7 @@ class OpenAIJudge(StoredJudge):
             else:
                 self._ever_answered, self._failed_in_row = True, 0
                 reasons = {name: server.scrub(reason) for name, reason in reading.verdicts.unscored.items()}
-                hand_over(Answer(exchange, Verdicts(reading.verdicts.values, reasons)))
+                hand_over(Answer(exchange, Verdicts(reading.verdicts.values, reasons), lasting=reading.lasting))
 
     async def _read(self, server: Completions, exchange: Exchange) -> Reading:
         messages = [

@@ -29,10 +29,17 @@ class Reading:
     Args:
         verdicts: A value for each behavior.
         readable: Whether the reply is one answer; if not, asking once more may give one.
+        cut: Whether it ended before the answer did: asking at once would only pay for as much again.
     """
 
     verdicts: Verdicts
     readable: bool = True
+    cut: bool = False
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the reply is the judge's last word on the exchange: an answer, or its refusal to give one."""
+        return self.readable and not self.cut
 
 
 def unscored(behaviors: Sequence[str], reason: str) -> Verdicts:
@@ -56,7 +63,7 @@ def read_choice(choice: Mapping[str, Any], behaviors: Sequence[str], exchange: E
     if finish == "content_filter":
         return Reading(unscored(behaviors, "the judge's content filter withheld the reply"))
     if finish == "length":
-        return Reading(unscored(behaviors, "the judge's reply was cut off at max_tokens"))
+        return Reading(unscored(behaviors, "the judge's reply was cut off at max_tokens"), cut=True)
     return read_reply(_content(message.get("content")), behaviors, exchange)
 
 

@@ -18,8 +18,9 @@ class Answer:
     Args:
         exchange: What was asked about.
         verdicts: What was found.
-        lasting: Whether asking again would find the same, so that it is stored. A reply that cannot be read is
-            lasting; a server that could not be reached is not.
+        lasting: Whether it is the last word on the exchange, so that it is stored. Verdicts are, and what was decided
+            about the texts for good: too long, withheld by a filter, refused. A server that could not be reached is
+            not, nor a reply that cannot be read: the next run asks again.
     """
 
     exchange: Exchange
@@ -28,7 +29,7 @@ class Answer:
 
 
 class StoredJudge(Judge):
-    """Looks each exchange up before it asks; equal exchanges are asked about once.
+    """Looks each exchange up before it asks; equal exchanges are asked about once, but for answers that do not last.
 
     Args:
         store: SQLite file of verdicts, made where it does not exist, shared by any number of processes; None keeps
@@ -47,7 +48,7 @@ class StoredJudge(Judge):
         """
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
-        """Verdicts from the store, the missing ones asked for and stored one by one."""
+        """Verdicts from the store, the missing ones asked for and stored one by one where they last."""
         fingerprint = self.fingerprint()
         wanted = list(dict.fromkeys(exchanges))
         found = self.store.read(fingerprint, wanted)

@@ -162,6 +162,13 @@ def test_a_language_model_is_asked_yes_or_no(tmp_path, logits, expected, reason)
         assert all(reason in found for found in verdicts.unscored.values())
 
 
+@pytest.mark.parametrize(("logits", "stored"), [({"n": math.nan}, 0), ({"<|im_end|>": 20.0}, 2), ({"n": 9.0}, 2)])
+def test_only_what_another_run_may_compute_otherwise_is_not_stored(tmp_path, logits, stored):
+    judge = judge_of(language_model(tmp_path, logits), rubrics=RUBRICS)
+    judge.judge(EXCHANGES[:2])
+    assert len(judge.store) == stored
+
+
 def test_the_threshold_and_the_least_mass_are_not_no_ops(tmp_path):
     path = language_model(tmp_path, {"y": math.log(3.0), "n": math.log(3.0), "N": 0.0})
     tokens = len(tokenizers_zoo.chatml_tokenizer())

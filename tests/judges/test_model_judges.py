@@ -21,7 +21,7 @@ from commanded import (  # noqa: F401
 )
 from judging import KEY, script
 from road import QUIET, run
-from server import error, verdicts
+from server import error, says, verdicts
 
 from gradsteer.__main__ import main
 from gradsteer.judges.rubrics import BUILT_IN
@@ -198,7 +198,7 @@ def test_a_missing_key_is_said_before_the_model_is_loaded(
     assert not (tmp_path / "responses" / ".unfinished").exists()
     # an estimate needs no key
     run(*line, "--dry_run", "true")
-    assert "judging, at most" in said()
+    assert "judging, about" in said()
 
 
 PRICES = {"evaluation__judge__prices": "[1000, 2000]"}
@@ -221,12 +221,29 @@ def test_max_cost_stops_the_run_and_a_higher_one_goes_on(words, play, tmp_path, 
     assert len(sampled) == TOTAL, "nothing is sampled twice"
 
 
+def test_a_run_that_stopped_at_unreadable_replies_goes_on_with_the_same_command(
+    words, play, tmp_path, refused, sampled
+):
+    server = play(says("I would rather not say."))
+    line = words("evaluate", tmp_path, server)
+    shown = refused(line)
+    assert f"{TOTAL} of {TOTAL} verdicts on 'bridge' (100.0%) are unscored" in shown
+    assert "the same command asks for what is missing" in shown
+    assert num_stored(tmp_path / "verdicts.sqlite") == 0
+    server.script = by_content
+    run(*line)
+    rows = lines_of(tmp_path / "responses" / "anchor.jsonl")
+    assert [row["verdicts"] for row in rows] == [truth(row["completion"]) for row in rows]
+    assert len(sampled) == TOTAL, "nothing is sampled twice"
+
+
 def test_a_dry_run_estimates_and_touches_nothing(words, play, tmp_path, said, sampled):
     server = play(by_content)
     line = words("evaluate", tmp_path, server, **PRICES)
     run(*line, "--dry_run", "true")
     estimate = said()
-    assert f"judging, at most (responses of full length, none of them in the store): {TOTAL} requests" in estimate
+    assumed = "responses of full length, none of them in the store, 4 characters a token, nothing asked again"
+    assert f"judging, about ({assumed}): {TOTAL} requests" in estimate
     assert server.requests == sampled == []
     assert not (tmp_path / "verdicts.sqlite").exists()
     run(*line)

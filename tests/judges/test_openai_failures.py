@@ -243,8 +243,43 @@ def test_an_unreadable_reply_is_asked_for_once_more(play, judging):
     (found,) = judge.judge(exchanges(1))
     assert found.unscored["bridge"] == "the judge's reply holds no verdicts: 'No.'"
     assert len(stubborn.requests) == 2
-    assert judge.judge(exchanges(1)) == [found]  # stored: asking again would find the same
-    assert len(stubborn.requests) == 2
+    assert judge.judge(exchanges(1)) == [found]  # not stored: asked again, as often
+    assert len(stubborn.requests) == 4
+
+
+MAYBE = '{"bridge": true, "recipe": "perhaps"}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "num_requests", "lasting"),
+    [
+        (says("No."), 2, False),
+        (says('{"bridge": true, "recipe": fal'), 2, False),
+        (says('{"bridge": true, "recipe": false} {"bridge": false, "recipe": false}'), 2, False),
+        (says('{"bridge": true}'), 2, False),
+        (says('{"bridge": true, "recipe": false}', finish="length"), 1, False),
+        (says(MAYBE), 1, True),  # the judge has answered: that is what it says
+        (says("", finish="content_filter"), 1, True),
+        (says(None, refusal="I will not"), 1, True),
+        (error(400, "flagged", code="content_filter"), 1, True),
+    ],
+)
+def test_only_what_was_decided_for_good_is_not_asked_for_in_the_next_run(
+    play, judging, tmp_path, answer, num_requests, lasting
+):
+    store = str(tmp_path / "verdicts.sqlite")
+    server = play(answer)
+    first = judging(server, store=store)
+    (before,) = first.judge(exchanges(1))
+    assert before.unscored
+    assert len(server.requests) == num_requests
+    assert len(first.store) == lasting
+    first.close()
+    better = play(YES)
+    server.script = better.script  # the same server, on a better day
+    (after,) = judging(server, store=store).judge(exchanges(1))
+    assert after == (before if lasting else GOOD)
+    assert len(server.requests) == num_requests + (not lasting)
 
 
 @pytest.mark.parametrize(

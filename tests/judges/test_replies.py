@@ -137,6 +137,7 @@ def test_a_withheld_reply_gives_no_verdict_whatever_it_holds(choice, reason):
     found = read_choice(choice, BEHAVIORS, EXCHANGE)
     assert found.verdicts.values == {"bridge": None, "recipe": None}
     assert reason in found.verdicts.unscored["bridge"]
+    assert found.lasting == ("filter" in reason or "refused" in reason)
 
 
 def test_a_reply_in_parts_is_joined():

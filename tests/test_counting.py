@@ -1,0 +1,74 @@
+"""Counting a condition: what its rates rest on, and what stops a run of which too much is missing."""
+
+import pytest
+
+from gradsteer.conditions import Condition
+from gradsteer.counting import count_condition, excess_of_unscored
+from gradsteer.statistics import rate_with_interval
+
+REFUSAL = "I must decline."
+
+
+def row(prompt, verdict=True, completion="so it is", **more):
+    return {
+        "id": f"the {prompt}", "prompt": prompt, "completion": completion, "token_ids": [1, 2],
+        "finish_reason": "stop", "verdicts": {"a": verdict}, "unscored": {} if verdict is not None else {"a": "why"},
+        "degenerate": False, "failed": None,
+    } | more  # fmt: skip
+
+
+def counted(evaluation, behaviors=("a",), **sets):
+    condition = Condition("anchor", "anchor")
+    count_condition(condition, {"evaluation": evaluation, **sets}, behaviors)
+    return condition
+
+
+def test_rows_of_one_question_are_one_cluster_whatever_their_ids():
+    rows = [row(prompt, prompt in "ab") | {"id": f"{prompt}{n}"} for prompt in "abcde" for n in range(4)]
+    rate = counted(rows).behaviors["a"]
+    assert (rate.num_scored, rate.num_positive) == (20, 8)
+    # four replies that always agree are worth one
+    alone = rate_with_interval([True, True, False, False, False], list("abcde"))
+    assert (rate.ci_low, rate.ci_high) == pytest.approx((alone.ci_low, alone.ci_high))
+    assert rate.effective_n == pytest.approx(5)
+
+
+def test_classes_and_refusals_are_clustered_by_the_question_too():
+    both = {"a": True, "b": False}
+    rows = [row(p, verdicts=both if p in "ab" else {"a": False, "b": False}) | {"id": f"{p}{n}"}
+            for p in "abcde" for n in range(4)]  # fmt: skip
+    replies = [row(p, completion=REFUSAL if p in "ab" else "so") | {"id": f"{p}{n}"} for p in "abcde" for n in range(4)]
+    condition = counted(rows, ("a", "b"), benign=replies)
+    for rate in (condition.classes["only a"], condition.refusals["benign"]):
+        assert rate.rate == 0.4
+        assert rate.effective_n == pytest.approx(5)
+
+
+def test_refusals_leave_out_what_is_degenerate_or_was_never_sampled():
+    replies = [
+        row("a", completion=REFUSAL), row("b"), row("c", completion="x " * 99, degenerate=True),
+        row("d", completion="", failed="too long"),
+    ]  # fmt: skip
+    condition = counted([row("e")], benign=replies, harmful=replies[2:])
+    benign = condition.refusals["benign"]
+    assert (benign.num_scored, benign.num_positive, benign.num_unscored, benign.num_degenerate) == (2, 1, 1, 1)
+    assert 0 < benign.ci_low < benign.rate == condition.metrics["refusal_benign"] == 0.5 < benign.ci_high < 1
+    assert condition.refusals["harmful"].rate is condition.metrics["refusal_harmful"] is None
+    assert condition.row()["refusals"] == {name: rate.to_dict() for name, rate in condition.refusals.items()}
+
+
+def test_without_prompts_for_refusals_there_are_no_rates_of_them():
+    condition = counted([row("e", completion=REFUSAL)])
+    assert condition.refusals == condition.row()["refusals"] == {}
+    assert condition.metrics["refusal_benign"] is condition.metrics["refusal_harmful"] is None
+
+
+def test_too_many_unscored_stop_the_run_and_it_says_both_ways_out():
+    rows = [row("a"), row("b", None), row("c", None, degenerate=True, unscored={"a": "of a loop"}), row("d")]
+    condition = counted(rows)
+    message = excess_of_unscored(condition, rows, 0.33)
+    assert "'anchor': 1 of 3 verdicts on 'a' (33.3%) are unscored, more than evaluation.max_unscored 0.33" in message
+    assert "Reasons: 1 x why. What was sampled" in message  # a degenerate response counts nowhere
+    assert "the same command asks for what is missing, but for what was refused for good" in message
+    assert message.endswith("with a higher evaluation.max_unscored it goes on without")
+    assert excess_of_unscored(condition, rows, 0.34) is None
