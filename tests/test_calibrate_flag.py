@@ -131,6 +131,7 @@ def on_one_and_two(words, out, strategy="ddp"):
     return out / "one", out / "two"
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(120)
 def test_forecast_on_two_processes_equals_one(judged, tmp_path):

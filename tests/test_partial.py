@@ -40,7 +40,9 @@ def saved_batches(out, part):
     return max((int(name.split(".")[-2]) for name in names), default=0)
 
 
-@pytest.mark.parametrize("part", ["x+y.0", "x.1", "y.2"])
+@pytest.mark.parametrize(
+    "part", ["x+y.0", pytest.param("x.1", marks=pytest.mark.slow), pytest.param("y.2", marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, capsys, part):
     assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"

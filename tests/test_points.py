@@ -475,6 +475,7 @@ def split_and_whole(rank, meeting):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_that_hold_half_of_the_weights_each_give_the_same(tmp_path):
     # the arguments are read first: conftest clears them

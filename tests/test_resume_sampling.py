@@ -62,7 +62,9 @@ def batch(out, condition, number):
     return out / "responses" / ".unfinished" / CONDITIONS[condition] / f"{number:06d}.jsonl"
 
 
-KILLS = [(0, 0), (3, 4), (5, BATCHES - 1)]  # after this condition's batch: the first of all, in the middle, the last
+_SLOW = pytest.mark.slow
+# killed after this condition's batch: the first of all, in the middle, the last
+KILLS = [pytest.param((0, 0), marks=_SLOW), (3, 4), pytest.param((5, BATCHES - 1), marks=_SLOW)]
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
@@ -149,6 +151,7 @@ def test_evaluate_goes_on_too_and_takes_the_batch_size_that_was_planned(words, t
     assert len((tmp_path / "responses" / "anchor-again.jsonl").read_text().splitlines()) == 24
 
 
+@pytest.mark.slow
 def test_another_heldout_text_is_measured_anew(words, tmp_path, monkeypatch, inputs):
     interrupted(words, tmp_path, monkeypatch, after=2 * BATCHES + 3)
     chats = [json.loads(line) for line in (inputs / "chat.jsonl").read_text().splitlines()]

@@ -131,6 +131,7 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_process_that_waits_for_the_server(words, play, sampled, tmp_path):
     gate = Gate(BATCH)
     server = play(gate)
