@@ -123,6 +123,7 @@ def test_another_vector_under_the_same_name_is_refused(words, tmp_path, monkeypa
     assert "differs in weights" in message
 
 
+@pytest.mark.slow
 def test_another_judge_judges_what_was_sampled(words, undisturbed, sampled, tmp_path, monkeypatch):
     interrupted(words, tmp_path, monkeypatch, after=BATCHES + 3)
     sampled.clear()
@@ -203,6 +204,7 @@ def test_a_finished_run_is_judged_anew_and_extended_without_sampling_again(words
     assert len(sampled) == 3 * BATCHES * 3  # two new doses, and a control at the larger one
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_nothing_that_a_run_goes_on_from(words, undisturbed, tmp_path):
     run(*words, "--output_dir", tmp_path, "--trainer.fast_dev_run", "true")
     assert not (tmp_path / "responses" / ".unfinished").exists()
