@@ -1,7 +1,9 @@
 """Tiny models and batches that the tests share; built from configs, never downloaded."""
 
 import sys
+from functools import cache
 
+import docstring_parser
 import pytest
 import torch
 from judged import judged  # noqa: F401 (a fixture)
@@ -15,6 +17,9 @@ from gradsteer.trainer import GradsteerTrainer
 
 torch.set_num_threads(1)
 sys.argv[1:] = []  # LightningCLI warns of words on the process's own command line, here pytest's
+
+# a parser is built for every command that a test runs, and most of that is reading the same docstrings again
+docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
 VOCABULARY = 61
 
