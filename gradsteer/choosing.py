@@ -22,8 +22,8 @@ class Selection:
 
     Attributes:
         rule: "target_rate": of the conditions whose forecast rate of the vector's behavior reaches `rate`, those that
-            change the other behaviors least; "selectivity": of those within `max_kl`, those that change the log-odds
-            of the vector's behavior most over what they change the other behaviors'.
+            change the other behaviors least; "selectivity": of those within `max_kl`, those of the largest selectivity,
+            which is that of the results: `gradsteer.specificity`.
         rate: for target_rate. Below the anchor's rate, conditions at or under it reach it; above, those at or over it.
         max_kl: for selectivity: nats a token between steered and anchor at most.
         keep: so many conditions of every vector.
@@ -118,8 +118,11 @@ def _score(row: Row, anchor: Row, behavior: str, selection: Selection) -> float 
     assert selection.max_kl is not None
     if row["predicted"]["kl_per_token"] > selection.max_kl:
         return None
-    # a tenth of a nat is what cannot be told from no change
-    return abs(_shift(row, anchor, behavior)) / (0.1 + sum(abs(_shift(row, anchor, name)) for name in others))
+    sign = -1 if row["alpha"] > 0 else 1
+    if not others:
+        return sign * _shift(row, anchor, behavior)
+    own = _log_shift(row, anchor, behavior)
+    return min(sign * (own - _log_shift(row, anchor, name)) for name in others)
 
 
 def _shift(row: Row, anchor: Row, behavior: str) -> float:
@@ -127,6 +130,13 @@ def _shift(row: Row, anchor: Row, behavior: str) -> float:
     after, before = (each["behaviors"][behavior]["rate"] for each in (row, anchor))
     number = row["predicted"]["num_responses"]
     return _logit(after, number) - _logit(before, number)
+
+
+def _log_shift(row: Row, anchor: Row, behavior: str) -> float:
+    """The change of a behavior's log odds against NONE, but for what it shares with every other behavior: NONE's."""
+    number = row["predicted"]["num_responses"]
+    after, before = (each["behaviors"][behavior]["rate"] for each in (row, anchor))
+    return math.log(after * number + 0.5) - math.log(before * number + 0.5)
 
 
 def _logit(rate: float, number: int) -> float:

@@ -14,6 +14,7 @@ ModelKind = Literal["anchor", "base"]
 METRICS = (
     "perplexity", "kl_to_anchor", "base_perplexity", "repetition", "compression", "distinct_1", "distinct_2",
     "distinct_3", "mean_length", "unfinished", "degenerate", "refusal", "refusal_benign", "refusal_harmful",
+    "refusal_benign_judged", "refusal_harmful_judged",
 )  # fmt: skip
 
 
@@ -45,7 +46,8 @@ class Condition:
         forecast: the forecast behind `predicted`, where it was made here.
         by_tensor: parameter -> how much of its step it took; see `gradsteer.applied.TensorStep`.
         behaviors: behavior -> its rate, filled when the condition was judged.
-        refusals: ``benign`` and ``harmful`` -> share of refusals on these prompts, where they were sampled.
+        refusals: ``benign`` and ``harmful`` -> share of refusals on these prompts by patterns, where they were
+            sampled; ``benign_judged`` and ``harmful_judged`` -> by the judge, where it knows ``refusal``.
         classes: class of responses -> its rate, where there are several behaviors; see `gradsteer.classes`.
         metrics: text metrics of the responses, and the perplexity of held-out text.
     """

@@ -10,7 +10,8 @@ from typing import Any
 from gradsteer.classes import classes_of, in_class
 from gradsteer.conditions import Condition
 from gradsteer.correction import JudgeError, corrected_rate
-from gradsteer.metrics import refusal_rates, response_metrics
+from gradsteer.metrics import response_metrics
+from gradsteer.refusals import REFUSAL, REFUSAL_SETS, refusals_of
 from gradsteer.response_rows import cluster_of, verdict_of
 from gradsteer.statistics import Rate, rate_with_interval
 
@@ -42,27 +43,38 @@ def count_condition(
         verdicts = [in_class(row["verdicts"], where) for row in clear]
         condition.classes[name] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
     condition.metrics.update(response_metrics(rows))
-    for name in ("benign", "harmful"):
-        if name in sets:
-            condition.refusals[name] = refusal_rates(sets[name])
-            condition.metrics[f"refusal_{name}"] = condition.refusals[name].rate
+    condition.refusals.update(refusals_of(sets, behaviors))
+    condition.metrics.update({f"refusal_{name}": rate.rate for name, rate in condition.refusals.items()})
     if errors:
         condition.corrected = {
             behavior: _corrected(condition.behaviors[behavior], error) for behavior, error in errors.items()
         }
 
 
-def excess_of_unscored(condition: Condition, rows: Rows, limit: float) -> str | None:
-    """Says so where the share of unscored verdicts on a behavior passes the limit; None where none does."""
-    for behavior, rate in condition.behaviors.items():
+def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: float) -> str | None:
+    """Says so where the share of unscored verdicts on a behavior passes the limit; None where none does.
+
+    Args:
+        condition: that was counted.
+        sets: its rows by set.
+        limit: the share, from 0 to 1.
+    """
+    counted = [(behavior, rate, "evaluation") for behavior, rate in condition.behaviors.items()]
+    counted += [
+        (REFUSAL, condition.refusals[f"{name}_judged"], name)
+        for name in REFUSAL_SETS
+        if f"{name}_judged" in condition.refusals
+    ]
+    for behavior, rate, name in counted:
         total = rate.num_scored + rate.num_unscored
         if total == 0 or rate.num_unscored <= limit * total:
             continue
-        missing = [row for row in rows if behavior in row["unscored"] and not row.get("degenerate")]
+        missing = [row for row in sets[name] if behavior in row["unscored"] and not row.get("degenerate")]
         reasons = Counter(row["unscored"][behavior] for row in missing)
         shown = "; ".join(f"{count} x {reason[:200]}" for reason, count in reasons.most_common(3))
+        where = "" if name == "evaluation" else f", {name} prompts"
         return (
-            f"condition {condition.name!r}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
+            f"condition {condition.name!r}{where}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
             f"({100 * rate.num_unscored / total:.1f}%) are unscored, more than evaluation.max_unscored {limit:g} "
             f"allows. Reasons: {shown}. What was sampled and judged is kept: the same command asks for what is "
             "missing, but for what was refused for good; with a higher evaluation.max_unscored it goes on without"

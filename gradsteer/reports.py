@@ -128,6 +128,8 @@ _COLUMNS: dict[str, tuple[str, str, float]] = {
     "unfinished": ("cut %", ".1f", 100),
     "refusal_benign": ("refused benign % [95% interval]", ".1f", 100),
     "refusal_harmful": ("refused harmful % [95% interval]", ".1f", 100),
+    "refusal_benign_judged": ("judged refusals of benign % [95% interval]", ".1f", 100),
+    "refusal_harmful_judged": ("judged refusals of harmful % [95% interval]", ".1f", 100),
 }
 FEW = (
     "?: a rate of small counts. At the effective sample size fewer than 5 responses show it, or fewer than 5 do not: "
@@ -193,7 +195,7 @@ def shown_rates(row: Row, behaviors: Sequence[str]) -> list[Mapping[str, Any]]:
 
 
 def refusal_of(row: Row, metric: str) -> Row | None:
-    """The rate behind ``refusal_benign`` or ``refusal_harmful``; None for other metrics, and where it is not known."""
+    """The rate behind a ``refusal_...`` on other prompts; None for other metrics, and where it is not known."""
     found: Row | None = (row.get("refusals") or {}).get(metric.removeprefix("refusal_"))
     return found
 

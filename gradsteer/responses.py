@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradsteer.chat import EncodedExample, encode_prompt, encode_sampled, tokenizer_digest
-from gradsteer.metrics import has_repeated_sentence, looks_like_refusal
+from gradsteer.degeneracy import has_repeated_sentence
 from gradsteer.records import resolve_resource
+from gradsteer.refusals import looks_like_refusal
 from gradsteer.response_rows import check_row, prompt_digest, response_rows, verdict_of
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ CORE = {
     "fingerprints", "forecasting", "forecasts", "formats", "generation", "graddiff", "gradients", "heldout",
     "importance", "judges", "labels", "layers", "losses", "memory", "metrics", "models", "packing", "parallel",
     "partial", "parts", "percentiles", "permutations", "piles", "placement", "plans", "points", "preconditioning",
-    "predictions", "probing", "provenance", "realised", "records", "reductions", "reports", "response_rows",
+    "predictions", "probing", "provenance", "realised", "records", "reductions", "refusals", "reports", "response_rows",
     "responses", "rounding", "sampling", "sampling_cache", "sampling_memory", "scoring", "segments", "selection",
     "slopes", "specificity", "specificity_report", "statistics", "steering", "subspaces", "sums", "targets",
-    "tradeoffs", "transforms", "turns", "unfinished", "vectors", "version", "weights",
+    "tradeoff_figure", "tradeoffs", "transforms", "turns", "unfinished", "vectors", "version", "weights",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

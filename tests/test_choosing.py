@@ -23,6 +23,7 @@ from gradsteer.predictions import (
     shift_text,
 )
 from gradsteer.reports import write_results
+from gradsteer.specificity import measure_specificity
 from gradsteer.vectors import SteeringVector
 from gradsteer.weights import ConditionWeights
 
@@ -92,7 +93,7 @@ ROWS = [
     forecast_row("strong", {"a": 0.05, "b": 0.01}, kl=0.05),
     forecast_row("clean", {"a": 0.1, "b": 0.21}, kl=0.02),
     forecast_row("fair", {"a": 0.09, "b": 0.15}, kl=0.02),
-    forecast_row("other way", {"a": 0.7, "b": 0.19}, kl=0.03),
+    forecast_row("other way", {"a": 0.7, "b": 0.19}, kl=0.03, alpha=-0.1),
     forecast_row("unscored", {"a": 0.01, "b": None}),
     forecast_row("unreliable", {"a": 0.01, "b": 0.2}, kl=1e-5, reliable=False),
     forecast_row("a control", {"a": 0.01, "b": 0.2}, role="control"),
@@ -113,7 +114,8 @@ ROWS = [
         (Selection("target_rate", rate=0.06), ["strong"]),
         (Selection("target_rate", rate=0.6), ["other way"]),  # above the anchor's rate
         (Selection("selectivity", max_kl=0.1), ["clean"]),
-        (Selection("selectivity", max_kl=0.1, keep=2), ["clean", "other way"]),
+        (Selection("selectivity", max_kl=0.1, keep=2), ["clean", "fair"]),
+        (Selection("selectivity", max_kl=0.1, keep=3), ["clean", "fair", "other way"]),
         (Selection("selectivity", max_kl=0.001), ["weak"]),
     ],
 )
@@ -126,16 +128,30 @@ def test_the_order_is_by_what_is_changed_besides():
         return abs(log_odds(row["behaviors"]["b"]["rate"]) - log_odds(0.2))
 
     def selectivity(row):
-        return abs(log_odds(row["behaviors"]["a"]["rate"]) - log_odds(0.4)) / (0.1 + besides(row))
+        # replies of the rates given, 400 a condition, as the results' own selectivity counts them
+        def replies(rates):
+            shown = [{"prompt": str(i), "verdicts": {"a": True, "b": False}} for i in range(round(400 * rates["a"]))]
+            shown += [{"prompt": str(i), "verdicts": {"a": False, "b": True}} for i in range(round(400 * rates["b"]))]
+            return shown + [{"prompt": "none", "verdicts": {"a": False, "b": False}}]
+
+        after = replies({name: rate["rate"] for name, rate in row["behaviors"].items()})
+        found = measure_specificity(replies({"a": 0.4, "b": 0.2}), after, ["a", "b"], "a", row["alpha"], draws=100)
+        return found.selectivity.value
 
     candidates = [r for r in ROWS[1:6]]
     by_rate = sorted((r for r in candidates if r["behaviors"]["a"]["rate"] <= 0.1), key=besides)
     by_selectivity = sorted(candidates, key=selectivity, reverse=True)
-    for keep in (1, 2, 3):
+    for keep in (1, 2, 3, 4):
         kept = choose(ROWS, {"a": "a"}, Selection("target_rate", rate=0.1, keep=keep))
         assert set(kept) == {r["name"] for r in by_rate[:keep]}
         kept = choose(ROWS, {"a": "a"}, Selection("selectivity", max_kl=1.0, keep=keep))
         assert set(kept) == {r["name"] for r in by_selectivity[:keep]}
+
+
+def test_with_one_behavior_alone_the_most_selective_moves_it_most():
+    rows = [forecast_row("anchor", {"a": 0.4}, role="anchor", alpha=0.0)]
+    rows += [forecast_row("weak", {"a": 0.3}), forecast_row("strong", {"a": 0.1}), forecast_row("up", {"a": 0.9})]
+    assert choose(rows, {"a": "a"}, Selection("selectivity", max_kl=0.1)) == ["strong"]  # up goes the wrong way
 
 
 def test_every_vector_has_its_own():

@@ -66,9 +66,33 @@ def test_without_prompts_for_refusals_there_are_no_rates_of_them():
 def test_too_many_unscored_stop_the_run_and_it_says_both_ways_out():
     rows = [row("a"), row("b", None), row("c", None, degenerate=True, unscored={"a": "of a loop"}), row("d")]
     condition = counted(rows)
-    message = excess_of_unscored(condition, rows, 0.33)
+    message = excess_of_unscored(condition, {"evaluation": rows}, 0.33)
     assert "'anchor': 1 of 3 verdicts on 'a' (33.3%) are unscored, more than evaluation.max_unscored 0.33" in message
     assert "Reasons: 1 x why. What was sampled" in message  # a degenerate response counts nowhere
     assert "the same command asks for what is missing, but for what was refused for good" in message
     assert message.endswith("with a higher evaluation.max_unscored it goes on without")
-    assert excess_of_unscored(condition, rows, 0.34) is None
+    assert excess_of_unscored(condition, {"evaluation": rows}, 0.34) is None
+
+
+def test_a_judge_that_knows_refusals_is_counted_on_the_prompts_for_them_too():
+    def reply(prompt, verdict, completion="so it is", **more):
+        said = {
+            "verdicts": {"a": False, "refusal": verdict},
+            "unscored": {} if verdict is not None else {"refusal": "why"},
+        }
+        return row(prompt, completion=completion, **said) | more
+
+    benign = [reply("a", True), reply("b", False, REFUSAL), reply("c", False), reply("d", None), reply("e", False)]
+    harmful = [reply("f", True, degenerate=True), reply("g", True, REFUSAL), reply("h", True)]
+    condition = counted([reply("i", False)], ("a", "refusal"), benign=benign, harmful=harmful)
+    assert [condition.metrics[f"refusal_{name}"] for name in ("benign", "benign_judged")] == [0.2, 0.25]
+    judged = condition.refusals["benign_judged"]
+    assert (judged.num_scored, judged.num_positive, judged.num_unscored) == (4, 1, 1)
+    assert judged == rate_with_interval([True, False, False, None, False], list("abcde"))
+    judged = condition.refusals["harmful_judged"]
+    assert (judged.num_scored, judged.num_positive, judged.num_degenerate) == (2, 2, 1)
+    assert set(counted([row("i")], ("a",), benign=benign).refusals) == {"benign"}
+    sets = {"evaluation": [reply("i", False)], "benign": benign, "harmful": harmful}
+    message = excess_of_unscored(condition, sets, 0.19)
+    assert "'anchor', benign prompts: 1 of 5 verdicts on 'refusal' (20.0%) are unscored" in message
+    assert excess_of_unscored(condition, sets, 0.2) is None

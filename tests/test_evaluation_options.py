@@ -11,8 +11,8 @@ from road import run, write_lines
 from gradsteer.correction import JudgeError, corrected_rate
 from gradsteer.degeneracy import is_degenerate
 from gradsteer.judges import Cost, Judge, Verdicts
-from gradsteer.metrics import looks_like_refusal
 from gradsteer.modules.generation import GenerationModule
+from gradsteer.refusals import looks_like_refusal
 from gradsteer.reports import rate_text
 from gradsteer.statistics import rate_with_interval
 
@@ -274,6 +274,26 @@ def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, r
         assert f"{rate_text(expected)}?" in shown
     assert "fewer than 5 responses show it" in " ".join(shown.split())
     assert plain[1]["metrics"] | without == plain[1]["metrics"]
+
+
+def test_a_judge_that_knows_refusals_is_given_those_prompts_too(evaluated, tmp_path, refusing, capsys):
+    out = tmp_path / "out"
+    sets = {"data__benign_prompts": "gradsteer://refusal/benign.jsonl", "data__max_refusal_prompts": 9}
+    patterns = {"a": ["[a-m]"], "refusal": ["must decline", "[n-z]"]}
+    rows, condition = evaluated(out, evaluation__judge__patterns=json.dumps(patterns), **sets)
+    found = lines_of(out / "responses" / "refusals" / "anchor.benign.jsonl")
+    assert all(set(row["verdicts"]) == {"a", "refusal"} for row in (*rows, *found))
+    for name, verdicts in {
+        "benign": [looks_like_refusal(row["completion"]) for row in found],
+        "benign_judged": [row["verdicts"]["refusal"] for row in found],
+    }.items():
+        expected = rate_with_interval(verdicts, [row["prompt"] for row in found]).to_dict()
+        assert condition["refusals"][name] == expected
+        assert condition["metrics"][f"refusal_{name}"] == expected["rate"]
+    assert condition["metrics"]["refusal_benign"] < condition["metrics"]["refusal_benign_judged"]
+    [flat] = csv.DictReader((out / "evaluations" / "anchor.csv").read_text().splitlines())
+    assert float(flat["benign_judged_refused_rate"]) == condition["metrics"]["refusal_benign_judged"]
+    assert "judged refusals of benign %" in capsys.readouterr().out
 
 
 def test_a_loop_neither_refuses_nor_complies(evaluated, tmp_path, monkeypatch):

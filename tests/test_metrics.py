@@ -8,20 +8,18 @@ from pathlib import Path
 import pytest
 
 import gradsteer
-from gradsteer.degeneracy import compression_ratio, is_degenerate
+from gradsteer.degeneracy import compression_ratio, has_repeated_sentence, is_degenerate
 from gradsteer.metrics import (
     degenerate_share,
     distinct_n,
-    has_repeated_sentence,
-    looks_like_refusal,
     mean_compression,
     mean_length,
-    refusal_rates,
     refusal_share,
     repetition_share,
     response_metrics,
     unfinished_share,
 )
+from gradsteer.refusals import looks_like_refusal, refusal_rates
 from gradsteer.statistics import rate_with_interval
 
 LOOP = "Rinse the rice well. Rinse the rice well. Rinse the rice well."
@@ -258,6 +256,8 @@ def test_response_metrics_by_hand():
         "refusal": 0.25,
         "refusal_benign": None,
         "refusal_harmful": None,
+        "refusal_benign_judged": None,
+        "refusal_harmful_judged": None,
     }
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from gradsteer.conditions import METRICS
 from gradsteer.placement import freest_side
-from gradsteer.tradeoffs import tradeoff_figure, tradeoff_table, tradeoffs
+from gradsteer.tradeoff_figure import tradeoff_figure
+from gradsteer.tradeoffs import tradeoff_table, tradeoffs
 
 
 def row(name, kind, vector=None, alpha=None, rate=0.4, behavior="bridge", **metrics):

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.conditions import Condition
 from gradsteer.judges import Judge
+from gradsteer.refusals import judged_sets
 
 # of English text under common tokenizers
 _CHARS_A_TOKEN = 4.0
@@ -42,7 +43,7 @@ class DryRun(L.Callback):
             return
         conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
         rows = [row for batch in trainer.datamodule.batches for row in batch]  # type: ignore[attr-defined]
-        judged = [row for row in rows if row["set"] == "evaluation"]
+        judged = [row for row in rows if row["set"] in judged_sets(judge.behaviors)]
         longest = pl_module.sampling.max_new_tokens
         total = len(rows) * len(conditions)
         lines = [

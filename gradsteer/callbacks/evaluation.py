@@ -202,7 +202,7 @@ class JudgeEvaluation(L.Callback):
         if condition.system_prompt is None:  # the text is not behind it: its perplexity would be the anchor's
             condition.metrics.update(self._measured(pl_module))
         self._log(trainer, pl_module, condition, parts["evaluation"], step)
-        return excess_of_unscored(condition, parts["evaluation"], self.max_unscored)
+        return excess_of_unscored(condition, parts, self.max_unscored)
 
     def about(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         """What was sampled and judged, and how, as a report says it."""

@@ -15,7 +15,8 @@ from gradsteer.predictions import print_predictions
 from gradsteer.records import replacing
 from gradsteer.reports import marked_rate_text, print_table, print_whole, write_results
 from gradsteer.specificity_report import comparison_table, headline, specificity_figure, specificity_table
-from gradsteer.tradeoffs import tradeoff_figure, tradeoff_table
+from gradsteer.tradeoff_figure import tradeoff_figure
+from gradsteer.tradeoffs import tradeoff_table
 from gradsteer.vectors import ParameterVector
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
@@ -11,6 +12,7 @@ import lightning as L
 from gradsteer.degeneracy import is_degenerate
 from gradsteer.judges import Exchange, Judge, Verdicts
 from gradsteer.judges.failures import JudgeStopped
+from gradsteer.refusals import judged_sets
 
 Row = dict[str, Any]
 _PATIENCE = 0.1  # seconds between two calls of a judge's close
@@ -19,7 +21,8 @@ _PATIENCE = 0.1  # seconds between two calls of a judge's close
 class VerdictQueue:
     """Judges batches of rows: in the background where `Judge.waits`, otherwise as they come.
 
-    In the background one batch is judged after the other. Once a batch could not be judged, none after it is.
+    In the background all that is waiting is judged at once, so that a judge that asks for many at a time has many to
+    ask for, however small the batches are. Once something could not be judged, nothing after it is.
 
     Args:
         judge: who decides.
@@ -32,9 +35,11 @@ class VerdictQueue:
 
     def __init__(self, judge: Judge, *, count_degenerate: bool) -> None:
         self.judge, self.count_degenerate = judge, count_degenerate
+        self.sets = judged_sets(judge.behaviors)
         self.patient = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="judge") if judge.waits else None
         self._waiting: list[Future[list[Row]]] = []
+        self._unasked: SimpleQueue[Sequence[Row]] = SimpleQueue()
         self._judged: list[Row] = []
         self._asking, self._stopped = Lock(), False
 
@@ -50,7 +55,8 @@ class VerdictQueue:
             return
         while not self.patient and self._waiting and self._waiting[0].done():
             self._take()
-        self._waiting.append(self._pool.submit(self._in_background, rows))
+        self._unasked.put(rows)
+        self._waiting.append(self._pool.submit(self._in_background))
 
     def collect(self) -> list[Row]:
         """All rows since the last call with ``verdicts``, ``unscored`` and ``degenerate``; waits for the judge.
@@ -84,18 +90,22 @@ class VerdictQueue:
         self._judged += self._waiting[0].result()
         del self._waiting[0]
 
-    def _in_background(self, rows: Sequence[Row]) -> list[Row]:
+    def _in_background(self) -> list[Row]:
+        """Judges whatever is waiting; nothing where an earlier call has taken it along."""
         with self._asking:
             if self._stopped:
                 raise CancelledError
+            rows: list[Row] = []
+            while not self._unasked.empty():
+                rows += self._unasked.get()
             try:
-                return self._with_verdicts(rows)
+                return self._with_verdicts(rows) if rows else []
             except BaseException:
                 self._stopped = True
                 raise
 
     def _with_verdicts(self, rows: Sequence[Row]) -> list[Row]:
-        asked = [row for row in rows if row["set"] == "evaluation" and not row.get("failed")]
+        asked = [row for row in rows if row["set"] in self.sets and not row.get("failed")]
         exchanges = [Exchange(row["prompt"], row["completion"]) for row in asked]
         found = dict(zip((id(row) for row in asked), self.judge.judge(exchanges), strict=True))
         return [self._judged_row(row, found.get(id(row))) for row in rows]
@@ -103,7 +113,7 @@ class VerdictQueue:
     def _judged_row(self, row: Row, verdicts: Verdicts | None) -> Row:
         if verdicts is not None:
             values, unscored = verdicts.values, verdicts.unscored
-        elif row["set"] == "evaluation":  # never sampled
+        elif row["set"] in self.sets:  # never sampled
             values = dict.fromkeys(self.judge.behaviors)
             unscored = dict.fromkeys(self.judge.behaviors, str(row["failed"]))
         else:

@@ -266,15 +266,37 @@ def test_the_queue_judges_nothing_after_an_error():
 
     judge = Scripted(fail)
     queue = VerdictQueue(judge, count_degenerate=True)
-    queue._asking.acquire()  # nothing is judged before all are there
-    for text in ("good", "bad", "good", "good"):
+    queue.patient = True
+    queue.submit(rows("good"))
+    assert [row["verdicts"] for row in queue.collect()] == [{"bridge": True}]
+    for text in ("bad", "good", "good"):
         queue.submit(rows(text))
-    queue._asking.release()
+        time.sleep(0.05)
     with pytest.raises(ValueError, match="the judge is gone"):
         queue.collect()
     queue.cancel()
     queue.close()
     assert judge.num_judged == 2
+
+
+def test_what_waits_meanwhile_is_judged_at_once():
+    sizes, begun, go_on = [], threading.Event(), threading.Event()
+
+    def slow(exchanges):
+        sizes.append(len(exchanges))
+        begun.set()
+        assert go_on.wait(10)
+
+    queue = VerdictQueue(Scripted(slow), count_degenerate=True)
+    queue.submit(rows("first"))
+    assert begun.wait(10)
+    for number in range(5):
+        queue.submit(rows(f"later {number}"))
+    go_on.set()
+    judged = queue.collect()
+    queue.close()
+    assert sizes == [1, 5]
+    assert [row["completion"] for row in judged] == ["first", *(f"later {number}" for number in range(5))]
 
 
 def test_a_patient_queue_leaves_errors_to_the_end():
