@@ -437,6 +437,27 @@ def test_one_shared_prompt_is_enough_and_can_be_asked_for(judged, tmp_path, caps
     assert len(rows_of(tmp_path / "out" / "results.json")) == 3
 
 
+def test_vectors_of_controls_and_of_transforms_are_checked_too(judged, tmp_path, capsys, no_model):
+    vector, other = SteeringVector.load(judged.vector("a")), tmp_path / "other.safetensors"
+    SteeringVector(vector, {**vector.metadata, "prompt_digests": "[]"}).save(other)
+    shared = {"data__prompts": judged.directory / "piles.jsonl", "steering__vectors__a": other}
+    used = judged.vector("b")
+    for more in (
+        {"steering__control_vectors": json.dumps({"length": str(used)})},
+        {"steering__transforms": json.dumps([{"orthogonal_to": {"vector_file": str(used)}}])},
+    ):
+        message = message_of(steer_words(judged, tmp_path / "out", **shared, **more), capsys)
+        assert f"vector {str(used)!r} was made on responses to" in message
+
+
+def test_a_vector_that_does_not_say_its_prompts_is_told_of(judged, tmp_path, caplog):
+    vector, other = SteeringVector.load(judged.vector("a")), tmp_path / "other.safetensors"
+    SteeringVector(vector, {key: text for key, text in vector.metadata.items() if key != "prompt_digests"}).save(other)
+    with caplog.at_level("INFO"):
+        run(*steer_words(judged, tmp_path / "out", steering__vectors__a=other, dry_run="true"))
+    assert "vector a does not say which prompts it was made on" in caplog.text
+
+
 def test_a_sum_of_vectors_was_made_on_the_prompts_of_each(judged, tmp_path, capsys, no_model):
     other = tmp_path / "other.safetensors"
     vector = SteeringVector.load(judged.vector("a"))

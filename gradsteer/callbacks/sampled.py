@@ -40,7 +40,7 @@ class SampledConditions(L.Callback):
         rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
         steering = trainer.steering  # type: ignore[attr-defined]
         prompts = {prompt_digest(row["prompt"]) for row in rows}
-        refuse_overlap(steering.vectors, prompts, faithful=steering.seed_faithful)
+        refuse_overlap(steering.prompt_sources, prompts, faithful=steering.seed_faithful)
         self._compare_judges(trainer)
 
     def _compare_judges(self, trainer: L.Trainer) -> None:

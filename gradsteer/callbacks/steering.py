@@ -14,7 +14,7 @@ from torch import Tensor
 from gradsteer.calibration import Contrast
 from gradsteer.callbacks.base import read_base
 from gradsteer.callbacks.doses import DoseFinder
-from gradsteer.callbacks.leakage import refuse_overlap
+from gradsteer.callbacks.leakage import Sources, read_sources, refuse_overlap
 from gradsteer.callbacks.retained import check_steps
 from gradsteer.choosing import Selection, choose, read_forecast
 from gradsteer.combinations import is_combination
@@ -173,6 +173,7 @@ class WeightSteering(L.Callback):
         )
         self.plan: Plan = self._planned(chosen=None)
         self.vectors: dict[str, SteeringVector] = {}
+        self.prompt_sources: Sources = {}
         self.contrasts: dict[str, Contrast] = {}
         self._doses: DoseFinder | None = None
         self.settings: dict[str, Any] = {"diff": None}
@@ -192,7 +193,8 @@ class WeightSteering(L.Callback):
             self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))
         responses = None if trainer.forecasting is None else trainer.forecasting.responses  # type: ignore[attr-defined]
         prompts = frozenset() if responses is None else responses.prompt_digests
-        refuse_overlap(self.vectors, prompts, faithful=self.seed_faithful)
+        self.prompt_sources = read_sources(self.vectors, self.plan)  # a missing or foreign file is named now
+        refuse_overlap(self.prompt_sources, prompts, faithful=self.seed_faithful)
         self._doses = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
         if self.select is not None and self.forecast is not None:
             behaviors = {name: contrast.behavior for name, contrast in self.contrasts.items()}
@@ -202,9 +204,6 @@ class WeightSteering(L.Callback):
             self.plan = self._planned(chosen=kept)
         for condition in self.conditions:
             condition.contrast = self.contrasts.get(str(condition.vector))
-        for _, recipe in self.plan:
-            if recipe is not None and recipe.file is not None:
-                SteeringVector.read_header(recipe.file)  # a missing or foreign file is named now
         trainer.steering = self  # type: ignore[attr-defined]
         trainer.conditions = self.conditions  # type: ignore[attr-defined]
         trainer.datamodule.num_passes = len(self.plan)  # type: ignore[attr-defined]
