@@ -5,9 +5,11 @@ import json
 from collections import Counter
 
 import pytest
+from filelock import FileLock
 from judged import PATTERNS, lines_of, message_of, words_of
-from road import run, write_lines
+from road import QUIET, run, write_lines
 
+from gradsteer.__main__ import main
 from gradsteer.correction import JudgeError, corrected_rate
 from gradsteer.degeneracy import is_degenerate
 from gradsteer.judges import Cost, Judge, Verdicts
@@ -124,6 +126,24 @@ def condition_of(out, name="anchor"):
 
 def files_of(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != "config.yaml"}
+
+
+# two commands at once
+
+
+def test_a_condition_is_sampled_by_one_command_at_a_time(words, tmp_path, no_model, capsys):
+    (tmp_path / "responses" / ".locks").mkdir(parents=True)
+    with FileLock(tmp_path / "responses" / ".locks" / "anchor.lock"):
+        assert main([*words(tmp_path), *QUIET]) != 0
+        assert "another command is at work on condition 'anchor'" in capsys.readouterr().err
+        run(*words(tmp_path, dry_run="true"))  # writes nothing
+
+
+def test_a_finished_command_lets_go(evaluated, tmp_path):
+    evaluated(tmp_path)
+    with FileLock(tmp_path / "responses" / ".locks" / "anchor.lock", timeout=0):
+        pass
+    assert evaluated(tmp_path, overwrite="true")[0]
 
 
 # --dry_run

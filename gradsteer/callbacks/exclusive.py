@@ -1,0 +1,52 @@
+"""Keeping two commands from sampling the same condition into the same directory at once."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from filelock import FileLock, Timeout
+
+from gradsteer.conditions import Condition
+
+
+class ExclusiveConditions(L.Callback):
+    """Locks the files of every condition that will be sampled; a process that dies lets go of its locks.
+
+    Args:
+        output_dir: the experiment's directory.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.directory = Path(output_dir) / "responses" / ".locks"
+        self._held = ExitStack()
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Takes the locks, before the model is loaded.
+
+        Raises:
+            ValueError: another command is at work on one of the conditions.
+        """
+        del pl_module, stage
+        if not trainer.is_global_zero:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
+        for condition in conditions:
+            try:
+                self._held.enter_context(FileLock(self.directory / f"{condition.slug}.lock", timeout=0))
+            except Timeout as error:
+                raise ValueError(
+                    f"another command is at work on condition {condition.name!r} in {str(self.directory.parent)!r}: "
+                    "they would write the same files. Wait for it, or give this one another --output_dir"
+                ) from error
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Lets go."""
+        del trainer, pl_module, exception
+        self._held.close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Lets go."""
+        del trainer, pl_module, stage
+        self._held.close()
