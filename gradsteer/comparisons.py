@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from gradsteer.importance import Interval, PromptBootstrap, percentile_interval
 from gradsteer.response_rows import cluster_of, verdict_of
+from gradsteer.sign_flips import sign_flip
 from gradsteer.statistics import expanded, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
@@ -23,9 +23,6 @@ Rows = Sequence[Mapping[str, Any]]
 _FEW = 10
 _ROUNDING = 1e-9  # draws that all agree differ by it
 _LEVEL = 0.05
-_CELLS = 1_000_000  # of the distribution of the sum: 8 MB, and a tenth of a second for 100 pairs
-_FLIPS, _MOST_FLIPS, _FLIP_SEED = 10_000, 1_000_000, 0
-_LEAST_P = float(np.finfo(np.float64).tiny)  # 1100 pairs all one way: 2^-1099 is no float
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,10 @@ class Comparison:
         few: counts are small: the interval is the wider of two, and a single prompt may move the difference.
         num_degenerate_before: degenerate replies before; `difference` leaves them out.
         num_degenerate: the same after.
-        lowest: the least difference over three ways to count degenerate replies: left out, those after as not showing
-            the behavior and those before as showing it, and the reverse; `difference` where there are none.
+        num_unscored_before: other replies without a verdict before, likewise; those never sampled are no replies.
+        num_unscored: the same after.
+        lowest: the least difference over three ways to count replies without a verdict: left out, those after as not
+            showing the behavior and those before as showing it, and the reverse; `difference` where there are none.
         highest: the largest.
         robust: all three ways find the same at .05, uncorrected: a difference of the same sign, or none.
     """
@@ -67,6 +66,8 @@ class Comparison:
     few: bool = True
     num_degenerate_before: int = 0
     num_degenerate: int = 0
+    num_unscored_before: int = 0
+    num_unscored: int = 0
     lowest: float | None = None
     highest: float | None = None
     robust: bool = True
@@ -102,9 +103,10 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     1.7%, and in none of 72 settings in more than 5.0%. A shift from 20% to 10% in 100 prompts with 8 replies is found
     by both in more than 99%.
 
-    **Degenerate replies.** Leaving them out is a selection: where all replies with the behavior turn into loops, its
-    rate falls to 0. A loop is no evidence either way, so both extremes are computed too, difference and
-    p-value: as if every degenerate reply before had shown the behavior and none after, and the reverse.
+    **Replies without a verdict**, degenerate or unscored. Leaving them out is a selection: where all replies with the
+    behavior turn into loops, or into what the judge will not answer, its rate falls to 0. They are no evidence either
+    way, so both extremes are computed too, difference and p-value: as if each of them before had shown the
+    behavior and none after, and the reverse (bounds without assumptions, Manski 1990, Am. Econ. Rev. 80:319).
 
     Args:
         before: rows with ``prompt`` and ``verdicts``, the anchor's; prompts are told apart by `cluster_of`.
@@ -121,7 +123,8 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     """
     rows = before, after
     num_degenerate = [sum(bool(row.get("degenerate")) for row in side) for side in rows]
-    ways = [(True, False), (False, True)] if any(num_degenerate) else []
+    num_unscored = [sum(_is_unscored(row, behavior) for row in side) for side in rows]
+    ways = [(True, False), (False, True)] if any((*num_degenerate, *num_unscored)) else []
     extremes = [pairs for way in ways if (pairs := _Pairs(rows, behavior, way)).prompts]
     pairs = _Pairs(rows, behavior)
     findings = {pairs.finding, *(each.finding for each in extremes)}
@@ -133,6 +136,8 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
         int(np.count_nonzero(pairs.numerators)),
         num_degenerate_before=num_degenerate[0],
         num_degenerate=num_degenerate[1],
+        num_unscored_before=num_unscored[0],
+        num_unscored=num_unscored[1],
         lowest=min(differences, default=None),
         highest=max(differences, default=None),
         robust=len(findings) == 1,
@@ -172,78 +177,11 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def sign_flip(differences: np.ndarray, denominators: np.ndarray | None = None, *, cells: int = _CELLS) -> float:
-    """Two-sided p-value of a sum of paired differences, whose signs are flipped one by one: over all flips.
-
-    On a common scale the differences are whole numbers, and the sum of those that come out negative is distributed over
-    whole numbers too: one convolution a pair (Pagano and Tritchler 1983, JASA 78:435), no further than up to the sum
-    that was observed. It is computed here because scipy's ``permutation_test`` enumerates all 2^n flips, which 30 pairs
-    do not allow, or samples them, and a p-value of at least 1e-4 finds nothing after a correction for 500 tests.
-    Where the scale would be too fine, flips are sampled: 10,000, and a million where fewer than 10 of them are as
-    extreme, the same every time, with the one observed among them (Phipson and Smyth 2010, Stat. Appl. Genet. Mol.
-    Biol. 9:39). Pairs that do not differ take no part: flipping them changes nothing.
-
-    Args:
-        differences: (pairs,) whole numbers, one for each independent pair.
-        denominators: (pairs,) whole numbers above 0 by which they are divided; None for 1.
-        cells: the most cells of the distribution; flips are sampled where it has more.
-
-    Returns:
-        The p-value, in (0, 1]; 1 where no pair differs.
-
-    Raises:
-        ValueError: a difference is no whole number.
-    """
-    broken = differences[differences != np.rint(differences)]
-    if len(broken):
-        raise ValueError(f"a difference is {broken[0]}; accepted: whole numbers, and denominators beside them")
-    below = np.ones(len(differences)) if denominators is None else denominators
-    fractions = [Fraction(int(one), int(other)) for one, other in zip(differences, below, strict=True) if one]
-    scale = math.lcm(*(each.denominator for each in fractions))
-    whole = [int(each * scale) for each in fractions]
-    divisor = math.gcd(*whole) or 1
-    # what is found must hang neither on the prompts' order nor on which condition is called the first
-    sizes = sorted(abs(value) // divisor for value in whole)
-    minority = min(sum(value for value in whole if value > 0), -sum(value for value in whole if value < 0)) // divisor
-    if minority >= cells:
-        return _sampled(np.array(sizes, dtype=np.float64), minority)
-    chances, reached = np.zeros(minority + 1), 0  # of the sums of what came out negative, up to the one observed
-    chances[0] = 1.0
-    for size in sizes:
-        half = chances[: reached + 1] / 2
-        chances[: reached + 1] = half
-        reached = min(reached + size, minority)
-        if size <= minority:
-            chances[size : reached + 1] += half[: reached + 1 - size]
-    return float(min(max(2 * chances.sum(), _LEAST_P), 1.0))
-
-
-def _sampled(sizes: np.ndarray, minority: int) -> float:
-    """The p-value from random flips of (pairs,) sizes.
-
-    A second look only where the first found .001 or less keeps the level: a larger p-value is the first look's, a
-    smaller one the second's.
-    """
-    generator = np.random.default_rng(_FLIP_SEED)
-    least, num, extreme = float(minority) + _ROUNDING * sizes.sum(), 0, 0
-    for flips in (_FLIPS, _MOST_FLIPS):
-        while num < flips:
-            bytes_ = generator.integers(0, 256, (_FLIPS, -(-len(sizes) // 8)), dtype=np.uint8)
-            sums = np.unpackbits(bytes_, axis=1, count=len(sizes)) @ sizes
-            extreme += int(((sums <= least) | (sums >= sizes.sum() - least)).sum())
-            num += _FLIPS
-        if extreme >= _FEW:
-            break
-    return (extreme + 1) / (num + 1)
-
-
 class _Pairs:
-    """The prompts with scored replies on both sides; degenerate ones have the verdicts given, None leaves them out."""
+    """The prompts with scored replies on both sides; others have the verdicts given, None leaves them out."""
 
-    def __init__(
-        self, rows: tuple[Rows, Rows], behavior: str, degenerate: Sequence[bool | None] = (None, None)
-    ) -> None:
-        before, after = (_by_prompt(side, behavior, verdict) for side, verdict in zip(rows, degenerate, strict=True))
+    def __init__(self, rows: tuple[Rows, Rows], behavior: str, missing: Sequence[bool | None] = (None, None)) -> None:
+        before, after = (_by_prompt(side, behavior, verdict) for side, verdict in zip(rows, missing, strict=True))
         self.num_prompts = len(before.keys() | after.keys())
         self.prompts = sorted(before.keys() & after.keys())
         self.sides = [[side[prompt] for prompt in self.prompts] for side in (before, after)]
@@ -269,11 +207,17 @@ class _Pairs:
         return min(low, self.difference), max(high, self.difference)
 
 
-def _by_prompt(rows: Rows, behavior: str, degenerate: bool | None) -> dict[str, list[bool]]:
-    """Prompt -> its scored verdicts, `degenerate` for a degenerate reply; prompts without any are left out."""
+def _is_unscored(row: Mapping[str, Any], behavior: str) -> bool:
+    """Whether a reply that was sampled, and does not loop, has no verdict."""
+    return not (row.get("degenerate") or row.get("failed")) and verdict_of(row, behavior) is None
+
+
+def _by_prompt(rows: Rows, behavior: str, missing: bool | None) -> dict[str, list[bool]]:
+    """Prompt -> its verdicts, `missing` for a reply without one; prompts without any are left out."""
     found: dict[str, list[bool]] = {}
     for row in rows:
-        verdict = degenerate if row.get("degenerate") else verdict_of(row, behavior)
+        without = row.get("degenerate") or _is_unscored(row, behavior)
+        verdict = missing if without else verdict_of(row, behavior)
         if verdict is not None:
             found.setdefault(cluster_of(row), []).append(verdict)
     return found

@@ -177,7 +177,7 @@ def comparison_table(
     """Every condition's difference from the model that it started from, in points, with its interval and p-values.
 
     A line for each behavior. An asterisk marks a Holm-corrected p of at most .05, a question mark small counts, an
-    exclamation mark a finding that another way to count degenerate replies would change.
+    exclamation mark a finding that another way to count replies without a verdict would change.
 
     Args:
         rows: conditions as results.json holds them.
@@ -195,7 +195,7 @@ def comparison_table(
     caption = "paired by prompt; p (Holm) is corrected over this table; *: at most .05; ?: small counts"
     fragile = any(not each.get("robust", True) for row in compared for each in row["comparisons"].values())
     if fragile:
-        caption += "; !: whether p is at most .05, or the sign, hangs on how degenerate replies are counted"
+        caption += "; !: whether p is at most .05, or the sign, hangs on how replies without a verdict are counted"
     table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
     table.add_column("condition", no_wrap=True)
     table.add_column("behavior", no_wrap=True)

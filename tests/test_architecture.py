@@ -15,8 +15,8 @@ CORE = {
     "partial", "parts", "percentiles", "permutations", "piles", "placement", "plans", "points", "preconditioning",
     "predictions", "probing", "provenance", "realised", "records", "reductions", "refusals", "reports", "response_rows",
     "responses", "rounding", "sampling", "sampling_cache", "sampling_memory", "scoring", "segments", "selection",
-    "slopes", "specificity", "specificity_report", "statistics", "steering", "subspaces", "sums", "targets",
-    "tradeoff_figure", "tradeoffs", "transforms", "turns", "unfinished", "vectors", "version", "weights",
+    "sign_flips", "slopes", "specificity", "specificity_report", "statistics", "steering", "subspaces", "sums",
+    "targets", "tradeoff_figure", "tradeoffs", "transforms", "turns", "unfinished", "vectors", "version", "weights",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

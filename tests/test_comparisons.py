@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, permutation_test
 
-from gradsteer.comparisons import Comparison, compare, holm, sign_flip
+from gradsteer.comparisons import Comparison, compare, holm
 from gradsteer.realised import realised_shift
 from gradsteer.response_rows import cluster_of, prompt_digest
+from gradsteer.sign_flips import sign_flip
 from gradsteer.specificity import Selectivity, Shift, Specificity, measure_specificity
 
 
@@ -209,9 +210,12 @@ def test_unscored_and_degenerate_replies_weigh_less_and_lost_prompts_nothing():
     assert found.difference == pytest.approx(-0.5 / (2 / 3 + 1))
     paired = [rows_ for rows_ in after if rows_["id"] in ("a", "b")]
     # the loop is counted on its own, and moves the bounds alone
-    changed = {"num_prompts": 2, "num_degenerate": 0, "lowest": found.difference, "highest": found.difference}
-    assert compare(before[:4], paired, "bridge").to_dict() == found.to_dict() | changed
-    assert found.lowest < found.difference
+    alone = compare(before[:4], paired, "bridge")
+    changed = {"num_prompts": 2, "num_degenerate": 0, "num_unscored": 1}
+    changed |= {"lowest": alone.lowest, "highest": alone.highest}
+    assert (found.num_unscored_before, found.num_unscored) == (0, 3)
+    assert alone.to_dict() == found.to_dict() | changed
+    assert found.lowest < alone.lowest < alone.difference < alone.highest
 
 
 def test_equally_many_scored_replies_give_the_plain_difference():
@@ -229,8 +233,8 @@ def test_nothing_to_compare_is_none():
     scored, unscored = rows_of([1, 0], 2), [{"id": "prompt 0", "verdicts": {"bridge": None}}]
     for before, after, prompts in (([], [], 0), (scored, [], 2), (scored, unscored, 2), (unscored, unscored, 0)):
         found = compare(before, after, "bridge")
-        assert found == Comparison("bridge", prompts, 0, 0)
-        assert found.p is None
+        assert (found.num_prompts, found.num_pairs, found.num_differing) == (prompts, 0, 0)
+        assert found.p is found.ci_low is found.ci_high is found.test is None
         assert found.difference is None
     with pytest.raises(ValueError, match="draws is 10"):
         compare(scored, scored, "bridge", draws=10)
@@ -317,12 +321,22 @@ def test_a_condition_of_loops_alone_has_bounds_and_no_difference():
     assert few.robust  # three prompts cannot be significant
 
 
-def test_unscored_replies_are_not_counted_as_anything():
-    before = rows_of([4] * 10, 8)
-    after = [{**row, "verdicts": {"bridge": None}} if row["sample"] == 0 else row for row in before]
+def test_unscored_replies_move_the_bounds_as_loops_do():
+    before = rows_of([4] * 60, 8)
+    after = [{**row, "verdicts": {"bridge": None}} if row["verdicts"]["bridge"] else row for row in before]
     found = compare(before, after, "bridge")
-    assert (found.num_degenerate, found.robust) == (0, True)
-    assert found.lowest == found.highest == found.difference < 0
+    assert (found.num_degenerate, found.num_unscored_before, found.num_unscored) == (0, 0, 240)
+    loops = compare(before, looping(before, lambda row: row["verdicts"]["bridge"]), "bridge")
+    changed = {"num_degenerate": 240, "num_unscored": 0}
+    assert found.to_dict() | changed == loops.to_dict()
+    assert not found.robust
+
+
+def test_prompts_that_were_never_sampled_move_nothing():
+    before = [{**row, "failed": None} for row in rows_of([4] * 10, 8)]
+    never = {"id": "long", "verdicts": {"bridge": None}, "failed": "longer than the context"}
+    found, alone = compare([*before, never], [*before, never], "bridge"), compare(before, before, "bridge")
+    assert found == alone
 
 
 def test_no_zero_is_negative():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import ragged_examples, tiny_llama
+from torchmetrics.text import Perplexity
 
 from gradsteer.chat import EncodedExample
 from gradsteer.heldout import HeldoutText
@@ -22,6 +23,17 @@ def by_hand(model, anchor, examples, every=1):
                     divergences.append(float((ours.exp() * (ours - theirs))[position - 1].sum()))
     chosen = divergences[::every]
     return math.exp(sum(losses) / len(losses)), sum(chosen) / len(chosen), len(divergences)
+
+
+def test_perplexity_is_that_of_torchmetrics():
+    """Which has no way around a token that is less likely than 1e-45, and holds no distributions of an anchor."""
+    model, examples = tiny_llama(seed=3), ragged_examples(7)
+    metric = Perplexity(ignore_index=-100).set_dtype(torch.float64)
+    with torch.no_grad():
+        for example in examples:
+            logits = model(input_ids=torch.tensor([example.input_ids])).logits
+            metric.update(logits[:, :-1], torch.tensor([example.labels])[:, 1:])
+    assert HeldoutText(examples, 0).measure(model)["perplexity"] == pytest.approx(float(metric.compute()), rel=1e-9)
 
 
 def test_perplexity_and_divergence_are_those_of_plain_float64():
