@@ -1,7 +1,13 @@
 """Checks of the arguments of a judge that asks a server: each names what is wrong and what is accepted."""
 
+import ipaddress
 import math
+import re
 from urllib.parse import urlsplit
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# keys without a dash look like names: capitals, small letters and digits, and long
+_KEY = re.compile(r"sk_.*|(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9]).{20,}")
 
 
 def filled(name: str, value: str) -> str:
@@ -30,3 +36,31 @@ def server_address(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url is {url!r}; accepted: an address such as http://localhost:8000/v1")
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def variable_name(name: str, value: str) -> str:
+    """The name of an environment variable; refused, and not repeated, where it is none or has the shape of a key."""
+    if not _VARIABLE.fullmatch(filled(name, value)) or _KEY.fullmatch(value):
+        raise ValueError(
+            f"{name} is no name of an environment variable (the value is not shown, as it may be a key); accepted: "
+            "letters, digits and _, such as OPENAI_API_KEY. The key itself belongs in that variable"
+        )
+    return value
+
+
+def is_openai(url: str) -> bool:
+    """Whether an address is one of OpenAI's own, a region's among them."""
+    return f".{urlsplit(url).hostname}".endswith(".api.openai.com")
+
+
+def is_private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent: it is encrypted, or does not leave the machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified

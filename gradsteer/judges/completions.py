@@ -7,11 +7,12 @@ import asyncio
 import json
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
-from gradsteer.judges.failures import Failure, JudgeStopped, MaxCostReached, status_failure
+from gradsteer.judges.checks import is_openai
+from gradsteer.judges.failures import Failure, JudgeStopped, MaxCostReached, shown, status_failure
 from gradsteer.judges.scrubbing import Scrubber, scrubbed_logs
 from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
 
@@ -22,6 +23,14 @@ _LEVELS: tuple[Structured, ...] = ("json_schema", "json_object", "text")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds, without word from the server
 # tokens that a server adds around the two messages, with a margin; a limit on dollars must not be passed
 _FRAME_TOKENS = 64
+_PATIENCE = 1800.0  # seconds that one exchange waits at the server's word, over all its tries
+_MAX_BYTES = 1 << 20  # of an answer; verdicts take a few hundred
+_HEADERS = {
+    "host", "accept", "accept-encoding", "connection", "content-type", "content-length", "user-agent",
+    "idempotency-key",
+}  # fmt: skip
+# what the client raises where no connection was had, so that nothing was sent
+_UNSENT = ("Connect", "Pool", "Proxy", "UnsupportedProtocol")
 
 pause = asyncio.sleep  # tests put a clock of their own here
 
@@ -33,11 +42,16 @@ class NoAnswer(Exception):
         reason: Why, without the key.
         lasting: Whether asking another day would find the same.
         unreachable: Whether the server failed time after time, rather than declined.
+        general: Whether it has nothing to do with the texts: the server said nothing, or not in the form asked for.
     """
 
-    def __init__(self, reason: str, lasting: bool, unreachable: bool) -> None:
+    def __init__(self, reason: str, lasting: bool, unreachable: bool, general: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.lasting, self.unreachable = reason, lasting, unreachable
+        self.reason, self.lasting, self.unreachable, self.general = reason, lasting, unreachable, general
+
+
+class _TooLong(ValueError):
+    """An answer that is no answer to a question for verdicts."""
 
 
 class Completions:
@@ -55,12 +69,13 @@ class Completions:
         max_retries: Further tries for an exchange.
         max_tokens: Tokens of an answer, at most.
         spending: Counts tokens and holds the limit.
+        answered_before: Whether an earlier run has had answers.
     """
 
     def __init__(
         self, options: Mapping[str, Any], base_url: str | None, key: str | None, key_from: str, structured: Structured,
         schema: Mapping[str, Any], concurrency: int, timeout: float, max_retries: int, max_tokens: int,
-        spending: Spending,
+        spending: Spending, answered_before: bool = False,
     ) -> None:  # fmt: skip
         import openai
 
@@ -68,7 +83,15 @@ class Completions:
         # what OPENAI_BASE_URL says is not asked: verdicts are stored under the name of the server
         self.url = base_url or OPENAI_URL
         # the client's own retries do not honour long waits, nor the limits here
-        self._client = openai.AsyncOpenAI(api_key=key or "none", base_url=self.url, max_retries=0, timeout=None)
+        self._client = openai.AsyncOpenAI(
+            api_key=key or "none", base_url=self.url, max_retries=0, timeout=None,
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,  # the texts are for the server that was named
+                event_hooks={
+                    "request": [] if is_openai(self.url) else [_only_ours(key or "none")], "response": [_limit]
+                },
+            ),
+        )  # fmt: skip
         self._options, self._schema, self._key_from = dict(options), schema, key_from
         self._timeout, self._max_retries, self._spending = timeout, max_retries, spending
         self._levels = _LEVELS if structured == "auto" else (structured,)
@@ -79,6 +102,7 @@ class Completions:
         self._slots = asyncio.Semaphore(concurrency)
         self._settled = asyncio.Condition()
         self._quiet_until = 0.0
+        self._answered, self._answered_before = False, answered_before
         self._scrub = Scrubber(key)
         self._logs = ExitStack()
         self._logs.enter_context(scrubbed_logs(self._scrub))
@@ -102,20 +126,31 @@ class Completions:
             NoAnswer: If this exchange cannot be judged, or the retries are used up.
             JudgeStopped: If none can: a wrong key, an unknown model, the limit on dollars.
         """
-        level, tries, form_refused = self._level, 0, None
+        level, tries, waited, form_refused = self._level, 0, 0.0, None
         while True:
             answer = await self._send(messages, self._levels[level])
             if not isinstance(answer, Failure):
+                self._answered = True
                 self._adopt(level, form_refused)
                 return answer
             if answer.kind == "format" and level + 1 < len(self._levels):
                 level, form_refused = level + 1, answer.reason
             elif answer.kind in ("exchange", "format"):
-                raise NoAnswer(answer.reason, answer.lasting, unreachable=False)
-            elif answer.kind == "stop":
+                only_form = answer.kind == "format" and len(self._levels) == 1 and self._levels != ("text",)
+                raise NoAnswer(answer.reason, answer.lasting, unreachable=False, general=only_form)
+            elif answer.kind == "forbidden" and (self._answered or self._answered_before):
+                # another key may have been good in an earlier run: then several of these are a reason to stop
+                raise NoAnswer(answer.reason, False, unreachable=not self._answered)
+            elif answer.kind in ("stop", "forbidden"):
                 raise JudgeStopped(self._explained(answer))
-            elif tries == self._max_retries:
-                raise NoAnswer(f"no answer in {tries + 1} tries; the last: {answer.reason}", False, unreachable=True)
+            elif answer.wait and answer.reason.startswith("HTTP 429") and waited < _PATIENCE:
+                # a limit on the rate is no failure of the server: it passes, however many wait for it to
+                waited += max(1.0, answer.wait)
+                await self._wait(tries, answer)
+            elif tries >= self._max_retries or waited >= _PATIENCE:
+                over = f", {waited:.0f} s waited at its word" if waited else ""
+                reason = f"no answer in {tries + 1} tries{over}; the last: {answer.reason}"
+                raise NoAnswer(reason, False, unreachable=True, general=answer.silent)
             else:
                 await self._wait(tries, answer)
                 tries += 1
@@ -128,19 +163,18 @@ class Completions:
             worst = self._spending.dollars(num_bytes + _FRAME_TOKENS, self._max_tokens)
             await self._afford(worst)
             sent = received = 0
-            answered = False
+            answered, unsure = False, True  # so it stays where this is broken off
             try:
                 answer = await self._try(messages, form)
                 if isinstance(answer, Failure):
-                    if answer.kind == "again" and answer.wait is None and not answer.reason.startswith("HTTP"):
-                        # the server may well have worked on it, and charge for that
-                        sent = num_bytes // CHARS_PER_TOKEN
+                    unsure = answer.unsure
+                    sent = num_bytes // CHARS_PER_TOKEN if unsure else 0
                     return answer
-                answered = True
+                answered, unsure = True, False
                 sent, received = _tokens(answer, num_bytes)
                 return _choice(answer)
             finally:
-                self._spending.settle(worst, sent, received, answered)
+                self._spending.settle(worst, sent, received, answered, unsure)
                 async with self._settled:
                     self._settled.notify_all()
 
@@ -154,13 +188,19 @@ class Completions:
         except self._openai.APIStatusError as error:
             return status_failure(error, self._scrub)
         except TimeoutError:
-            return Failure("again", f"no answer within {self._timeout:g} s")
+            return Failure("again", f"no answer within {self._timeout:g} s", silent=True, unsure=True)
         except self._openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            return Failure("again", self._scrub(f"{type(cause).__name__}: {cause}")[:300])
+            kind = type(cause).__name__
+            unsure = not kind.startswith(_UNSENT)
+            return Failure("again", shown(f"{kind}: {cause}", self._scrub), silent=True, unsure=unsure)
+        except _TooLong as error:
+            return Failure("again", str(error), unsure=True)
         except (ValueError, RecursionError):
-            return Failure("again", "an answer that is not JSON")
-        return answer if isinstance(answer, dict) and _choice(answer) else Failure("again", "an answer without choices")
+            return Failure("again", "an answer that is not JSON", unsure=True)
+        if isinstance(answer, dict) and _choice(answer):
+            return answer
+        return Failure("again", "an answer without choices", unsure=True)
 
     def _form(self, form: Structured) -> dict[str, Any]:
         if form == "json_schema":
@@ -187,9 +227,12 @@ class Completions:
             await pause(min(_LONGEST_WAIT, _FIRST_WAIT * 2**tries) * random.uniform(0.5, 1.0))
 
     async def _leave_alone(self) -> None:
-        left = self._quiet_until - asyncio.get_running_loop().time()
-        if left > 0:
-            await pause(left * random.uniform(1.0, 1.1))
+        until = 0.0
+        while until < self._quiet_until:  # another request may be told of a later time meanwhile
+            until = self._quiet_until
+            left = until - asyncio.get_running_loop().time()
+            if left > 0:
+                await pause(left * random.uniform(1.0, 1.1))
 
     async def _afford(self, dollars: float) -> None:
         async with self._settled:
@@ -208,6 +251,23 @@ class Completions:
         else:
             what = f"{self.url} cannot be asked for {self._options['model']!r}"
         return f"{what} ({failure.reason}). Everything judged so far is stored: the same command goes on from here"
+
+
+def _only_ours(key: str) -> Callable[[Any], Awaitable[None]]:
+    async def strip(request: Any) -> None:
+        # the client adds what the environment holds for OpenAI: an organization, a project, headers
+        for name in list(request.headers):
+            if name not in _HEADERS and not name.startswith("x-stainless-"):
+                del request.headers[name]
+        request.headers["authorization"] = f"Bearer {key}"
+
+    return strip
+
+
+async def _limit(response: Any) -> None:
+    length = response.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > _MAX_BYTES:
+        raise _TooLong(f"an answer of more than {_MAX_BYTES} bytes")
 
 
 def _choice(answer: Mapping[str, Any]) -> dict[str, Any]:

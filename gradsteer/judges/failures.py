@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MAX_WAIT = 120.0  # seconds; a server that asks for more is asked again after this
+MAX_WAIT = 120.0  # seconds; a server that asks for more is not waited for
+_SHOWN = 300  # characters of a server's words
 
 _FORMAT = ("response_format", "json_schema", "json_object", "structured output", "guided", "grammar")
 _SETTINGS = {"model", "temperature", "seed", "max_tokens", "max_completion_tokens", "response_format"}
@@ -33,16 +34,32 @@ class Failure:
 
     Args:
         kind: `again`: trying again may help; `format`: the server does not know the form of answer asked for;
-            `exchange`: this exchange cannot be judged; `stop`: nothing can.
+            `exchange`: this exchange cannot be judged; `forbidden`: this exchange, or nothing where the key was never
+            good for any; `stop`: nothing can.
         reason: In words, without the key.
         wait: Seconds that the server asks to be left alone; None where it does not say.
         lasting: For `exchange`: whether the texts themselves are to blame, so that asking another day is no use.
+        silent: Whether the server said nothing at all.
+        unsure: Whether the server may have done the work, and charge for it.
     """
 
-    kind: Literal["again", "format", "exchange", "stop"]
+    kind: Literal["again", "format", "exchange", "forbidden", "stop"]
     reason: str
     wait: float | None = None
     lasting: bool = False
+    silent: bool = False
+    unsure: bool = False
+
+
+def shown(text: str, scrub: Callable[[str], str]) -> str:
+    """A server's words as they may be stored and printed: without the key, in printable ASCII, 300 characters at most.
+
+    Args:
+        text: The words.
+        scrub: Takes the key out of a text.
+    """
+    # a part of a key at the end of what is scrubbed is far beyond what is shown
+    return scrub(text[: 10 * _SHOWN]).encode("unicode_escape").decode("ascii")[:_SHOWN]
 
 
 def status_failure(error: Any, scrub: Callable[[str], str]) -> Failure:
@@ -54,12 +71,23 @@ def status_failure(error: Any, scrub: Callable[[str], str]) -> Failure:
     """
     status = int(error.status_code)
     message, code, param = _details(error)
-    reason = f"HTTP {status}: {scrub(message)[:300]}"
+    reason = f"HTTP {status}: {shown(message, scrub)}"
+    headers = error.response.headers
+    if 300 <= status < 400:
+        target = shown(headers.get("location", "nowhere").partition("?")[0], scrub)
+        return Failure("stop", f"HTTP {status}: it sends on to {target}, where nothing is sent; is base_url right?")
     speaks_of_form = any(word in message.lower() for word in _FORMAT) or param == "response_format"
-    if status in (401, 402, 403) or code in _NO_MONEY:
+    if status in (401, 402) or code in _NO_MONEY:
         return Failure("stop", reason)
+    if status == 403:
+        # a page for people comes from a firewall that looks at texts, not from a server that looks at keys
+        return Failure("exchange" if "html" in headers.get("content-type", "") else "forbidden", reason)
     if status in (408, 409, 425, 429) or status >= 500:
-        return Failure("again", reason, wait=retry_after(error.response.headers))
+        wait = retry_after(headers)
+        if wait is not None and wait > MAX_WAIT:
+            return Failure("stop", f"{reason}; it asks to be left alone for {wait:.0f} s, more than {MAX_WAIT:.0f} s")
+        # a gateway's time was up, the server's perhaps not
+        return Failure("again", reason, wait=wait, unsure=status in (504, 524))
     if status in (400, 404, 422) and speaks_of_form:
         return Failure("format", reason)
     if status in (400, 413, 422) and param not in _SETTINGS and code != "model_not_found":
@@ -69,7 +97,7 @@ def status_failure(error: Any, scrub: Callable[[str], str]) -> Failure:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to be left alone, from 0 to 120; None where it does not say, or not readably.
+    """Seconds that a server asks to be left alone, at least 0; None where it does not say, or not readably.
 
     Read are `retry-after-ms`, and `retry-after` as seconds or as a date (RFC 9110, section 10.2.3).
     """
@@ -79,12 +107,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             continue
         if math.isfinite(seconds):
-            return min(max(seconds, 0.0), MAX_WAIT)
+            return max(seconds, 0.0)
     try:
         date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
     except ValueError:
         return None
-    return min(max(date.timestamp() - time.time(), 0.0), MAX_WAIT)
+    return max(date.timestamp() - time.time(), 0.0)
 
 
 def _details(error: Any) -> tuple[str, str | None, str | None]:
@@ -94,6 +122,8 @@ def _details(error: Any) -> tuple[str, str | None, str | None]:
     if isinstance(body.get("error"), Mapping):
         body = body["error"]
     message = body.get("message") or body.get("detail") or body.get("error") or error.message
-    code = next((str(body[key]) for key in ("code", "type") if body.get(key) in _NO_MONEY | _CONTENT), None)
-    param = body.get("param")
-    return str(message), code or str(body.get("code")), param if isinstance(param, str) else None
+    code, kind, param = (
+        value if isinstance(value := body.get(key), str) else None for key in ("code", "type", "param")
+    )
+    known = next((said for said in (code, kind) if said in _NO_MONEY | _CONTENT), None)
+    return str(message), known or code, param

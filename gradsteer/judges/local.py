@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradsteer.judges.local_scoring import Probabilities, Scorer
 
 # Raised when texts are encoded or probabilities computed otherwise, so that verdicts had before are not reused.
-RULE_VERSION = 1
+RULE_VERSION = 2
 
 _MIN_MASS = 0.01
 _CHARS_PER_TOKEN = 4  # English text, roughly; estimates only

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gradsteer.judges.base import Exchange
 
+_VISIBLE = re.compile(r"\S")  # a space before it could make the token anew, for ever
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -40,7 +42,7 @@ class Unreadable:
 
 
 class Disarming:
-    """Takes control tokens out of texts: a space behind the first character, and no tokenizer finds them.
+    """Takes control tokens out of texts: a space behind the first visible character, and no tokenizer finds them.
 
     Args:
         tokenizer: Whose tokens are meant: all that were added to its vocabulary, `<think>` as well as `<|im_end|>`.
@@ -70,7 +72,7 @@ class Disarming:
     def _text(self, text: str) -> str:
         text = text.encode("utf-8", "replace").decode("utf-8")  # tokenizers take no halves of surrogate pairs
         while self._pattern is not None and self._pattern.search(text):
-            text = self._pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+            text = self._pattern.sub(lambda found: _VISIBLE.sub(r"\g<0> ", found[0], count=1), text)
         return text
 
 

@@ -6,6 +6,7 @@ as what they stand for. Knows nothing of verdicts.
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,17 @@ def find_objects(text: str) -> tuple[list[FoundObject], list[str]]:
     if position >= 0:
         broken.append(text[position:])
     return found, broken
+
+
+def nested_objects(value: object) -> Iterator[FoundObject]:
+    """An object, or those of a list, and all objects in them."""
+    if isinstance(value, FoundObject):
+        yield value
+        for _, inner in value.pairs:
+            yield from nested_objects(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from nested_objects(inner)
 
 
 def _token(text: str, position: int) -> tuple[str, str, int]:

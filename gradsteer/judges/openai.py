@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gradsteer.judges.background import BackgroundLoop
 from gradsteer.judges.base import Exchange, Verdicts
-from gradsteer.judges.checks import at_least, filled, server_address
+from gradsteer.judges.checks import at_least, filled, is_private, server_address, variable_name
 from gradsteer.judges.completions import OPENAI_URL, Completions, NoAnswer, Structured
 from gradsteer.judges.costs import Cost
 from gradsteer.judges.failures import JudgeStopped, MaxCostReached
@@ -25,6 +25,7 @@ from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
 from gradsteer.judges.stored import Answer, StoredJudge
 
 GONE = 8  # exchanges in a row without an answer: the server is gone
+REFUSED = 4 * GONE  # exchanges refused before any was answered: it will answer none
 
 
 class OpenAIJudge(StoredJudge):
@@ -40,21 +41,24 @@ class OpenAIJudge(StoredJudge):
             them.
         model: The model's name, as the server has it.
         base_url: An OpenAI-compatible server, such as http://localhost:8000/v1; null for OpenAI's own.
-        api_key_env: Name of the environment variable that holds the key. A server of your own may need none.
+        api_key_env: Name of the environment variable that holds the key. A server of your own may need none. A key is
+            not sent unencrypted, but to this machine.
         structured: How the answer's form is asked for: with a JSON schema, as any JSON object, or in words alone.
             auto begins with the schema and takes what the server knows. The verdicts are stored under what is asked
             for here, not under what the server then knew.
         concurrency: Requests under way at a time.
         timeout: Seconds that a request may take.
         max_retries: Further tries for a response after a failure of the server or the network; then it is unscored,
-            and asked about again in the next run.
+            and asked about again in the next run. Waiting at the word of a server that limits the rate does not count;
+            30 minutes of it, or more than 2 at once, are too much.
         max_tokens: Tokens of an answer, at most. An answer that is cut off gives no verdict, and is asked for again in
             the next run; models that think first need thousands.
         temperature: Of the judge's sampling; 0 takes the likeliest answer.
         seed: Of the judge's sampling, for servers that know of one; null sends none.
-        max_chars: Characters of the prompt, and of the response, that are sent; longer ones lose their middle.
-        max_cost: Dollars that this run may spend: it stops before the request that could pass them. Verdicts from
-            the store cost nothing. null for no limit.
+        max_chars: Characters of the prompt, and of the response, that are sent; longer ones lose their middle, and a
+            false on such a response is no verdict.
+        max_cost: Dollars that this run may spend: it stops before the request that could pass them. A request that
+            breaks off counts at the most it may cost, verdicts from the store cost nothing. null for no limit.
         prices: Dollars per million tokens sent and received, such as [0.15, 0.6]; null takes the prices of OpenAI's
             usual models as noted in 2025.
         store: SQLite file of verdicts, made where it does not exist, shared by any number of processes; null keeps
@@ -86,7 +90,7 @@ class OpenAIJudge(StoredJudge):
         super().__init__(store)
         self.rubrics = read_rubrics(rubrics)
         self.model = filled("model", model)
-        self.api_key_env = filled("api_key_env", api_key_env)
+        self.api_key_env = variable_name("api_key_env", api_key_env)
         self.base_url = None if base_url is None else server_address(base_url)
         if structured not in ("auto", "json_schema", "json_object", "text"):
             raise ValueError(f"structured is {structured!r}; accepted: auto, json_schema, json_object, text")
@@ -110,7 +114,7 @@ class OpenAIJudge(StoredJudge):
         self._instructions = instructions(self.rubrics)
         self._lock = threading.Lock()
         self._running: tuple[BackgroundLoop, Completions] | None = None
-        self._ever_answered = False
+        self._ever_answered = self._texts_to_blame = False
         self._failed_in_row = 0
         self._last_failure = ""
 
@@ -159,6 +163,8 @@ class OpenAIJudge(StoredJudge):
             JudgeStopped: If no verdict can be had: the key refused, the model unknown, `max_cost` reached, or the
                 server without an answer to several exchanges in a row.
         """
+        # what is stored was answered once, in this very form: what fails now is about single texts, or passes
+        self._ever_answered = self._ever_answered or self.store.knows(self.fingerprint())
         loop, server = self._open()
         waiting = iter(exchanges)
 
@@ -179,7 +185,9 @@ class OpenAIJudge(StoredJudge):
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-            if self._failed_in_row and not self._ever_answered:
+            if not self._ever_answered and (
+                self._failed_in_row >= GONE or self._failed_in_row and not self._texts_to_blame
+            ):
                 raise _gone(server.url, self._failed_in_row, self._last_failure)
 
         yield from loop.stream(work)
@@ -223,7 +231,8 @@ class OpenAIJudge(StoredJudge):
                 elif failure.unreachable or not self._ever_answered:
                     self._failed_in_row += 1
                     self._last_failure = failure.reason
-                if self._failed_in_row >= GONE:
+                    self._texts_to_blame = self._texts_to_blame or not failure.general
+                if self._failed_in_row >= (GONE if failure.unreachable else REFUSED):
                     raise _gone(server.url, self._failed_in_row, failure.reason) from None
             else:
                 self._ever_answered, self._failed_in_row = True, 0
@@ -235,9 +244,9 @@ class OpenAIJudge(StoredJudge):
             {"role": "system", "content": self._instructions},
             {"role": "user", "content": question(exchange, self.max_chars)},
         ]
-        reading = read_choice(await server.complete(messages), self.behaviors, exchange)
+        reading = read_choice(await server.complete(messages), self.behaviors, exchange, self.max_chars)
         if not reading.readable:
-            second = read_choice(await server.complete(messages), self.behaviors, exchange)
+            second = read_choice(await server.complete(messages), self.behaviors, exchange, self.max_chars)
             if len(second.verdicts.unscored) < len(reading.verdicts.unscored):
                 return second
         return reading
@@ -252,6 +261,7 @@ class OpenAIJudge(StoredJudge):
             return Completions(
                 options, self.base_url, key, self.api_key_env, self.structured, verdict_schema(self.behaviors),
                 self.concurrency, self.timeout, self.max_retries, self.max_tokens, self._spending,
+                self._ever_answered,
             )  # fmt: skip
 
         with self._lock:
@@ -280,6 +290,11 @@ class OpenAIJudge(StoredJudge):
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise ValueError(f"what {self.api_key_env} holds is no key: it has spaces or characters beyond ASCII")
+        if key and self.base_url is not None and not is_private(self.base_url):
+            raise ValueError(
+                f"{self.base_url} is not encrypted: the key in {self.api_key_env} could be read on the way; give an "
+                "https address, or, where the server needs no key, an api_key_env that is not set, such as NONE"
+            )
         return key or None
 
 

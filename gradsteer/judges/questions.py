@@ -13,13 +13,13 @@ from typing import Any
 from gradsteer.judges.base import Exchange
 
 # Raised when the rules or the fence change, so that verdicts had under others are not taken for these.
-RULE_VERSION = 1
+RULE_VERSION = 2
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Servers that render a chat template read such marks inside a message as ends of turns. A space disarms them.
 _SPECIAL = re.compile(
-    r"<(?=[|\uff5c])|(?<=[|\uff5c])(?=>)|<(?=/?(?:s|bos|eos|pad|unk|mask|think|im_\w+|(?:start|end)_\w+|tool_\w+)>)"
-    r"|<(?=</?SYS>>)|\[(?=/?[A-Z][A-Z_]{2,}\])|\[(?=[gs]MASK\])",
+    r"<(?=[|\uff5c])|(?<=[|\uff5c])(?=>)|<(?=/?[\w:\u2581|-]{1,40}>)"
+    r"|\[(?=/?[A-Z][A-Z_]{2,}\])|\[(?=[gs]MASK\])|\](?=~|![a-z]{1,8}~\[)|\[(?=e~\[)",
     re.IGNORECASE,
 )
 
@@ -45,7 +45,11 @@ if the reply shows it, else false:
 
 
 def question(exchange: Exchange, max_chars: int) -> str:
-    """The user message: the prompt and the reply, each cut to `max_chars`, behind marks that occur in neither."""
+    """The user message: the prompt and the reply, each cut to `max_chars`, behind marks that occur in neither.
+
+    A reply that is cut loses its middle, where a behavior may stand: `read_choice`, told of `max_chars`, takes no false
+    for a verdict on it.
+    """
     prompt, reply = (_disarm(_cut(text, max_chars)) for text in (exchange.prompt, exchange.response))
     mark = _mark(prompt, reply)
     return (

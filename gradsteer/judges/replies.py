@@ -1,25 +1,30 @@
 """Reads the verdicts out of a model judge's reply. What cannot be read is unscored, never false.
 
 A judge may quote the text that it judges, and that text may hold verdicts of its own making. So nothing is taken that
-could be either: not the first of several differing objects, nor one that the judged texts hold word for word unless
-it is the whole reply.
+could be either: not the first of several differing objects, nor one whose verdicts the judged texts hold too, in
+whatever form, unless it is the whole reply.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradsteer.judges.base import Exchange, Verdicts
-from gradsteer.judges.objects import FoundObject, find_objects
+from gradsteer.judges.objects import FoundObject, find_objects, nested_objects
 
 # Raised when a reply would be read otherwise than before, so that verdicts stored under other rules are not reused.
-READING_VERSION = 1
+READING_VERSION = 2
 
 _MAX_CHARS = 200_000
 _TRUE = {"true", "yes", "1"}
 _FALSE = {"false", "no", "0"}
 _FENCE = re.compile(r"\s*```\w*\s*(.*?)\s*```\s*", re.DOTALL)
+# The first end of a thought: a later one, or one without a beginning, may be quoted.
+_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of pairs, separators of lines
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,19 @@ def unscored(behaviors: Sequence[str], reason: str) -> Verdicts:
     return Verdicts(dict.fromkeys(behaviors), dict.fromkeys(behaviors, reason))
 
 
-def read_choice(choice: Mapping[str, Any], behaviors: Sequence[str], exchange: Exchange) -> Reading:
+def read_choice(
+    choice: Mapping[str, Any], behaviors: Sequence[str], exchange: Exchange, max_chars: int | None = None
+) -> Reading:
     """Reads one of a chat completion's `choices`: a cut, withheld or refused reply gives no verdict.
+
+    Of a response that was sent without its middle, false is no verdict: what is shown may stand in what was left out.
+    True is one.
 
     Args:
         choice: With `message` and `finish_reason`, as the chat completions API has them.
         behaviors: All that was asked about.
         exchange: What was judged, to tell a verdict from a quotation.
+        max_chars: Of the response that were sent, as `question` has it; None for all.
     """
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {}
@@ -64,7 +75,10 @@ def read_choice(choice: Mapping[str, Any], behaviors: Sequence[str], exchange: E
         return Reading(unscored(behaviors, "the judge's content filter withheld the reply"))
     if finish == "length":
         return Reading(unscored(behaviors, "the judge's reply was cut off at max_tokens"), cut=True)
-    return read_reply(_content(message.get("content")), behaviors, exchange)
+    reading = read_reply(_content(message.get("content")), behaviors, exchange)
+    if max_chars is None or len(exchange.response) <= max_chars:
+        return reading
+    return replace(reading, verdicts=_of_a_part(reading.verdicts, len(exchange.response), max_chars))
 
 
 def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Reading:
@@ -74,9 +88,12 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
     """
     if len(text) > _MAX_CHARS:
         return Reading(unscored(behaviors, f"the judge's reply has {len(text)} characters"), readable=False)
-    body = text.rpartition("</think>")[2]
+    thought = _THOUGHT.match(text)
+    body = text[thought.end() :] if thought else text
     objects, broken = find_objects(body)
-    claims = [(outer, claim) for outer in objects for inner in _nested(outer) if (claim := _claim(inner, behaviors))]
+    claims = [
+        (inner, claim) for outer in objects for inner in nested_objects(outer) if (claim := _claim(inner, behaviors))
+    ]
     if not claims:
         return Reading(unscored(behaviors, f"the judge's reply holds no verdicts: {_shown(text)}"), readable=False)
     if any(_speaks_of(fragment, behaviors) for fragment in broken):
@@ -86,10 +103,10 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
         return _ambiguous(behaviors, "verdicts that differ", text)
     fenced = _FENCE.fullmatch(body)
     alone = (fenced.group(1) if fenced else body).strip()
-    judged = _squeezed(f"{exchange.prompt}\n{exchange.response}")
-    sources = {body[outer.start : outer.end] for outer, _ in claims}
-    if alone not in sources and all(_squeezed(source) in judged for source in sources):
-        return _ambiguous(behaviors, "verdicts that may be quoted from the judged text", text)
+    if alone not in {body[found.start : found.end] for found, _ in claims}:
+        verdicts = {(behavior, values[0]) for behavior, values in first.items() if isinstance(values[0], bool)}
+        if verdicts and verdicts <= _said(exchange.prompt, behaviors) | _said(exchange.response, behaviors):
+            return _ambiguous(behaviors, "verdicts that may be quoted from the judged text", text)
     return _reading({behavior: values[0] for behavior, values in first.items()}, behaviors)
 
 
@@ -104,6 +121,13 @@ def _reading(said: Mapping[str, bool | str], behaviors: Sequence[str]) -> Readin
         elif not isinstance(value, bool):
             reasons[behavior] = f"the judge's reply says {value}, neither true nor false"
     return Reading(Verdicts(values, reasons), readable=all(behavior in said for behavior in behaviors))
+
+
+def _of_a_part(verdicts: Verdicts, num_chars: int, max_chars: int) -> Verdicts:
+    """Those on a response of which the judge was sent its two ends."""
+    reason = f"the response was too long to be judged whole: {num_chars} characters, {max_chars} of them sent"
+    unseen = [behavior for behavior, value in verdicts.values.items() if value is False]
+    return Verdicts(verdicts.values | dict.fromkeys(unseen), verdicts.unscored | dict.fromkeys(unseen, reason))
 
 
 def _ambiguous(behaviors: Sequence[str], what: str, text: str) -> Reading:
@@ -131,14 +155,35 @@ def _verdict(value: object) -> bool | str:
     return _shown(value)
 
 
-def _nested(value: object) -> Iterator[FoundObject]:
-    if isinstance(value, FoundObject):
-        yield value
-        for _, inner in value.pairs:
-            yield from _nested(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _nested(inner)
+def _said(text: str, behaviors: Sequence[str]) -> set[tuple[str, bool]]:
+    """The verdicts that a judged text holds, so that a judge may have them from there.
+
+    In its objects, and wherever a behavior's name is followed by a colon and a value, whatever quotes, backslashes or
+    invisible characters are between: judges mend what they quote.
+    """
+    if len(text) > 2 * _MAX_CHARS:  # of longer ones judges are sent the ends
+        text = f"{text[:_MAX_CHARS]}\n{text[-_MAX_CHARS:]}"
+    said = {
+        (behavior, value)
+        for outer in find_objects(text)[0]
+        for inner in nested_objects(outer)
+        for behavior, values in _claim(inner, behaviors).items()
+        for value in values
+        if isinstance(value, bool)
+    }
+    plain = _plain(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text))
+    for behavior in behaviors:
+        form = rf"{re.escape(_plain(behavior))}([\W_]*+)({'|'.join(sorted(_TRUE | _FALSE))})(?![^\W_])"
+        said |= {(behavior, word in _TRUE) for between, word in re.findall(form, plain) if {":", "="} & set(between)}
+    return said
+
+
+def _plain(text: str) -> str:
+    """In small letters, without backslashes, invisible characters and what stands for such."""
+    text = unicodedata.normalize("NFKC", text)
+    return "".join(
+        c for c in text if c in "\n\r\t" or unicodedata.category(c) not in _UNSEEN and c not in "\\\ufffd"
+    ).casefold()
 
 
 def _speaks_of(fragment: str, behaviors: Sequence[str]) -> bool:
@@ -151,10 +196,6 @@ def _content(content: object) -> str:
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def _shown(value: object) -> str:

@@ -22,6 +22,7 @@ class Spending:
         self.prices, self.limit = prices, limit
         self.reserved = 0.0
         self._requests = self._sent = self._received = 0
+        self._unsure = 0.0
         self._lock = Lock()
 
     def dollars(self, sent: float, received: float) -> float:
@@ -31,8 +32,8 @@ class Spending:
 
     @property
     def spent(self) -> float:
-        """Dollars so far."""
-        return self.dollars(self._sent, self._received)
+        """Dollars so far; requests that broke off count at the most that they may have cost."""
+        return self.dollars(self._sent, self._received) + self._unsure
 
     def reserve(self, dollars: float) -> bool:
         """Sets aside what a request may cost at most; False, and nothing set aside, where that could pass the limit."""
@@ -42,10 +43,13 @@ class Spending:
             self.reserved += dollars
             return True
 
-    def settle(self, dollars: float, sent: int = 0, received: int = 0, answered: bool = False) -> None:
-        """Puts what the request took in place of what was set aside for it."""
+    def settle(
+        self, dollars: float, sent: int = 0, received: int = 0, answered: bool = False, unsure: bool = False
+    ) -> None:
+        """Puts what the request took in place of what was set aside for it; all of that where it is `unsure`."""
         with self._lock:
             self.reserved -= dollars
+            self._unsure += max(0.0, dollars - self.dollars(sent, received)) if unsure else 0.0
             self._requests += answered
             self._sent += sent
             self._received += received

@@ -28,6 +28,7 @@ CREATE TABLE verdicts (
 ) WITHOUT ROWID
 """
 _READ = "SELECT verdicts FROM verdicts WHERE judge = ? AND prompt = ? AND response = ?"
+_ANY = "SELECT 1 FROM verdicts WHERE judge = ? LIMIT 1"
 _WRITE = "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)"
 
 # A write-ahead log needs memory shared by all who have the file open, which other computers do not share.
@@ -86,8 +87,21 @@ class VerdictStore:
                     connection.execute("ROLLBACK")
         return found
 
-    def write(self, fingerprint: str, exchange: Exchange, verdicts: Verdicts) -> None:
+    def knows(self, fingerprint: str) -> bool:
+        """Whether anything is stored of a judge.
+
+        Raises:
+            ValueError: As `read`.
+            OSError: As `read`.
+        """
+        with self._opened() as connection:
+            return connection.execute(_ANY, (fingerprint,)).fetchone() is not None
+
+    def write(self, fingerprint: str, exchange: Exchange, verdicts: Verdicts) -> Verdicts:
         """Stores what a judge found, for good; where another process was first, its verdicts stay.
+
+        Returns:
+            What is stored now, and counts.
 
         Raises:
             ValueError: If the file is no store, or one of another version, or damaged.
@@ -95,7 +109,10 @@ class VerdictStore:
         """
         kept = json.dumps({"values": verdicts.values, "unscored": verdicts.unscored})
         with self._opened() as connection:
-            connection.execute(_WRITE, (fingerprint, *_digests(exchange), kept))
+            key = (fingerprint, *_digests(exchange))
+            if connection.execute(_WRITE, (*key, kept)).rowcount:
+                return verdicts
+            return self._decode(connection.execute(_READ, key).fetchone()[0])
 
     def close(self) -> None:
         """Closes the file, which opens again when it is needed. Verdicts in memory stay."""

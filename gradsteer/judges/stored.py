@@ -5,6 +5,7 @@ Knows of exchanges, verdicts and the store; knows nothing of models or servers.
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
@@ -28,6 +29,18 @@ class Answer:
     lasting: bool = True
 
 
+class Missing(list[Exchange]):
+    """Exchanges to ask about, taken one after the other until `enough` is set."""
+
+    enough = False
+
+    def __iter__(self) -> Iterator[Exchange]:
+        for exchange in super().__iter__():
+            if self.enough:
+                return
+            yield exchange
+
+
 class StoredJudge(Judge):
     """Looks each exchange up before it asks; equal exchanges are asked about once, but for answers that do not last.
 
@@ -48,16 +61,37 @@ class StoredJudge(Judge):
         """
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
-        """Verdicts from the store, the missing ones asked for and stored one by one where they last."""
+        """Verdicts from the store, the missing ones asked for and stored one by one where they last.
+
+        What another process has stored meanwhile counts. Where something cannot be stored, no more is asked for; the
+        answers to what was under way, paid for already, are stored as far as they can be.
+        """
         fingerprint = self.fingerprint()
         wanted = list(dict.fromkeys(exchanges))
         found = self.store.read(fingerprint, wanted)
         self.num_stored += sum(exchange in found for exchange in exchanges)
-        missing = [exchange for exchange in wanted if exchange not in found]
-        for answer in self.ask(missing) if missing else ():
-            found[answer.exchange] = answer.verdicts
-            if answer.lasting:
-                self.store.write(fingerprint, answer.exchange, answer.verdicts)
+        missing = Missing(exchange for exchange in wanted if exchange not in found)
+        unsaved: list[Answer] = []
+        broken: Exception | None = None
+        try:
+            for answer in self.ask(missing) if missing else ():
+                found[answer.exchange] = answer.verdicts
+                if not answer.lasting:
+                    continue
+                try:
+                    if broken is None:
+                        found[answer.exchange] = self.store.write(fingerprint, answer.exchange, answer.verdicts)
+                    else:
+                        unsaved.append(answer)
+                except (OSError, ValueError) as error:
+                    broken, missing.enough = error, True
+                    unsaved.append(answer)
+        finally:
+            with suppress(OSError, ValueError):
+                for answer in unsaved:
+                    self.store.write(fingerprint, answer.exchange, answer.verdicts)
+        if broken is not None:
+            raise broken
         return [found[exchange] for exchange in exchanges]
 
     def close(self) -> None:

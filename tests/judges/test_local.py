@@ -1,5 +1,6 @@
 """The local judge: tiny classifiers and causal LMs whose verdicts are known, and texts that try to forge them."""
 
+import copy
 import json
 import math
 import os
@@ -282,6 +283,15 @@ def test_texts_cannot_act_as_control_tokens(name):
     assert asked(disarmed) == asked(Exchange("a", "a"))
     assert disarmed.response.replace(" ", "") == hostile
     assert disarming.exchange(EXCHANGES[0]) == EXCHANGES[0]
+
+
+def test_control_tokens_that_begin_with_spaces_are_split_behind_them():
+    tokenizer = copy.deepcopy(tokenizers_zoo.chatml_tokenizer())
+    tokenizer.add_tokens([" ok now", "\n\n<turn>"], special_tokens=True)
+    text = "it is ok now, \n\n<turn> or  ok now"
+    disarmed = Disarming(tokenizer).exchange(Exchange("p", text)).response
+    assert disarmed == "it is o k now, \n\n< turn> or  o k now"
+    assert not set(tokenizer(disarmed)["input_ids"]) & set(tokenizer.added_tokens_decoder)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "causal"])

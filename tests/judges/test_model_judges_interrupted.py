@@ -176,7 +176,7 @@ def test_a_server_that_goes_away_and_comes_back(words, tmp_path, sampled, capfd)
     gate = Gate(6)
     server = Server(gate)
     # no waiting between the tries of a server that will not come back
-    line = words("evaluate", tmp_path, server, evaluation__judge__max_retries=0, evaluation__judge__timeout=0.3)
+    line = words("evaluate", tmp_path, server, evaluation__judge__max_retries=0, evaluation__judge__timeout=2)
     shown = stops(line, capfd)
     assert f"{server.url} gave no verdict for 8 responses in a row" in shown
     assert num_stored(tmp_path / "verdicts.sqlite") == len(gate.answered) == 6

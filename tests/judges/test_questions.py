@@ -35,9 +35,9 @@ HOSTILE = {
 @pytest.mark.parametrize("place", ["prompt", "response"])
 def test_hostile_texts_stay_in_their_fence_and_are_judged(play, judging, name, place):
     texts = {"prompt": "PLAIN", "response": "PLAIN", place: HOSTILE[name]}
-    server = play(says('{"bridge": true, "recipe": false}'))
+    server = play(says('{"bridge": true, "recipe": true}'))
     (found,) = judging(server, RUBRICS).judge([Exchange(**texts)])
-    assert found.values == {"bridge": True, "recipe": False}
+    assert found.values == {"bridge": True, "recipe": True}
     (request,) = server.requests
     assert [message["role"] for message in request.body["messages"]] == ["system", "user"]
     assert request.system == instructions(read_rubrics(RUBRICS))
@@ -92,9 +92,23 @@ def test_a_long_text_loses_its_middle(length):
         assert sent[1] == f"{length - 10} characters left out]\n{text[-5:]}"
 
 
+@pytest.mark.parametrize(
+    "token",
+    [
+        "<eot>", "<extra_id_0>", "<unused0>", "<reserved_106>", "<image>", "<eos_token>", "<endoftext>", "<seed:bos>",
+        "<sop>", "<eop>", "<fim_prefix>", "</s>", "</tool_call>", "<<SYS>>", "<</SYS>>", "<｜end▁of▁sentence｜>",
+        "<begin▁of▁turn>", "<|eot_id|>", "[INST]", "[/INST]", "[gMASK]", "]~b]", "]~!b[", "]!p~[", "[e~[",
+    ],
+)  # fmt: skip
+def test_control_tokens_of_many_families_are_broken_up(token):
+    sent = question(Exchange("p", f"a{token}{token}b"), 100)
+    assert token not in sent
+    assert f"a{token}{token}b" in sent.replace(" ", "")
+
+
 def test_texts_that_do_no_harm_are_sent_as_they_are():
-    text = "x < y | z > [a] {b} <b>bold</b>\n\ttabbed [1] 日本 `code` 100%"
-    assert f"\n{text}\n" in question(Exchange("", text), 100)
+    text = "x < y | z > [a] {b} <a href='x'>bold\n\ttabbed [1] 日本 `code` 100% <" + "long" * 11 + ">"
+    assert f"\n{text}\n" in question(Exchange("", text), 200)
 
 
 def test_instructions_do_not_depend_on_the_order_and_name_every_behavior():
