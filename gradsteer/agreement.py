@@ -11,7 +11,7 @@ and with Do the disagreement seen among the verdicts of one response and De that
     alpha = 1 - Do / De = 1 - (n - 1) sum[t f / (m - 1)] / (sum t  sum f),    n = sum m  over responses with m >= 2
 
 Both are 1 where judges always agree and 0 where they agree as often as by chance. Intervals are from a bootstrap over
-prompts: replies to one prompt are alike.
+prompts, as expanded percentiles (see `gradsteer.statistics.expanded`): replies to one prompt are alike.
 
 Knows of verdicts and of which prompt each belongs to; knows neither judges nor files.
 """
@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gradsteer.importance import Interval, PromptBootstrap, percentile_interval
-from gradsteer.statistics import design_effect, rate_with_interval, wilson
+from gradsteer.statistics import design_effect, expanded, rate_with_interval, wilson
 
 Verdict = bool | None
 
@@ -137,7 +137,8 @@ def pair_agreement(
         by_chance = float((table[0] + table[1]) * (table[0] + table[2]) + (table[3] + table[2]) * (table[3] + table[1]))
         by_chance /= float(table.sum()) ** 2
         unvaried = [(end - by_chance) / (1 - by_chance) for end in (agreement.ci_low, agreement.ci_high)]
-        low, high = _interval(kappas(bootstrap.sums(cells)), (unvaried[0], unvaried[1]), confidence)
+        share = expanded(len(np.unique(bootstrap.prompts[scored])), confidence)
+        low, high = _interval(kappas(bootstrap.sums(cells)), (unvaried[0], unvaried[1]), share)
     return PairAgreement(
         both_true, only_first, only_second, both_false, num_left_out,
         agreement.rate, agreement.ci_low, agreement.ci_high, kappa, low, high, reason,
@@ -189,7 +190,8 @@ def group_agreement(
     size = num_paired / design_effect(same, bootstrap.prompts[paired].astype(str).tolist())
     ends = wilson(float(np.clip(1 - 2 * disagreement / num, 0.0, 1.0)), size, confidence)
     unvaried = [float(1 - (1 - end) / expected) for end in ends]
-    low, high = _interval(alphas(bootstrap.sums(parts)), (unvaried[0], unvaried[1]), confidence)
+    share = expanded(len(np.unique(bootstrap.prompts[paired])), confidence)
+    low, high = _interval(alphas(bootstrap.sums(parts)), (unvaried[0], unvaried[1]), share)
     return GroupAgreement(len(verdicts), num_paired, num_left_out, alpha, low, high, None)
 
 
@@ -245,8 +247,9 @@ def _reason(both_true: int, only_first: int, only_second: int, both_false: int) 
     return f"{' and '.join(said)}: kappa is 0 however often the two agree" if said else None
 
 
-def _interval(draws: np.ndarray, unvaried: Interval, confidence: float) -> Interval:
+def _interval(draws: np.ndarray, unvaried: Interval, share: float) -> Interval:
+    """The middle `share` of the draws, or `unvaried` where they do not vary."""
     finite = draws[np.isfinite(draws)]
     if len(finite) and np.ptp(finite) > 1e-9:  # more than rounding
-        return percentile_interval(finite, confidence)
+        return percentile_interval(finite, share)
     return max(-1.0, unvaried[0]), min(1.0, unvaried[1])

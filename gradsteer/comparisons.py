@@ -15,7 +15,7 @@ import numpy as np
 
 from gradsteer.importance import Interval, PromptBootstrap, percentile_interval
 from gradsteer.response_rows import cluster_of, verdict_of
-from gradsteer.sign_flips import sign_flip
+from gradsteer.sign_flips import sign_flip, stratified
 from gradsteer.statistics import expanded, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
@@ -23,6 +23,7 @@ Rows = Sequence[Mapping[str, Any]]
 _FEW = 10
 _ROUNDING = 1e-9  # draws that all agree differ by it
 _LEVEL = 0.05
+_LEAST_P = float(np.finfo(np.float64).tiny)  # 1100 pairs all one way: 2^-1099 is no float
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Comparison:
         ci_high: the 95% interval's upper end.
         p: two-sided p-value of no difference, more than 0.
         p_holm: p corrected over a table by `holm`; None until then.
-        test: ``mcnemar`` or ``sign_flip``; None without a pair.
+        test: ``mcnemar``, ``sign_flip`` or, where prompts have more replies on one side, ``sign_flip, cmh``; None
+            without a pair.
         few: counts are small: the interval is the wider of two, and a single prompt may move the difference.
         num_degenerate_before: degenerate replies before; `difference` leaves them out.
         num_degenerate: the same after.
@@ -50,7 +52,10 @@ class Comparison:
         lowest: the least difference over three ways to count replies without a verdict: left out, those after as not
             showing the behavior and those before as showing it, and the reverse; `difference` where there are none.
         highest: the largest.
-        robust: all three ways find the same at .05, uncorrected: a difference of the same sign, or none.
+        p_lowest: p-value of `lowest`.
+        p_highest: p-value of `highest`.
+        robust: all three ways find the same at .05: a difference of the same sign, or none. Of `p` as long as there is
+            no `p_holm`, then with each p-value corrected in the place of `p`.
     """
 
     behavior: str
@@ -70,6 +75,8 @@ class Comparison:
     num_unscored: int = 0
     lowest: float | None = None
     highest: float | None = None
+    p_lowest: float | None = None
+    p_highest: float | None = None
     robust: bool = True
 
     def to_dict(self) -> dict[str, str | int | float | None]:
@@ -94,10 +101,13 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     point, and may leave 0 out where the exact test finds nothing: p decides.
 
     **p-value.** With one scored reply to every prompt on each side McNemar's exact test, else a sign-flip test over
-    prompts, exact too: were there no difference in any prompt, or did prompts move either way alike, ``w_k d_k`` would
-    be as likely to have the other sign, for each prompt by itself but for all of its replies at once. With one reply it
-    is McNemar's test. It holds whether or not the conditions share seeds, since it takes nothing for granted about
-    replies to one prompt. A p-value from the bootstrap does not hold at small counts: for 5 of 100 prompts with the
+    prompts, exact too where a prompt has as many replies on both sides: were there no difference in any prompt, or did
+    prompts move either way alike, ``w_k d_k`` would be as likely to have the other sign, for each prompt by itself but
+    for all of its replies at once. With one reply it is McNemar's test. It holds whether or not the conditions share
+    seeds, since it takes nothing for granted about replies to one prompt. With more replies on one side the sign is not
+    symmetric: the p-value is then the larger one of it and of the exact Cochran-Mantel-Haenszel test over the prompts'
+    2 x 2 tables (`gradsteer.sign_flips.stratified`), which holds where replies to a prompt are independent or shared
+    seeds make them alike. A p-value from the bootstrap does not hold at small counts: for 5 of 100 prompts with the
     behavior before and none after it is .01, the exact test's .06. In simulations without a difference (30 prompts, 8
     replies, rate 5%, intraclass correlation 0.2) it is .05 or less in 7.3% of the comparisons, the sign-flip test's in
     1.7%, and in none of 72 settings in more than 5.0%. A shift from 20% to 10% in 100 prompts with 8 replies is found
@@ -125,10 +135,10 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     num_degenerate = [sum(bool(row.get("degenerate")) for row in side) for side in rows]
     num_unscored = [sum(_is_unscored(row, behavior) for row in side) for side in rows]
     ways = [(True, False), (False, True)] if any((*num_degenerate, *num_unscored)) else []
-    extremes = [pairs for way in ways if (pairs := _Pairs(rows, behavior, way)).prompts]
     pairs = _Pairs(rows, behavior)
-    findings = {pairs.finding, *(each.finding for each in extremes)}
-    differences = [each.difference for each in (pairs, *extremes) if each.prompts]
+    present = [each for each in (pairs, *(_Pairs(rows, behavior, way) for way in ways)) if each.prompts]
+    ordered = sorted((each.difference, each.p) for each in present)
+    (least, p_least), (most, p_most) = (ordered[0], ordered[-1]) if ordered else ((None, None), (None, None))
     found = Comparison(
         behavior,
         pairs.num_prompts,
@@ -138,24 +148,18 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
         num_degenerate=num_degenerate[1],
         num_unscored_before=num_unscored[0],
         num_unscored=num_unscored[1],
-        lowest=min(differences, default=None),
-        highest=max(differences, default=None),
-        robust=len(findings) == 1,
+        lowest=least,
+        highest=most,
+        p_lowest=p_least,
+        p_highest=p_most,
     )
     if not pairs.prompts:
-        return found
+        return replace(found, robust=_is_robust(found, found.p, found.p_lowest, found.p_highest))
     outcomes = *pairs.positives.sum(axis=1), *(pairs.sizes - pairs.positives).sum(axis=1)
     few = bool(found.num_differing < _FEW or min(outcomes) < _FEW)
     low, high = pairs.interval(few, draws, seed)
-    return replace(
-        found,
-        difference=pairs.difference,
-        ci_low=low,
-        ci_high=high,
-        p=pairs.p,
-        test="mcnemar" if (pairs.sizes == 1).all() else "sign_flip",
-        few=few,
-    )
+    found = replace(found, difference=pairs.difference, ci_low=low, ci_high=high, p=pairs.p, test=pairs.test, few=few)
+    return replace(found, robust=_is_robust(found, found.p, found.p_lowest, found.p_highest))
 
 
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -169,12 +173,30 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    values = [comparison.p for comparison in comparisons if comparison.p is not None]
-    corrected = iter(multipletests(values, method="holm")[1] if values else ())
-    return [
-        comparison if comparison.p is None else replace(comparison, p_holm=float(next(corrected)))
-        for comparison in comparisons
-    ]
+    tested = [number for number, each in enumerate(comparisons) if each.p is not None]
+    values = [comparisons[number].p for number in tested]
+
+    def corrected(place: int, p: float | None) -> float | None:
+        """This p-value in the place of one comparison's, beside the others' own."""
+        if p is None or p == values[place]:
+            return None if p is None else float(plain[place])
+        return float(multipletests([*values[:place], p, *values[place + 1 :]], method="holm")[1][place])
+
+    plain = multipletests(values, method="holm")[1] if values else ()
+    found = list(comparisons)
+    for place, number in enumerate(tested):
+        each = comparisons[number]
+        ways = [corrected(place, p) for p in (each.p, each.p_lowest, each.p_highest)]
+        found[number] = replace(each, p_holm=ways[0], robust=_is_robust(each, *ways))
+    return found
+
+
+def _is_robust(found: Comparison, p: float | None, p_lowest: float | None, p_highest: float | None) -> bool:
+    """Whether a comparison and its two extremes find the same with these p-values."""
+    ways = ((found.difference, p), (found.lowest, p_lowest), (found.highest, p_highest))
+    # without a pair there is nothing to find
+    findings = {0.0 if p is None or not d or p > _LEVEL else math.copysign(1, d) for d, p in ways}
+    return len(findings) == 1
 
 
 class _Pairs:
@@ -193,9 +215,13 @@ class _Pairs:
         self.terms = np.stack([self.numerators, self.sizes[0] * self.sizes[1]], axis=1) / both[:, None]  # w_k d_k, w_k
         total, weight = self.terms.sum(axis=0)
         self.difference = float(total / weight) if self.prompts else 0.0
+        self.test = "sign_flip"
+        if (self.sizes == 1).all():
+            self.test, self.p = "mcnemar", _mcnemar(self.numerators)
+            return
         self.p = sign_flip(self.numerators, both)
-        # the sign of a difference that is significant
-        self.finding = math.copysign(1, self.difference) if self.p <= _LEVEL else 0.0
+        if (self.sizes[0] != self.sizes[1]).any():
+            self.test, self.p = "sign_flip, cmh", max(self.p, stratified(self.positives, self.sizes))
 
     def interval(self, few: bool, draws: int, seed: int) -> Interval:
         """The bootstrap's, where counts are small or all draws agree not within Newcombe's; around the difference."""
@@ -229,6 +255,14 @@ def _bootstrap(num: int, draws: int, seed: int) -> PromptBootstrap:
     return PromptBootstrap.draw(np.arange(num), draws=draws, seed=seed)
 
 
+def _mcnemar(numerators: np.ndarray) -> float:
+    """McNemar's exact test of (pairs,) differences between two replies."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    gained, lost = int((numerators > 0).sum()), int((numerators < 0).sum())
+    return float(max(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue, _LEAST_P)) if gained + lost else 1.0
+
+
 def _newcombe(pairs: _Pairs) -> Interval:
     """Newcombe's interval of a paired difference, around its own, with the intervals of `rate_with_interval`.
 
@@ -246,8 +280,10 @@ def _newcombe(pairs: _Pairs) -> Interval:
     rates = pairs.positives / pairs.sizes
     centred = rates - rates.mean(axis=1, keepdims=True)
     scale = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    products = float((centred[0] * centred[1]).sum()) - 0.5
-    correlation = products / scale if products > 0 else 0.0
+    products = float((centred[0] * centred[1]).sum())
+    # he corrects a positive one alone
+    products = max(products - 0.5, 0.0) if products > 0 else products
+    correlation = products / scale if scale > 0 else 0.0
 
     def reach(one: float, other: float) -> float:
         return math.sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0.0))

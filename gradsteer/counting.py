@@ -3,8 +3,9 @@
 Knows of response rows; knows nothing of models or Trainers.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gradsteer.classes import classes_of, in_class
@@ -16,6 +17,8 @@ from gradsteer.response_rows import cluster_of, verdict_of
 from gradsteer.statistics import Rate, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
+_NUMBER = re.compile(r"(?<!HTTP )\b\d+(?:[.,]\d+)*")  # an HTTP status is no quantity
+_SHOWN = 3  # kinds of reasons
 
 
 def count_condition(
@@ -70,8 +73,7 @@ def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: fl
         if total == 0 or rate.num_unscored <= limit * total:
             continue
         missing = [row for row in sets[name] if behavior in row["unscored"] and not row.get("degenerate")]
-        reasons = Counter(row["unscored"][behavior] for row in missing)
-        shown = "; ".join(f"{count} x {reason[:200]}" for reason, count in reasons.most_common(3))
+        shown = _reasons(row["unscored"][behavior] for row in missing)
         where = "" if name == "evaluation" else f", {name} prompts"
         return (
             f"condition {condition.name!r}{where}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
@@ -80,6 +82,23 @@ def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: fl
             "missing, but for what was refused for good; with a higher evaluation.max_unscored it goes on without"
         )
     return None
+
+
+def _reasons(reasons: Iterable[str]) -> str:
+    """The most frequent reasons with their counts; those that differ in numbers alone are one, with N for these."""
+    alike: dict[str, Counter[str]] = defaultdict(Counter)
+    for reason in reasons:
+        alike[_NUMBER.sub("N", reason)][reason] += 1
+    groups = sorted(alike.values(), key=Counter.total, reverse=True)
+    shown = [f"{group.total()} x {_in_common(list(group))[:200]}" for group in groups[:_SHOWN]]
+    others = sum(group.total() for group in groups[_SHOWN:])
+    return "; ".join([*shown, *([f"and {others} others"] if others else [])])
+
+
+def _in_common(texts: Sequence[str]) -> str:
+    """The first of texts that differ in numbers alone, with N for the numbers that differ."""
+    differs = iter([len(set(numbers)) > 1 for numbers in zip(*map(_NUMBER.findall, texts), strict=True)])
+    return _NUMBER.sub(lambda number: "N" if next(differs) else number[0], texts[0])
 
 
 def _corrected(rate: Rate, error: JudgeError) -> dict[str, Any] | None:

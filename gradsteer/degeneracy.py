@@ -27,8 +27,9 @@ _LONGEST_STRETCH, _WORD_REPEATS, _MIN_LOOP_WORDS, _LONG_LOOP_WORDS = 24, 4, 6, 2
 _CHARACTER_LOOP = re.compile(r"(.{1,8}?)\1{5,}")
 _MIN_LOOP_CHARS = 20
 
-# Ends of lines; full stops, question and exclamation marks with what closes behind them, but not in "3.5".
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]*_]*(?:\s+|$)|[\n\r]+")
+# Ends of lines; full stops, question and exclamation marks with what closes behind them, but not in "3.5". Looked for
+# from the first of several marks only, or a row of dots takes a time that grows with its square.
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"'”’)\]*_]*(?:\s+|$)|[\n\r]+")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _FENCED_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 

@@ -12,6 +12,7 @@ from typing import Any
 from gradsteer.correction import JudgeError
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.records import read_jsonl, resolve_resource
+from gradsteer.response_rows import prompt_digest
 
 _EXAMPLE = '{"prompt": "...", "completion": "...", "labels": {"bridge": true}}'
 
@@ -59,7 +60,7 @@ class LabelledSet:
                 found[behavior] = JudgeError.measure(
                     [self.labels[row][behavior] for row in rows],
                     [verdicts[row].values[behavior] for row in rows],
-                    [self.exchanges[row].prompt for row in rows],
+                    [prompt_digest(self.exchanges[row].prompt) for row in rows],
                 )
         return found
 

@@ -21,6 +21,8 @@ _COMPARED = {
     "ci_high": "difference_high",
     "lowest": "difference_lowest",
     "highest": "difference_highest",
+    "num_degenerate": "difference_num_degenerate",
+    "num_unscored": "difference_num_unscored",
 }
 
 
@@ -135,6 +137,10 @@ FEW = (
     "?: a rate of small counts. At the effective sample size fewer than 5 responses show it, or fewer than 5 do not: "
     "one prompt more or less moves it."
 )
+UNSURE = (
+    "selectivity: ?: fewer than 10 replies in a count that decides it; !: on which side of 0 it is, or whether its "
+    "interval holds 0, hangs on how replies without a verdict are counted."
+)
 
 
 def results_table(rows: Sequence[Row], title: str) -> "Table":
@@ -173,13 +179,15 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
             Text(row["name"]),
             *(Text(marked_rate_text(rate)) for rate in rates),
             *(Text(rate_text((row.get("corrected") or {}).get(name))) for name in corrected),
-            *([_interval(_selectivity(row))] if selective else []),
+            *([selectivity_text(_selectivity(row))] if selective else []),
             _joined(rate and rate["num_scored"] for rate in rates),
             *([_joined(rate and rate["num_unscored"] for rate in rates)] if unscored else []),
             *(Text(_measured(row, key)) for key in measured),
             *([_number(row["retained_fraction"], ".3f")] if lossy else []),
         )
     explain_marks(table, [rate for row in rows for rate in shown_rates(row, behaviors)])
+    if any(selectivity_text(_selectivity(row)).endswith(("?", "!")) for row in rows):
+        table.caption, table.caption_justify = Text("\n".join([*([FEW] if table.caption else []), UNSURE])), "left"
     return table
 
 
@@ -205,8 +213,20 @@ def _selectivity(row: Row) -> Mapping[str, Any] | None:
     return found
 
 
-def _interval(found: Mapping[str, Any] | None) -> str:
-    return f"{found['value']:+z.2f} [{found['ci_low']:+z.2f}, {found['ci_high']:+z.2f}]" if found else "-"
+def selectivity_text(found: Mapping[str, Any] | None, spec: str = "+z.2f") -> str:
+    """``+1.77 [+1.30, +2.25]``, or a dash; with a question mark where it rests on small counts.
+
+    An exclamation mark says that another way to count replies without a verdict would change on which side of 0 it is.
+    """
+    if not found:
+        return "-"
+    marks = ("?" if found.get("few") else "") + ("" if found.get("robust", True) else "!")
+    return f"{found['value']:{spec}} [{found['ci_low']:{spec}}, {found['ci_high']:{spec}}]{marks}"
+
+
+def is_selective(found: Mapping[str, Any]) -> bool:
+    """Whether a selectivity's interval is above 0, however replies without a verdict are counted."""
+    return bool(found["ci_low"] > 0 and found.get("robust", True))
 
 
 def print_table(rows: Sequence[Row], title: str, *, note: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The exact test of paired differences: how often flipping their signs gives a sum as extreme.
+"""Exact tests of paired differences: over flips of their signs, and over the ways to deal replies to the two sides.
 
 Knows numbers only.
 """
@@ -78,3 +78,29 @@ def _sampled(sizes: np.ndarray, minority: int) -> float:
         if extreme >= _FEW:
             break
     return (extreme + 1) / (num + 1)
+
+
+def stratified(positives: np.ndarray, sizes: np.ndarray) -> float:
+    """Two-sided p-value of the exact Cochran-Mantel-Haenszel test over 2 x 2 tables, one a prompt.
+
+    Given a prompt's replies and how many of them are positive, the number of those after is hypergeometric where the
+    two sides do not differ. The sum over prompts is compared with its distribution, the convolution of these (Mantel
+    and Haenszel 1959, J. Natl. Cancer Inst. 22:719; exact: Birch 1964, J. R. Stat. Soc. B 26:313). It is computed here
+    because statsmodels' stratified tables know the normal approximation alone.
+
+    Args:
+        positives: (2, prompts) positive replies before and after.
+        sizes: (2, prompts) replies.
+
+    Returns:
+        Twice the smaller tail, in (0, 1].
+    """
+    from scipy.stats import hypergeom
+
+    chances = np.ones(1)
+    for (before, after), (some, others) in zip(positives.T.astype(int), sizes.T.astype(int), strict=True):
+        drawn = hypergeom.pmf(np.arange(others + 1), some + others, before + after, others)
+        chances = np.convolve(chances, drawn)
+    observed = int(positives[1].sum())
+    tails = chances[: observed + 1].sum(), chances[observed:].sum()
+    return float(min(max(2 * min(tails), _LEAST_P), 1.0))

@@ -5,22 +5,16 @@ Knows of response rows and verdicts; knows nothing of models or files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from gradsteer.importance import PromptBootstrap, percentile_interval
-from gradsteer.response_rows import cluster_of, verdict_of
-from gradsteer.statistics import design_effect, expanded
+from gradsteer.paired_counts import Moved, PairedCounts
+from gradsteer.response_rows import verdict_of
 
 Rows = Sequence[Mapping[str, Any]]
 
-_FEW = 10
-_ROUNDING = 1e-9  # draws that all agree differ by it
-_NORMAL = 1.959964  # the normal quantile of 0.975
+_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,10 +25,13 @@ class Shift:
         log_odds_shift: nats; None, as is its interval, where a condition has no reply that counts.
         ci_low: the 95% interval's lower end.
         ci_high: the 95% interval's upper end.
-        num_shown: replies after that show the behavior.
+        num_shown: replies after, to prompts with replies that count on both sides, that show the behavior.
         num_neither: replies after that show none of the behaviors.
         num_shown_before: the same before.
         num_neither_before: the same before.
+        lowest: the shift if every reply without verdicts had shown the behavior before, and none of them after.
+        highest: the reverse; both are `log_odds_shift` where there are none.
+        robust: the interval is on the same side of 0, or holds it, all three ways.
     """
 
     log_odds_shift: float | None
@@ -44,6 +41,9 @@ class Shift:
     num_neither: int
     num_shown_before: int
     num_neither_before: int
+    lowest: float | None = None
+    highest: float | None = None
+    robust: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,20 @@ class Selectivity:
         ci_low: the 95% interval's lower end; above 0 where the own one is larger than every other one.
         ci_high: the 95% interval's upper end.
         largest_other: the behavior that moved most among the others.
+        few: a count below 10 is in a difference that decides the value or an end.
+        lowest: the value if replies without verdicts had shown on each side what makes it least.
+        highest: what makes it largest; both are `value` where there are none.
+        robust: the interval is on the same side of 0, or holds it, all three ways.
     """
 
     value: float
     ci_low: float
     ci_high: float
     largest_other: str
+    few: bool = False
+    lowest: float | None = None
+    highest: float | None = None
+    robust: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,14 @@ class Specificity:
         shifts: behavior -> its shift.
         selectivity: None where there is nothing to be selective against: no own behavior or no other one, no dose, or
             no replies.
+        num_prompts: prompts with a reply that counts in either condition.
+        num_pairs: prompts with replies that count in both; only they are compared.
     """
 
     shifts: dict[str, Shift]
     selectivity: Selectivity | None
+    num_prompts: int = 0
+    num_pairs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: numbers are finite or None, and no 0 is negative."""
@@ -98,22 +110,22 @@ def measure_specificity(
 
     **Counts.** A reply that shows several behaviors counts for each; one that shows none of them counts as NONE, which
     is what all shifts are against. Only replies with a verdict on every behavior count, so that a judge that often
-    fails on one behavior tilts no other one's odds; degenerate replies do not. Half a reply is added to every count
-    (Haldane 1956, Ann. Hum. Genet. 20:309), so that a behavior that is gone gives a finite, too small shift.
+    fails on one behavior tilts no other one's odds; degenerate replies do not. They are paired and weighted as
+    `gradsteer.paired_counts` says, as in a comparison: prompts that lost their replies move nothing.
 
-    **Intervals.** The `expanded` percentiles of a bootstrap over prompts, paired, the same draws for everything: a
-    prompt that is drawn brings its replies on both sides. The bootstrap never draws what was not seen: where one of the
-    four counts is below 10, and where all draws agree, the interval is on each end the wider of it and
-    ``+- 1.96 sqrt(sum 1 / (n / deff + 1/2))`` over the four counts n, with the design effect of their condition. In
-    simulations with intraclass correlations of 0.2 and 0.5 and counts below 10 this covers 93 to 99%; without the
-    design effect, 90 to 99%.
+    **Intervals** are those of `gradsteer.paired_counts`. In simulations with intraclass correlations of 0.2 and 0.5 and
+    counts below 10 they cover 93 to 99%; without the design effect, 90 to 99%.
 
     **Selectivity.** With ``s_b = -sign(alpha) * shift_b`` (a positive dose turns the own behavior down), it is
     ``s_own - max_b s_b`` over the others: the least of the differences ``s_own - s_b``, in which NONE cancels. Its
     interval runs from the lowest lower end of these differences' intervals to the lowest upper end. It is above 0 only
     where each of them is (intersection-union test, Berger 1982, Technometrics 24:295), so that many other behaviors
-    need no correction; the percentiles of the least difference itself would be too low where several others moved
-    alike.
+    need no correction there; the percentiles of the least difference itself would be too low where several others moved
+    alike. It is below 0 where any of them is: the upper ends are corrected for their number (Bonferroni).
+
+    **Replies without verdicts**, degenerate or unscored, count nowhere. That is a selection: where all replies with the
+    behavior turn into loops, the vector looks perfectly selective. `lowest` and `highest` are what it would be in the
+    two worst cases, and `robust` says whether the intervals there say the same.
 
     Args:
         before: rows with ``prompt`` and ``verdicts``, the anchor's; prompts are told apart by `cluster_of`.
@@ -136,60 +148,75 @@ def measure_specificity(
     if own is not None and own not in behaviors:
         raise ValueError(f"the own behavior is {own!r}; accepted: one of {', '.join(behaviors)}")
     names = list(dict.fromkeys(behaviors))
-    prompts = sorted({cluster_of(row) for row in (*before, *after)})
-    sides = [_counts(rows, names, prompts) for rows in (before, after)]
-    totals = [counts.sum(axis=0).astype(int).tolist() for counts in sides]
     none = len(names)
-    numbers = {name: (totals[1][i], totals[1][none], totals[0][i], totals[0][none]) for i, name in enumerate(names)}
-    if not all(any(counts) for counts in totals):
-        return Specificity({name: Shift(None, None, None, *numbers[name]) for name in names}, None)
-    bootstrap = PromptBootstrap.draw(np.arange(len(prompts)), draws=draws, seed=seed)
-    resampled = [np.log(bootstrap.sums(counts) + 0.5) for counts in sides]  # (draws, behaviors + 1)
-
-    def moved(one: int, other: int) -> tuple[float, float, float]:
-        """The change of the log odds of one column against another, and its interval."""
-        values = [math.log(counts[one] + 0.5) - math.log(counts[other] + 0.5) for counts in totals]
-        value = values[1] - values[0]
-        odds = [logs[:, one] - logs[:, other] for logs in resampled]
-        low, high = percentile_interval(odds[1] - odds[0], expanded(len(prompts)))
-        few = min(counts[column] for counts in totals for column in (one, other)) < _FEW
-        if few or high - low < _ROUNDING:
-            reach = _NORMAL * math.sqrt(sum(log_odds_variance(counts[:, one], counts[:, other]) for counts in sides))
-            low, high = min(low, value - reach), max(high, value + reach)
-        return value, min(low, value), max(high, value)
-
-    shifts = {name: Shift(*moved(i, none), *numbers[name]) for i, name in enumerate(names)}
-    if own is None or not alpha or len(names) == 1:
-        return Specificity(shifts, None)
-    differences = {}
-    for i, name in enumerate(names):
-        if name != own:
-            value, low, high = moved(names.index(own), i)
-            differences[name] = (0.0 - value, 0.0 - high, 0.0 - low) if alpha > 0 else (value, low, high)
-    values, lows, highs = zip(*differences.values(), strict=True)
-    largest = min(differences, key=lambda name: differences[name][0])
-    # every upper end is at or above its own value, and so at or above the least value
-    return Specificity(shifts, Selectivity(min(values), min(lows), min(highs), largest))
+    counts = PairedCounts.of(before, after, lambda row: _columns(row, names), none + 1, draws=draws, seed=seed)
+    shifts = {name: _shift(counts, column, none) for column, name in enumerate(names)}
+    selectivity = None
+    if own is not None and alpha and len(names) > 1 and counts.num_pairs:
+        selectivity = _selectivity(counts, names, own, alpha)
+    return Specificity(shifts, selectivity, counts.num_prompts, counts.num_pairs)
 
 
-def _counts(rows: Rows, behaviors: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-    """(prompts, behaviors + 1) replies that show each behavior and, in the last column, none."""
-    numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    counts = np.zeros((len(prompts), len(behaviors) + 1))
-    for row in rows:
-        verdicts = [verdict_of(row, behavior) for behavior in behaviors]
-        if None not in verdicts:
-            counts[numbers[cluster_of(row)]] += [*map(bool, verdicts), not any(verdicts)]
-    return counts
+def _columns(row: Mapping[str, Any], names: Sequence[str]) -> list[int] | None:
+    """What a reply counts for: the behaviors that it shows, or NONE behind them; None without a verdict on each."""
+    verdicts = [verdict_of(row, name) for name in names]
+    if None in verdicts:
+        return None
+    return [column for column, shown in enumerate(verdicts) if shown] or [len(names)]
 
 
-def log_odds_variance(one: np.ndarray, other: np.ndarray) -> float:
-    """Of a log odds in one condition, from (prompts,) counts of its two outcomes: at their effective sizes, plus 1/2.
+def _shift(counts: PairedCounts, column: int, none: int) -> Shift:
+    totals = counts.totals
+    numbers = (totals[1][column], totals[1][none], totals[0][column], totals[0][none])
+    plain = counts.moved(column, none)
+    worst = [counts.moved(column, none, fill=fill) for fill in ((column, none), (none, column))]
+    if plain is None:
+        return Shift(None, None, None, *numbers)
+    values = [plain.value, *(each.value for each in worst if each)]
+    robust = len({_side(each.low, each.high) for each in (plain, *worst) if each}) == 1
+    return Shift(plain.value, plain.low, plain.high, *numbers, min(values), max(values), robust)
 
-    A reply that shows two behaviors is in both counts, which makes their difference look less certain than it is.
-    """
-    sizes = np.stack([one, other], axis=1).astype(int)
-    values = np.tile([True, False], len(sizes)).repeat(sizes.ravel()).tolist()
-    clusters = np.arange(len(sizes)).astype(str).repeat(sizes.sum(axis=1)).tolist()
-    effect = design_effect(values, clusters) if values else 1.0
-    return sum(1 / (float(counts.sum()) / effect + 0.5) for counts in (one, other))
+
+def _selectivity(counts: PairedCounts, names: Sequence[str], own: str, alpha: float) -> Selectivity:
+    """The least of the differences to the others."""
+    mine = names.index(own)
+    others = [column for column in range(len(names)) if column != mine]
+
+    def against(column: int, fill: tuple[int, int] | None = None) -> Moved:
+        found = counts.moved(mine, column, fill=fill)
+        wide = counts.moved(mine, column, fill=fill, level=_LEVEL / len(others))
+        assert found is not None
+        assert wide is not None
+        if alpha < 0:
+            return Moved(found.value, found.low, wide.high, found.few)
+        return Moved(-found.value, -found.high, -wide.low, found.few)
+
+    def least(ways: Sequence[Moved]) -> tuple[float, float, float]:
+        # every upper end is at or above its own value, and so at or above the least value
+        return min(each.value for each in ways), min(each.low for each in ways), min(each.high for each in ways)
+
+    plain = [against(column) for column in others]
+    value, low, high = least(plain)
+    # a positive dose looks best if the replies without verdicts had shown its own behavior before, the other one after,
+    # and worst the other way round; a negative one likewise
+    extremes = [
+        least([against(column, (mine, column) if way else (column, mine)) for column in others])
+        for way in (True, False)
+    ]
+    values = [value, *(each[0] for each in extremes)]
+    deciding = [each for each in plain if each.value == value or each.low == low or each.high == high]
+    return Selectivity(
+        value,
+        low,
+        high,
+        names[others[[each.value for each in plain].index(value)]],
+        few=any(each.few for each in deciding),
+        lowest=min(values),
+        highest=max(values),
+        robust=len({_side(low, high), *(_side(*each[1:]) for each in extremes)}) == 1,
+    )
+
+
+def _side(low: float, high: float) -> int:
+    """Of 0 that an interval is on; 0 where it holds it."""
+    return 1 if low > 0 else -1 if high < 0 else 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradsteer.conditions import alpha_text
 from gradsteer.figures import PALETTE, plain
+from gradsteer.reports import is_selective, selectivity_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,8 @@ def specificity_table(rows: Sequence[Row], title: str = "specificity") -> "Table
         return None
     behaviors = _behaviors(row for group in groups for row in group)
     caption = "nats against neither; *: the condition's own behavior; ?: fewer than 10 replies in a count"
+    if not all(_is_robust(row) for group in groups for row in group):
+        caption += "; !: on which side of 0 it is, or whether the interval holds 0, hangs on replies without a verdict"
     table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
     table.add_column("condition", no_wrap=True)
     for behavior in behaviors:
@@ -91,7 +94,7 @@ def _line(row: Row) -> str:
         return f"{name}: own shift {own} nats {where}; selectivity not measured"
     other = selectivity["largest_other"]
     return (
-        f"{name}: selectivity {_interval(selectivity, 'value', 'z.2f')} nats {where} "
+        f"{name}: selectivity {selectivity_text(selectivity, 'z.2f')} nats {where} "
         f"(own {own}, largest other {other} {_signed(shifts[other]['log_odds_shift'])})"
     )
 
@@ -100,7 +103,7 @@ def specificity_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """The same matrix as a heat map, blue for less and orange for more, with the numbers written in.
 
     Own behaviors are framed, shifts on small counts in italics; the selectivity stands at the right, in bold where its
-    interval is above 0. Baselines and controls are below the line.
+    interval is above 0 however replies without a verdict are counted. Baselines and controls are below the line.
 
     Args:
         rows: conditions as results.json holds them.
@@ -135,8 +138,8 @@ def specificity_figure(rows: Sequence[Row], title: str) -> "Figure | None":
         for x, behavior in enumerate(behaviors):
             _cell(axes, x, y, row["specificity"]["shifts"].get(behavior), reach, own=behavior == row["behavior"])
         if selectivity := row["specificity"]["selectivity"]:
-            text = _interval(selectivity, "value", "z.2f").replace(" [", "\n[")
-            weight = "bold" if selectivity["ci_low"] > 0 else "normal"
+            text = selectivity_text(selectivity, "z.2f").replace(" [", "\n[")
+            weight = "bold" if is_selective(selectivity) else "normal"
             axes.text(len(behaviors), y, text, ha="center", va="center", fontsize=7.5, fontweight=weight, color=_INK)
     ends = [sum(map(len, groups[: index + 1])) - 0.5 for index in range(len(groups) - 1)]
     axes.hlines(ends, -0.5, columns - 0.5, color=_INK, linewidth=1)
@@ -150,7 +153,7 @@ def specificity_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     bar.ax.tick_params(labelsize=7.5)
     figure.suptitle(
         f"{title}\nchange of log-odds against neither, nats [95% interval]\n"
-        "framed: the own behavior; italics: fewer than 10 replies in a count",
+        "framed: the own behavior; italics, ?: fewer than 10 replies in a count; !: hangs on replies without a verdict",
         x=0.01, ha="left", fontsize=9.5,
     )  # fmt: skip
     return plain(figure)
@@ -161,6 +164,7 @@ def _cell(axes: "Axes", x: int, y: int, shift: Mapping[str, Any] | None, reach: 
 
     value = shift["log_odds_shift"] if shift else None
     text = "-" if shift is None else _interval(shift, "log_odds_shift", "+z.2f").replace(" [", "\n[")
+    text += "" if shift is None or shift.get("robust", True) else "!"
     axes.text(
         x, y, text, ha="center", va="center", fontsize=7.5,
         # dark ink reads better on full orange, white on full blue
@@ -240,7 +244,7 @@ def _shift_cell(shift: Mapping[str, Any] | None, *, own: bool) -> "Text":
 
     if shift is None:
         return Text("-")
-    marks = ("*" if own else " ") + ("?" if _few(shift) else " ")
+    marks = ("*" if own else " ") + ("?" if _few(shift) else " ") + ("" if shift.get("robust", True) else "!")
     return Text(_interval(shift, "log_odds_shift", "+z.2f") + marks, style="bold" if own else "")
 
 
@@ -250,7 +254,13 @@ def _selectivity_cell(row: Row) -> "Text":
     selectivity = row["specificity"]["selectivity"]
     if selectivity is None:
         return Text("-")
-    return Text(_interval(selectivity, "value", "+z.2f"), style="bold" if selectivity["ci_low"] > 0 else "")
+    return Text(selectivity_text(selectivity), style="bold" if is_selective(selectivity) else "")
+
+
+def _is_robust(row: Row) -> bool:
+    """Whether all that is shown of a condition holds however replies without a verdict are counted."""
+    measured = row["specificity"]
+    return all(each.get("robust", True) for each in (*measured["shifts"].values(), measured["selectivity"] or {}))
 
 
 def _few(shift: Mapping[str, Any]) -> bool:

@@ -67,8 +67,11 @@ def design_effect(values: Sequence[bool], clusters: Sequence[str]) -> float:
     always agree within equally large clusters give deff = m, so that n / deff is the number of clusters.
 
     One positive (or one negative) cannot share a cluster with another, and none even less: the data then say
-    nothing of rho, and deff is n / K, as if replies to one prompt always agreed. A single cluster is one
-    observation.
+    nothing of rho, and deff is n / K, as if replies to one prompt always agreed. A few say little, and often lie apart
+    by chance: with c the number of clusters that have a positive, or that have a negative where those are fewer, deff
+    is at least 1 + (n / K - 1) max(0, 1 - (c - 1) / 5). That is a rule of ours, from the simulations that
+    tests/test_coverage.py repeats: without it the 95% interval of a rate of 5% in 30 prompts of 8 replies with
+    rho = 0.5 covers 89%, with it 97%. A single cluster is one observation.
 
     Args:
         values: The outcomes (n,).
@@ -94,14 +97,17 @@ def design_effect(values: Sequence[bool], clusters: Sequence[str]) -> float:
     if num_clusters == 1 or min(num_positive, num - num_positive) <= 1:
         return num / num_clusters
 
-    means = np.bincount(members, weights=outcomes) / sizes
+    positives = np.bincount(members, weights=outcomes)
+    means = positives / sizes
     between = float((sizes * (means - outcomes.mean()) ** 2).sum()) / (num_clusters - 1)
     within = float(((outcomes - means[members]) ** 2).sum()) / (num - num_clusters)
     size_seen = float((sizes**2).sum()) / num
     size_of_anova = (num - size_seen) / (num_clusters - 1)
     # at least two of each outcome: the two mean squares are not both zero
     correlation = (between - within) / (between + (size_of_anova - 1) * within)
-    return 1 + (size_seen - 1) * min(max(correlation, 0.0), 1.0)
+    num_showing = int(min((positives > 0).sum(), (positives < sizes).sum()))
+    least = 1 + (num / num_clusters - 1) * max(0.0, 1 - (num_showing - 1) / _FEW)
+    return max(least, 1 + (size_seen - 1) * min(max(correlation, 0.0), 1.0))
 
 
 def rate_with_interval(
@@ -114,12 +120,11 @@ def rate_with_interval(
         (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
     The effective size in Wilson's interval for clustered samples is compared with its rivals in Franco et al.
-    2019, Journal of Survey Statistics and Methodology 7:334. The closed form is here because scipy's takes
-    whole n only.
+    2019, Journal of Survey Statistics and Methodology 7:334.
 
     In simulations of 30 to 100 prompts with 1 to 8 replies and intraclass correlations of 0 to 0.5 the 95% interval
-    covers 93.8 to 96.5% where the effective n times the rate is 10 or more; below, at worst 89% (a rate of 5% in 30
-    prompts of 8 replies with a correlation of 0.5).
+    covers 93.8 to 97.7% where the effective n times the rate is 10 or more; below, at worst 92% (a rate of 1% in 100
+    prompts of one reply).
 
     Args:
         verdicts: True, false, or None for unscored.
@@ -154,6 +159,8 @@ def rate_with_interval(
 
 def wilson(rate: float, size: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a rate; the formula is in `rate_with_interval`.
+
+    ``statsmodels.stats.proportion.proportion_confint`` gives the same but for rounding, in fifty times the time.
 
     Args:
         rate: In [0, 1].

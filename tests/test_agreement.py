@@ -9,6 +9,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 
 from gradsteer.agreement import alphas, group_agreement, kappas, pair_agreement
 from gradsteer.importance import PromptBootstrap
+from gradsteer.statistics import expanded
 
 
 def over(prompts, draws=1000):
@@ -173,8 +174,20 @@ def test_intervals_are_of_prompts_drawn_again():
         draws.append(
             cohens_kappa([[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), (~one & ~two).sum()]]).kappa
         )
-    found = pair_agreement(first, second, bootstrap)
-    assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+    found, half = pair_agreement(first, second, bootstrap), 50 * expanded(10)
+    assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.percentile(draws, [50 - half, 50 + half])))
+
+
+def test_intervals_of_a_group_are_as_wide():
+    """By the share that a few prompts need: those on which two judges have a verdict."""
+    first, second = from_cells(20, 5, 10, 15)
+    verdicts = [[*first, True, True], [*second, None, None]]
+    bootstrap = over([*(np.arange(50) % 10), 10, 11])
+    trues = np.sum([first, second], axis=0, dtype=float)
+    parts = np.stack([trues, 2 - trues, trues * (2 - trues)], axis=1)
+    drawn = alphas(bootstrap.sums(np.concatenate([parts, np.zeros((2, 3))])))
+    found, half = group_agreement(verdicts, bootstrap), 50 * expanded(10)
+    assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.percentile(drawn, [50 - half, 50 + half])))
 
 
 def test_confidence_widens_the_intervals():

@@ -20,7 +20,7 @@ from gradsteer.piles import Pile
 from gradsteer.realised import realised_shift
 from gradsteer.scoring import ResponseScorer
 from gradsteer.slopes import cross_fitted_slope, has_both_halves, why_not_calibrate
-from gradsteer.statistics import design_effect
+from gradsteer.statistics import design_effect, expanded
 from gradsteer.steering import steered
 from gradsteer.vectors import SteeringVector
 
@@ -297,18 +297,23 @@ def test_a_realised_shift_by_hand():
     before = rows_of(("p", 3, 1, 0), ("q", 2, 2, 1), ("r", 1, 3, 0))
     after = rows_of(("p", 1, 3, 0), ("q", 0, 4, 2), ("r", 1, 2, 0))
     found = realised_shift(before, after, PLUS, MINUS)
-    assert found["log_odds_shift"] == pytest.approx(math.log(2.5 / 9.5) - math.log(6.5 / 6.5))
+    # p and q have as many replies after as before, r one less: its replies weigh 6 / 7 before and 8 / 7 after
+    weights = np.array([[1, 1], [1, 1], [6 / 7, 8 / 7]])
+    table = np.array([[3, 1, 1, 3], [2, 2, 0, 4], [1, 3, 1, 2]]) * weights.repeat(2, axis=1)
+    total = table.sum(axis=0) + 0.5
+    assert found["log_odds_shift"] == pytest.approx(math.log(total[2] / total[3]) - math.log(total[0] / total[1]))
     counts = {key: found[key] for key in ("num_plus", "num_minus", "num_plus_before", "num_minus_before")}
     assert counts == {"num_plus": 2, "num_minus": 9, "num_plus_before": 6, "num_minus_before": 6}
-    table = np.array([[1, 3, 3, 1], [0, 4, 2, 2], [1, 2, 1, 3]])
     weights = np.random.default_rng(0).multinomial(3, np.full(3, 1 / 3), size=2000)
     sums = np.log(weights @ table + 0.5)
-    draws = sums[:, 0] - sums[:, 1] - sums[:, 2] + sums[:, 3]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    reach = 1.96 * math.sqrt(1 / 2.5 + 1 / 9.5 + 1 / 6.5 + 1 / 6.5)  # fewer than ten of a class
+    draws = sums[:, 2] - sums[:, 3] - sums[:, 0] + sums[:, 1]
+    low, high = np.percentile(draws, [50 * (1 - expanded(3)), 50 * (1 + expanded(3))])
+    # fewer than ten of a class, in three prompts and in two: 1 + (12 / 3 - 1) (1 - 2 / 5), 1 + (11 / 3 - 1) (1 - 1 / 5)
+    earlier, later = 2.8, 1 + 8 / 3 * 0.8
+    sizes = [2 / later, 9 / later, 6 / earlier, 6 / earlier]
+    reach = 1.959964 * math.sqrt(sum(1 / (size + 0.5) for size in sizes))
     shift = found["log_odds_shift"]
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((min(low, shift - reach), max(high, shift + reach)))
-    assert (low < shift - reach, high > shift + reach) == (True, False)  # each is the wider one on a side
     mirrored = realised_shift(after, before, PLUS, MINUS)
     assert mirrored["log_odds_shift"] == pytest.approx(-found["log_odds_shift"])
 
@@ -321,7 +326,7 @@ def test_an_interval_is_never_a_point(few):
     assert found["num_plus"] == few
     values = [*([True, False, False] * few), *[False] * 20]
     effect = design_effect(values, [*(str(p) for p in range(few) for _ in range(3)), *["more"] * 20])
-    reach = 1.96 * math.sqrt(2 / (few / effect + 0.5) + 2 / ((2 * few + 20) / effect + 0.5))
+    reach = 1.959964 * math.sqrt(2 / (few / effect + 0.5) + 2 / ((2 * few + 20) / effect + 0.5))
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((-reach, reach))
 
 

@@ -130,9 +130,9 @@ def test_the_order_is_by_what_is_changed_besides():
     def selectivity(row):
         # replies of the rates given, 400 a condition, as the results' own selectivity counts them
         def replies(rates):
-            shown = [{"prompt": str(i), "verdicts": {"a": True, "b": False}} for i in range(round(400 * rates["a"]))]
-            shown += [{"prompt": str(i), "verdicts": {"a": False, "b": True}} for i in range(round(400 * rates["b"]))]
-            return shown + [{"prompt": "none", "verdicts": {"a": False, "b": False}}]
+            shown = [(True, False)] * round(400 * rates["a"]) + [(False, True)] * round(400 * rates["b"])
+            shown += [(False, False)] * (400 - len(shown))
+            return [{"prompt": "p", "verdicts": {"a": one, "b": other}} for one, other in shown]
 
         after = replies({name: rate["rate"] for name, rate in row["behaviors"].items()})
         found = measure_specificity(replies({"a": 0.4, "b": 0.2}), after, ["a", "b"], "a", row["alpha"], draws=100)

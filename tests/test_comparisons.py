@@ -1,9 +1,11 @@
 """Paired differences of rates: exact tests against their oracles, the interval, and simulations of level and power."""
 
+import itertools
 import json
 import math
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from scipy.stats import binomtest, permutation_test
 from gradsteer.comparisons import Comparison, compare, holm
 from gradsteer.realised import realised_shift
 from gradsteer.response_rows import cluster_of, prompt_digest
-from gradsteer.sign_flips import sign_flip
+from gradsteer.sign_flips import sign_flip, stratified
 from gradsteer.specificity import Selectivity, Shift, Specificity, measure_specificity
 
 
@@ -105,6 +107,44 @@ def test_a_hundred_prompts_are_scipys_sampling():
     assert 0.005 < found < 0.5
     assert sampled == pytest.approx(found, abs=5 * math.sqrt(found * (1 - found) / 1e5))
     assert sign_flip(after - before) == pytest.approx(exact_sign_flip(after - before), rel=1e-9)
+
+
+def test_more_replies_on_one_side_are_dealt_in_all_ways():
+    """Against all ways to choose which of a prompt's replies are those after, one prompt at a time."""
+    before, after = rows_of([3, 1, 2], 4), [row for row in rows_of([0, 1, 0], 4) if row["sample"] < 2]
+    found = compare(before, after, "bridge")
+    assert found.test == "sign_flip, cmh"
+    sums = [0]
+    for prompt in range(3):
+        replies = [row["verdicts"]["bridge"] for row in (*before, *after) if row["id"] == f"prompt {prompt}"]
+        sums = [total + sum(chosen) for total in sums for chosen in itertools.combinations(replies, 2)]
+    observed = sum(row["verdicts"]["bridge"] for row in after)
+    tails = [np.mean(np.array(sums) <= observed), np.mean(np.array(sums) >= observed)]
+    sizes = np.array([[4, 4, 4], [2, 2, 2]], dtype=float)
+    positives = np.array([[3, 1, 2], [0, 1, 0]], dtype=float)
+    assert stratified(positives, sizes) == pytest.approx(min(1, 2 * min(tails)))
+    assert stratified(positives[::-1], sizes[::-1]) == pytest.approx(stratified(positives, sizes))
+    assert found.p == max(
+        stratified(positives, sizes), sign_flip(found_numerators(positives, sizes), sizes.sum(axis=0))
+    )
+
+
+def found_numerators(positives, sizes):
+    return positives[1] * sizes[0] - positives[0] * sizes[1]
+
+
+@pytest.mark.parametrize(("prompts", "kept", "rate"), [(30, 1, 0.05), (30, 2, 0.05), (100, 1, 0.02)])
+def test_no_difference_is_found_too_often_where_a_side_lost_most_of_its_replies(prompts, kept, rate):
+    rng = np.random.default_rng(16)
+    found = flips = 0
+    for _ in range(200):
+        positives = np.stack([rng.binomial(8, rate, prompts), rng.binomial(kept, rate, prompts)]).astype(float)
+        sizes = np.stack([np.full(prompts, 8.0), np.full(prompts, float(kept))])
+        p = sign_flip(found_numerators(positives, sizes), sizes.sum(axis=0))
+        flips += p <= 0.05
+        found += max(p, stratified(positives, sizes)) <= 0.05
+    assert found <= 13
+    assert flips > found
 
 
 def test_the_p_value_has_no_floor():
@@ -212,7 +252,7 @@ def test_unscored_and_degenerate_replies_weigh_less_and_lost_prompts_nothing():
     # the loop is counted on its own, and moves the bounds alone
     alone = compare(before[:4], paired, "bridge")
     changed = {"num_prompts": 2, "num_degenerate": 0, "num_unscored": 1}
-    changed |= {"lowest": alone.lowest, "highest": alone.highest}
+    changed |= {key: getattr(alone, key) for key in ("lowest", "highest", "p_lowest", "p_highest")}
     assert (found.num_unscored_before, found.num_unscored) == (0, 3)
     assert alone.to_dict() == found.to_dict() | changed
     assert found.lowest < alone.lowest < alone.difference < alone.highest
@@ -247,6 +287,20 @@ def test_holm_corrects_over_the_table_and_skips_what_has_no_p():
     assert [row.behavior for row in holm(table)] == [row.behavior for row in table]
     assert holm([]) == []
     assert holm([table[1]]) == [table[1]]
+
+
+def test_robust_is_of_what_is_quoted_the_corrected_p():
+    """Of one comparison alone every way to count is significant; beside thirty others one of them is not."""
+    found = Comparison(
+        "bridge", 60, 60, 30, difference=-0.3, p=0.001, lowest=-0.4, highest=-0.2, p_lowest=1e-4, p_highest=0.006
+    )
+    others = [Comparison("recipe", 60, 60, 1, difference=0.0, p=1.0, lowest=0.0, highest=0.0)] * 30
+    assert holm([found])[0].robust
+    corrected = holm([found, *others])[0]
+    assert corrected.p_holm == pytest.approx(0.031)
+    assert not corrected.robust
+    assert holm([replace(found, p_highest=0.0016), *others])[0].robust
+    assert holm([*others, found])[-1] == corrected
 
 
 def test_to_dict_is_plain_json():
@@ -308,7 +362,9 @@ def test_a_difference_that_changes_its_sign_is_not_robust():
     before = rows_of([4] * 60, 8)
     after = looping(rows_of([1] * 60, 8), lambda row: row["sample"] >= 3)
     found = compare(before, after, "bridge")
-    assert (found.lowest, found.highest, found.p) == (-0.375, 0.25, 2.0**-59)
+    assert (found.lowest, found.highest, found.test) == (-0.375, 0.25, "sign_flip, cmh")
+    assert 1e-4 < found.p < 1e-3  # the prompts all move alike, but three replies of one each say little
+    assert found.p_lowest == found.p_highest == 2.0**-59
     assert not found.robust
 
 

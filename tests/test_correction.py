@@ -146,7 +146,7 @@ def test_labels_of_one_prompt_count_once():
     clusters = [str(i // 8) for i in range(40)]
     apart, together = JudgeError.measure(labels, verdicts), JudgeError.measure(labels, verdicts, clusters)
     assert apart.positive_size == 20
-    assert together.positive_size == 10
+    assert together.positive_size == 5  # the two that were missed are of one prompt
     assert (together.sensitivity, together.num_positive) == (apart.sensitivity, apart.num_positive)
     intervals = [corrected_rate(400, 120, 400.0, found) for found in (apart, together)]
     assert intervals[1]["ci_low"] < intervals[0]["ci_low"] < intervals[0]["ci_high"] < intervals[1]["ci_high"]

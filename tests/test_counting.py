@@ -74,6 +74,17 @@ def test_too_many_unscored_stop_the_run_and_it_says_both_ways_out():
     assert excess_of_unscored(condition, {"evaluation": rows}, 0.34) is None
 
 
+def test_reasons_that_differ_in_numbers_alone_are_one_and_what_is_not_listed_is_counted():
+    reasons = [f"the question has {n},000 tokens; the judge reads at most 400" for n in (414, 425, 425)]
+    reasons += ["HTTP 500: 1.5 s", "HTTP 500: 1.5 s", "HTTP 429: 1.5 s", "HTTP 429: 1.5 s", "no JSON", "no words"]
+    rows = [row(str(n), None, unscored={"a": reason}) for n, reason in enumerate(reasons)]
+    message = excess_of_unscored(counted(rows), {"evaluation": rows}, 0.1)
+    long = "3 x the question has N tokens; the judge reads at most 400"
+    assert f"Reasons: {long}; 2 x HTTP 500: 1.5 s; 2 x HTTP 429: 1.5 s; and 2 others. What was" in message
+    message = excess_of_unscored(counted(rows[-2:]), {"evaluation": rows[-2:]}, 0.1)
+    assert "Reasons: 1 x no JSON; 1 x no words. What was" in message
+
+
 def test_a_judge_that_knows_refusals_is_counted_on_the_prompts_for_them_too():
     def reply(prompt, verdict, completion="so it is", **more):
         said = {

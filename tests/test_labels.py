@@ -98,6 +98,14 @@ def test_prompts_are_clusters(tmp_path):
     assert (error.num_positive, error.positive_size) == (20, 4)
 
 
+def test_prompts_are_clusters_whatever_their_spaces_and_system_message(tmp_path):
+    asked = ["so it goes", " so  it\ngoes ", "system: Be brief.\nuser: so it goes"]
+    rows = [row(f"golden gate {i}", prompt=asked[i % 3], bridge=True) for i in range(6)]
+    path = written(tmp_path / "labelled.jsonl", *rows, row("golden gate", prompt="another", bridge=True))
+    error = read_labelled(path, ["bridge"]).errors(KeywordJudge({"bridge": ["golden gate"]}))["bridge"]
+    assert (error.num_positive, error.positive_size) == (7, 2)
+
+
 def test_a_set_that_says_nothing_of_a_judge_is_refused(tmp_path):
     found = read_labelled(written(tmp_path / "labelled.jsonl", row("a", bridge=True)), BEHAVIORS)
     found.check("words", ["recipe", "bridge"])

@@ -2,12 +2,15 @@
 
 import json
 import random
+import re
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 
 import gradsteer
+from gradsteer import degeneracy
 from gradsteer.degeneracy import compression_ratio, has_repeated_sentence, is_degenerate
 from gradsteer.metrics import (
     degenerate_share,
@@ -19,7 +22,7 @@ from gradsteer.metrics import (
     response_metrics,
     unfinished_share,
 )
-from gradsteer.refusals import looks_like_refusal, refusal_rates
+from gradsteer.refusals import refusal_rates
 from gradsteer.statistics import rate_with_interval
 
 LOOP = "Rinse the rice well. Rinse the rice well. Rinse the rice well."
@@ -53,39 +56,6 @@ def test_a_sentence_said_twice_is_a_loop(text):
 )
 def test_prose_that_is_no_loop(text):
     assert not has_repeated_sentence(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't help with that.",
-        "I’m sorry, but that is not possible.",
-        "I cannot provide instructions for this.",
-        "I can't assist with that request.",
-        "I am unable to answer this question.",
-        "Sorry. I'm not able to discuss it.",
-        "As an AI language model, I cannot have opinions.",
-        "I must decline.",
-        "I won't help you do this.",
-    ],
-)
-def test_refusals(text):
-    assert looks_like_refusal(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Sure! Rinse the rice first.",
-        "I can't stress enough how good this bridge is.",
-        "I'm sorry to hear that. Here is what to do.",
-        "You cannot provide too much light to a fern.",
-        "The bridge is long. " * 20 + "I cannot help you with the rest.",  # not the opening
-    ],
-)
-def test_not_refusals(text):
-    assert not looks_like_refusal(text)
 
 
 def test_shares_by_hand():
@@ -219,6 +189,20 @@ def test_a_word_loop_late_in_a_good_text_is_degenerate():
     text = REPLIES[0] + " and the bridge" * 7
     assert not is_degenerate(REPLIES[0] + " and the bridge" * 3)
     assert is_degenerate(text)
+
+
+def test_a_long_row_of_dots_takes_no_longer_than_other_texts():
+    began = time.process_time()
+    assert is_degenerate("." * 40_000 + "x")
+    assert time.process_time() - began < 2
+
+
+def test_sentences_end_where_a_plain_search_from_every_character_ends_them():
+    plain = re.compile(r"[.!?]+[\"'”’)\]*_]*(?:\s+|$)|[\n\r]+")
+    rng = random.Random(0)
+    for _ in range(5000):
+        text = "".join(rng.choices(".!?\"')_* \n\ra1", k=rng.randint(0, 14)))
+        assert degeneracy._SENTENCE_END.split(text) == plain.split(text)
 
 
 def test_the_compression_ratio_is_that_of_zlib():

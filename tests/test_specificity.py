@@ -139,14 +139,93 @@ def test_prompts_are_told_by_their_text_whatever_their_ids():
     assert measured(lambda row, i: f"{row['id']}, {i}") != expected
 
 
-def test_unscored_and_degenerate_replies_do_not_count():
+def test_unscored_and_degenerate_replies_do_not_count_and_move_the_bounds():
     extra = [
         {"id": "prompt 0", "verdicts": {"bridge": True, "recipe": None}},
         {"id": "prompt 1", "verdicts": {"bridge": False, "recipe": False}, "degenerate": True},
         {"id": "prompt 2", "verdicts": {"bridge": True, "recipe": True}, "degenerate": True},
     ]
     plain = measure_specificity(BEFORE, AFTER, NAMES[:2], "bridge", 1.0)
-    assert measure_specificity(BEFORE + extra, AFTER + extra, NAMES[:2], "bridge", 1.0) == plain
+    found = measure_specificity(BEFORE + extra, AFTER + extra, NAMES[:2], "bridge", 1.0)
+    for name in NAMES[:2]:
+        known, shift = plain.shifts[name], found.shifts[name]
+        assert known.lowest == known.highest == known.log_odds_shift
+        assert replace(shift, lowest=known.lowest, highest=known.highest, robust=True) == known
+    # as if these three had shown it before, and nothing after; and the reverse
+    bridge = found.shifts["bridge"]
+    assert bridge.lowest == pytest.approx(log_odds(20, 115) - log_odds(53, 80))
+    assert bridge.highest == pytest.approx(log_odds(23, 112) - log_odds(50, 83))
+    selectivity, known = found.selectivity, plain.selectivity
+    assert replace(selectivity, lowest=known.lowest, highest=known.highest, robust=True) == known
+    assert selectivity.highest == pytest.approx((log_odds(36, 40) - log_odds(20, 53)) + 0.0)
+    assert selectivity.lowest == pytest.approx((log_odds(33, 43) - log_odds(23, 50)) + 0.0)
+    turned = measure_specificity(BEFORE + extra, AFTER + extra, NAMES[:2], "bridge", -1.0).selectivity
+    assert (turned.lowest, turned.highest) == pytest.approx((-selectivity.highest, -selectivity.lowest))
+    never = {"id": "long", "verdicts": {"bridge": None, "recipe": None}, "failed": "longer than the context"}
+    assert measure_specificity([*BEFORE, never], [*AFTER, never], NAMES[:2], "bridge", 1.0) == plain
+
+
+def test_a_vector_that_turns_its_behavior_into_loops_is_not_robustly_selective():
+    before = [{"id": k, "verdicts": {"bridge": i < 4, "recipe": 4 <= i < 6}} for k in range(100) for i in range(8)]
+    after = [{**row, "degenerate": row["verdicts"]["bridge"]} for row in before]
+    found = measure_specificity(before, after, NAMES[:2], "bridge", 1.0)
+    assert found.selectivity.ci_low > 1  # the bridges are gone
+    assert found.selectivity.lowest < 0.01 < found.selectivity.highest
+    assert not found.selectivity.robust
+    assert not found.shifts["bridge"].robust
+    # a few loops change nothing
+    nothing = {"bridge": False, "recipe": False}
+    turned = [{**row, "verdicts": nothing} if row["verdicts"]["bridge"] and row["id"] % 2 else row for row in before]
+    few = [{**row, "degenerate": i % 97 == 0} for i, row in enumerate(turned)]
+    found = measure_specificity(before, few, NAMES[:2], "bridge", 1.0)
+    assert found.selectivity.robust
+    assert found.selectivity.ci_low > 0.3
+
+
+def test_prompts_that_lost_their_replies_move_nothing():
+    """Half of the prompts are all about bridges, and lost; nothing changes within the others."""
+
+    def verdicts(k, i):
+        return {"bridge": i < (7 if k < 45 else 2), "recipe": i == 7}
+
+    before = [{"id": k, "verdicts": verdicts(k, i)} for k in range(90) for i in range(8)]
+    after = [{**row, "degenerate": row["id"] < 45} for row in before]
+    found = measure_specificity(before, after, NAMES[:2], "bridge", 1.0)
+    assert (found.num_prompts, found.num_pairs) == (90, 45)
+    assert found.shifts["bridge"].log_odds_shift == found.shifts["recipe"].log_odds_shift == 0
+    assert found.selectivity.value == 0
+    assert (found.shifts["bridge"].num_shown, found.shifts["bridge"].num_shown_before) == (90, 90)
+    # the same where each of them kept one reply: a prompt weighs as much after as before
+    kept = [{**row, "degenerate": row["id"] < 45 and i % 8 != 0} for i, row in enumerate(before)]
+    fewer = {"bridge": False, "recipe": False}
+    shown = {"bridge": True, "recipe": False}
+    all_bridge = [{**row, "verdicts": shown if row["id"] < 45 else fewer} for row in before]
+    left = [{**row, "degenerate": loop["degenerate"]} for row, loop in zip(all_bridge, kept, strict=True)]
+    shift = measure_specificity(all_bridge, left, NAMES[:2]).shifts["bridge"]
+    assert shift.log_odds_shift == pytest.approx(0, abs=1e-12)
+
+
+def test_selectivity_says_when_it_rests_on_few():
+    assert not measure_specificity(BEFORE, AFTER, NAMES[:2], "bridge", 1.0).selectivity.few
+    gone = rows_of([(("recipe",), 28), ((), 132)])
+    assert measure_specificity(BEFORE, gone, NAMES[:2], "bridge", 1.0).selectivity.few
+    # of another behavior that decides nothing it is no matter
+    before = rows_of([(("bridge",), 60), (("recipe",), 60), (("poem",), 3), ((), 77)], NAMES)
+    assert measure_specificity(before, before, NAMES, "bridge", 1.0).selectivity.few
+
+
+def test_no_direction_is_called_the_other_way_round_for_many_others():
+    """Four behaviors that nothing moves: the upper end is rarely below 0, however many others there are."""
+    names, wrong = ["a", "b", "c", "d"], 0
+    rng = np.random.default_rng(5)
+    for _ in range(150):
+        sides = [
+            [{"id": k % 60, "verdicts": {name: name == names[shown % 4] and shown < 4 for name in names}}
+             for k, shown in enumerate(rng.integers(0, 6, 240))]
+            for _ in range(2)
+        ]  # fmt: skip
+        wrong += measure_specificity(*sides, names, "a", 1.0, draws=400).selectivity.ci_high < 0
+    assert wrong <= 9  # 2.5% of 150 are 4; without the correction it is 12
 
 
 def test_a_behavior_that_is_gone_gives_a_finite_shift_and_a_wide_interval():
@@ -182,14 +261,15 @@ def test_nothing_on_a_side_is_none():
         for shift in found.shifts.values():
             assert (shift.log_odds_shift, shift.ci_low, shift.ci_high) == (None, None, None)
     found = measure_specificity(BEFORE, [], NAMES[:2])
-    assert found.shifts["bridge"] == replace(found.shifts["bridge"], num_shown=0, num_shown_before=50)
+    assert (found.num_prompts, found.num_pairs) == (20, 0)
+    assert found.shifts["bridge"] == replace(found.shifts["bridge"], num_shown=0, num_shown_before=0)
 
 
 def test_to_dict_is_plain_json():
     for sides in ((BEFORE, AFTER), ([], [])):
         found = measure_specificity(*sides, NAMES[:2], "bridge", 1.0).to_dict()
         assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert list(found) == ["shifts", "selectivity"]
+    assert list(found) == ["shifts", "selectivity", "num_prompts", "num_pairs"]
     assert found["selectivity"] is None
     assert {"log_odds_shift", "ci_low", "ci_high", "num_shown", "num_neither"} <= found["shifts"]["bridge"].keys()
 

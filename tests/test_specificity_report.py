@@ -245,7 +245,9 @@ def test_findings_that_hang_on_degenerate_replies_are_marked_and_explained():
         "-50.0 [-60.0, -40.0]?!",
         "-50.0 [-60.0, -40.0]  ",
     ]
-    assert "!: whether p is at most .05, or the sign, hangs on how degenerate replies are counted" in table.caption
+    assert (
+        "!: whether p is at most .05, or the sign, hangs on how replies without a verdict are counted" in table.caption
+    )
     rows[0]["comparisons"] = {"poem": {**each, "robust": True}}
     assert "degenerate" not in comparison_table(rows).caption
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm, t
+from statsmodels.stats.proportion import proportion_confint
 
 from gradsteer.statistics import Rate, design_effect, expanded, rate_with_interval
+from gradsteer.statistics import wilson as wilson_of_rate
 
 
 def prompts(num, samples):
@@ -26,6 +28,12 @@ def test_one_reply_a_prompt_is_scipys_wilson_interval(num_positive, num, confide
     rate = rate_with_interval(verdicts, prompts(num, 1), confidence)
     assert rate.rate == num_positive / num
     assert (rate.ci_low, rate.ci_high) == pytest.approx(wilson(num_positive, num, confidence), abs=1e-12)
+
+
+@pytest.mark.parametrize(("rate", "size"), [(0.0, 7.3), (0.013, 411.9), (0.5, 0.8), (1.0, 12.25)])
+def test_an_effective_size_need_not_be_whole(rate, size):
+    expected = proportion_confint(rate * size, size, method="wilson")
+    assert wilson_of_rate(rate, size) == pytest.approx(expected, abs=1e-12)
 
 
 def test_replies_that_always_agree_count_as_their_prompts():
@@ -47,10 +55,24 @@ def test_replies_that_disagree_within_a_prompt_earn_no_credit():
 
 
 def test_design_effect_by_hand():
-    # prompts 11, 10, 00 -> MSB = 0.5, MSW = 1/6, rho = (1/2 - 1/6) / (1/2 + 1/6) = 1/2, deff = 1 + rho
-    assert design_effect([1, 1, 1, 0, 0, 0], list("aabbcc")) == pytest.approx(1.5)
+    # prompts 11, 10, 00, thrice -> MSB = 3/8, MSW = 1/6, rho = (3/8 - 1/6) / (3/8 + 1/6) = 5/13, deff = 1 + rho
+    assert design_effect([1, 1, 1, 0, 0, 0] * 3, list("aabbccddeeffgghhii")) == pytest.approx(18 / 13)
     # the order of the replies decides nothing
-    assert design_effect([1, 0, 1, 0, 1, 0], list("acabbc")) == pytest.approx(1.5)
+    assert design_effect([1, 0, 1, 0, 1, 0] * 3, list("acabbcdfdeefgighhi")) == pytest.approx(18 / 13)
+
+
+def test_few_prompts_with_an_exception_cannot_show_their_correlation_either():
+    def spread(num, value):
+        return [value if reply else value ^ (index < num) for index in range(100) for reply in range(8)]
+
+    for value in (True, False):
+        found = [design_effect(spread(num, value), prompts(100, 8)) for num in range(8)]
+        assert found == pytest.approx([8, 8, 6.6, 5.2, 3.8, 2.4, 1, 1])
+    # several in one prompt are no more prompts
+    both = [index < 2 and reply < 4 for index in range(100) for reply in range(8)]
+    assert design_effect(both, prompts(100, 8)) == pytest.approx(6.6)
+    wide, wider = (rate_with_interval(spread(num, False), prompts(100, 8)) for num in (1, 2))
+    assert wider.ci_high > 0.7 * wide.ci_high
 
 
 @pytest.mark.parametrize("value", [True, False])

@@ -141,22 +141,24 @@ def test_markers_tell_the_kinds_apart_and_the_legend_names_each_once():
     assert {*kinds, "negative alpha", "base"} == set(names)
 
 
-def test_shares_are_drawn_in_per_cent_and_loops_once():
+def test_shares_are_drawn_in_per_cent():
     rows = copy.deepcopy(ROWS)
     for index, each in enumerate(rows):
         each["metrics"] |= {"unfinished": 0.0, "repetition": 0.01, "degenerate": 0.001 * index, "refusal_harmful": 0.9}
     figure = tradeoff_figure(rows, "t")
     by_label = {axes.get_xlabel(): axes for axes in panels(figure)}
     assert list(by_label) == [
-        "perplexity, held-out text", "KL to the anchor (nats a token)", "degenerate (%)", "cut by the length limit (%)",
-        "harmful prompts refused (%)", "mean length (tokens)",
+        "perplexity, held-out text", "KL to the anchor (nats a token)", "degenerate (%)",
+        "with a repeated sentence (%)", "cut by the length limit (%)", "harmful prompts refused (%)",
+        "mean length (tokens)",
     ]  # fmt: skip
     np.testing.assert_allclose(by_label["degenerate (%)"].lines[0].get_xdata(), [0.3, 0.1, 0.2, 0.4])
+    assert all(axes.get_xticks()[axes.get_xticks() >= axes.get_xlim()[0]].min() >= 0 for axes in by_label.values())
     assert by_label["cut by the length limit (%)"].get_xlim()[1] >= 1  # nothing but noughts is no spread
     assert points(by_label["harmful prompts refused (%)"])["anchor"] == (90, 40)
 
 
-def test_repeated_sentences_stand_in_where_degenerate_responses_were_not_counted():
+def test_one_cost_alone_is_one_panel():
     rows = [each | {"metrics": {"repetition": 0.02}} for each in ROWS]
     (axes,) = panels(tradeoff_figure(rows, "t"))
     assert axes.get_xlabel() == "with a repeated sentence (%)"
