@@ -5,26 +5,35 @@ table. Everything else about a command is in `gradsteer.commands`.
 """
 
 import importlib
+import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
+import gradsteer.judges
 from gradsteer.bookkeeping import AlreadyDoneError, SaveReplayableConfig, StageRecord, check_stage
 from gradsteer.callbacks.dry_run import DryRunDoneError
 from gradsteer.callbacks.saving import SavePretrained
 from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
 from gradsteer.conditions import check_name
 from gradsteer.quiet import quieten
-from gradsteer.stages import Stage
+from gradsteer.stages import Stage, judge_settings
 from gradsteer.trainer import GradsteerTrainer
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+# the end of an option -> what it takes, where the parser's own words do not say it plainly
+_ACCEPTED = {
+    "patterns": 'a list of patterns for each behavior, such as {"bridge": ["golden gate"]}, or a JSON file of them',
+    "select": "{rule: target_rate, rate: 0.1} or {rule: selectivity, max_kl: 0.05}, each with keep: N if wanted",
+}
 
 
 class CommandParser(LightningArgumentParser):
@@ -33,6 +42,10 @@ class CommandParser(LightningArgumentParser):
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.command = COMMANDS[command] if command else None
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Says what an option takes, too, where it is known here."""
+        super().error(message + _accepted(message), ex)
 
 
 class GradsteerCLI(LightningCLI):
@@ -114,7 +127,9 @@ class GradsteerCLI(LightningCLI):
         self.inputs = self.stage.inputs(self.stage_config)
         if command.outputs and not config.get("dry_run"):
             check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
-        if config["trainer"]["logger"] in (None, True):
+        if config.get("dry_run"):
+            config["trainer"]["logger"] = False
+        elif config["trainer"]["logger"] in (None, True):
             arguments = Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False)
             path = "lightning.pytorch.loggers.TensorBoardLogger"
             config["trainer"]["logger"] = Namespace(class_path=path, init_args=arguments)
@@ -127,7 +142,9 @@ class GradsteerCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         if COMMANDS[str(self.subcommand)].outputs:
             callbacks = [*callbacks, StageRecord(self.stage, self.stage_config, self.inputs)]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer.judge_settings = judge_settings((self.stage_config.get("evaluation") or {}).get("judge"))  # type: ignore[attr-defined]
+        return trainer
 
     def before_fit(self) -> None:
         """Resumes a finetune that was cut off, from the checkpoint that it kept."""
@@ -195,6 +212,20 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
         )
         for target in ("data.vectors", "writing.vectors", "graddiff.vectors"):
             parser.link_arguments("vectors", target)
+
+
+def _accepted(message: str) -> str:
+    """A line for the innermost option of a parser's error that is known here; nothing where none is."""
+    for key in reversed(list(re.finditer(r'Parser key "([\w.]+)"', message))):
+        name = key[1].rpartition(".")[2]
+        said = _ACCEPTED.get(name)
+        if name == "judge" and "given class_path" not in message[key.end() :]:  # then the class itself is not known
+            judges = {judge: getattr(gradsteer.judges, judge) for judge in gradsteer.judges.__all__}
+            own = [judge for judge, it in judges.items() if hasattr(it, "fingerprint") and not inspect.isabstract(it)]
+            said = f"{', '.join(own)}, or a judge of your own by its import path, such as my_package.MyJudge"
+        if said is not None:
+            return "" if said in message else f"\n{key[1]} takes: {said}"
+    return ""
 
 
 def _map_strings(value: Any, function: Callable[[str], str]) -> Any:

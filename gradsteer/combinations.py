@@ -4,11 +4,10 @@ The text is parsed, never evaluated. Knows of names and numbers only.
 """
 
 import ast
-import json
 import math
 from collections.abc import Iterable, Mapping
 
-from gradsteer.vectors import SteeringVector
+from gradsteer.vectors import SteeringVector, merged_prompts
 
 Coefficients = dict[str, float]
 _OF_A_CONTRAST = ("plus", "minus", "calibration", "split_half", "derivation", "permutation", "graddiff")
@@ -96,7 +95,6 @@ def combine(coefficients: Coefficients, vectors: Mapping[str, SteeringVector]) -
     # a sum is no contrast of two piles, and its slope is its own: it says what its parts agree on
     sources = [vectors[name].metadata for name in used]
     shared = {key: value for key, value in total.metadata.items() if all(s.get(key) == value for s in sources)}
-    prompts = sorted({digest for source in sources for digest in json.loads(source.get("prompt_digests", "[]"))})
     text = " + ".join(f"{factor:g} * {name}" for name, factor in used.items())
     kept = {key: value for key, value in shared.items() if not key.startswith(_OF_A_CONTRAST)}
-    return SteeringVector(total, {**kept, "combination": text, "prompt_digests": json.dumps(prompts)})
+    return SteeringVector(total, {**kept, "combination": text, **merged_prompts(*sources)})

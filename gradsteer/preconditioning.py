@@ -5,13 +5,13 @@ nothing of training, and of files no more than `gradsteer.vectors` does.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradsteer.vectors import ParameterVector, SteeringVector
+from gradsteer.vectors import ParameterVector, SteeringVector, merged_prompts
 
 
 class SecondMoment(ParameterVector):
@@ -22,6 +22,11 @@ class SecondMoment(ParameterVector):
     """
 
     kind = "second_moment"
+
+    @classmethod
+    def is_of_prompts(cls, metadata: Mapping[str, str]) -> bool:
+        """Whether a moment's metadata ought to say the prompts it was made on: an optimizer's knows of none."""
+        return "prompt_digests" in metadata or metadata.get("source") != "adam"
 
     @classmethod
     def check_covers(cls, path: str, model: nn.Module, names: Sequence[str], fingerprint: str) -> None:
@@ -62,6 +67,8 @@ def precondition(
     Efficiently in Learning) where s is the diagonal Fisher information (as in Kirkpatrick et al., 2017,
     arXiv:1612.00796). Adam's moment is of whole batches' gradients, so it is no Fisher information.
 
+    The result was made on the moment's prompts, too, where the moment is of a pile.
+
     Args:
         vector: the direction V.
         second_moment: s; it covers at least the vector's parameters.
@@ -96,6 +103,8 @@ def precondition(
         scale = vector.norm() / norm if norm > 0 else 1.0
     for tensor in divided.values():
         tensor.mul_(scale)
+    if SecondMoment.is_of_prompts(second_moment.metadata):
+        divided.metadata.update(merged_prompts(vector.metadata, second_moment.metadata))
     if not divided.norm() < math.inf:
         raise ValueError(f"preconditioning with damping {damping!r} leaves float32's range; accepted: a larger one")
     return divided

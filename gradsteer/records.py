@@ -33,7 +33,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
 
     Raises:
         ValueError: At the call, if `path` is no file; while iterating, as `file:line: ...`, for a line that
-            is not one JSON object.
+            is not one JSON object, or that holds half of a surrogate pair, which no file and no tokenizer takes.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,7 +57,20 @@ def _iterate_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     f"{path}:{number}: a JSON {type(row).__name__} ({line.decode('utf-8').strip()[:60]}); "
                     'expected an object a line, such as {"prompt": "...", "completion": "..."}'
                 )
+            if b"\\ud" in line.lower():  # only so can a half be written in UTF-8
+                _check_surrogates(row, f"{path}:{number}")
             yield number, row
+
+
+def _check_surrogates(row: dict[str, Any], where: str) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise ValueError(
+            f"{where}: {half} is half of a surrogate pair, as in a text that was cut in the middle of a character; "
+            "expected whole characters: remove it, or put \\ufffd in its place"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -31,10 +31,10 @@ _NOT_PART = (
     "trainer.default_root_dir",
 )
 
-# how a judge is asked, not what: its answers are the same
-_ASKING = re.compile(
-    r"^evaluation\.judge\..*\b(concurrency|timeout|max_retries|max_cost|prices|store|api_key_env|device|batch_size)(\.\d+)?$"
-)
+# how a judge is asked, not what: its answers are the same. Only a judge's own arguments, or those of a judge in it: a
+# behavior may have such a name, too
+_HOW = ("concurrency", "timeout", "max_retries", "max_cost", "prices", "store", "api_key_env", "device", "batch_size")
+_ASKING = re.compile(rf"^evaluation\.judge\.(.+\.)?init_args\.({'|'.join(_HOW)})(\.\d+)?$")
 
 # the options that name files or directories
 _PATH_KEY = re.compile(
@@ -43,6 +43,19 @@ _PATH_KEY = re.compile(
     r"|(^|\.)(precondition|second_moment|vector_file|patterns)$|^steering\.forecast$"
     r"|^(steering\.vectors|steering\.control_vectors|data\.piles)\.[^.]+$"
 )
+
+
+def judge_settings(judge: Any) -> Any:
+    """What of a judge's configuration decides its verdicts, and of a judge in it, as a report shows it.
+
+    Args:
+        judge: ``class_path`` and ``init_args``, as a config holds them.
+    """
+    if not isinstance(judge, Mapping) or "init_args" not in judge:
+        return judge
+    arguments = {key: judge_settings(value) for key, value in dict(judge["init_args"]).items() if key not in _HOW}
+    return {**judge, "init_args": arguments}
+
 
 State = Literal["new", "unfinished", "done", "changed", "other"]
 

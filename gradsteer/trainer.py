@@ -34,6 +34,7 @@ class GradsteerTrainer(L.Trainer):
         # what the callbacks of forecast and steer share with each other
         self.forecasting: Any = None
         self.steering: Any = None
+        self.judge_settings: Any = None
         # what was kept of conditions on the way, to be removed when the command's record says that it finished
         self.unfinished: list[UnfinishedCondition] = []
 

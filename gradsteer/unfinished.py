@@ -6,8 +6,9 @@ condition a note stays, by which a later run of the same plan (with another judg
 responses. Knows of batches of rows and of files; knows nothing of models or judges.
 """
 
-import glob
+import contextlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,7 @@ class UnfinishedCondition:
         if not overwrite:
             self.check(plan)
         self.clear()  # of a plan that was never written, or of another one
+        self._make_directory()
         note = _read(self._note) or {}
         known = note.get("plan") == wanted and note.get("files") == self._files()
         if known and note["measured"] is not None:
@@ -143,9 +145,12 @@ class UnfinishedCondition:
     def clear(self) -> None:
         """Removes the batches; and the directory above, where it is empty then."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        for path in self.responses.glob(f".{glob.escape(self.slug)}.*.tmp.jsonl"):  # of a run that was killed
-            path.unlink(missing_ok=True)
-        if self.directory.parent.is_dir() and not any(self.directory.parent.iterdir()):
+        temporary = re.compile(rf"\.{re.escape(self.slug)}\.[0-9a-f]{{12}}\.tmp\.jsonl")  # as `replacing` names them
+        for path in self.responses.glob(".*.tmp.jsonl"):  # of a run that was killed
+            if temporary.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        # not there, not empty, or another command at another condition was faster
+        with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
 
     def remove_responses(self) -> None:
@@ -159,6 +164,12 @@ class UnfinishedCondition:
         if name == "evaluation":
             return self.responses / f"{self.slug}.jsonl"
         return self.responses / "refusals" / f"{self.slug}.{name}.jsonl"
+
+    def _make_directory(self) -> None:
+        """Once it is there, no other command removes the one above, which it may just before."""
+        while not self.directory.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                self.directory.mkdir(parents=True, exist_ok=True)
 
     def _files(self) -> dict[str, str]:
         """Digests of the finished responses, by set."""

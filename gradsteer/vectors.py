@@ -309,9 +309,12 @@ def _contrast_metadata(plus: PileAverage, minus: PileAverage, names: tuple[str, 
         metadata[f"{side}_num_examples"] = gradient.metadata.get("num_examples", "")
         if "where" in gradient.metadata:
             metadata[f"{side}_where"] = gradient.metadata["where"]
-    return {**metadata, "prompt_digests": json.dumps(sorted({*_prompt_digests(plus), *_prompt_digests(minus)}))}
+    return {**metadata, **merged_prompts(plus.metadata, minus.metadata)}
 
 
-def _prompt_digests(vector: ParameterVector) -> list[str]:
-    digests: list[str] = json.loads(vector.metadata.get("prompt_digests", "[]"))
-    return digests
+def merged_prompts(*sources: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of the prompts that all of them were made on; it is marked incomplete where one does not say its own."""
+    said = [source for source in sources if "prompt_digests" in source]
+    digests = sorted({digest for source in said for digest in json.loads(source["prompt_digests"])})
+    whole = len(said) == len(sources) and not any("prompt_digests_incomplete" in source for source in said)
+    return {"prompt_digests": json.dumps(digests), **({} if whole else {"prompt_digests_incomplete": "true"})}

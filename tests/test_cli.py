@@ -1,6 +1,7 @@
 """The command line as users meet it: help, typing errors, flags, configs, bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from road import PATTERNS, write_lines
 from test_attribution_module import Averages, trainer_of
 
 from gradsteer.__main__ import main
+from gradsteer.choosing import Selection
+from gradsteer.cli import _ACCEPTED
 from gradsteer.commands import COMMANDS
 from gradsteer.vectors import SteeringVector
 from gradsteer.version import __version__
@@ -324,6 +327,47 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
 )
 def test_bad_values_are_refused_with_the_accepted_form(experiment, tmp_path, capsys, changes, said):
     assert said in refusal(capsys, *line(experiment, "steer", tmp_path, **changes))
+
+
+_JUDGES = "takes: HybridJudge, KeywordJudge, LocalJudge, OpenAIJudge, or a judge of your own by its import path"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"--evaluation.judge": "NoJudge", "--evaluation.judge.patterns": None}, f"\nevaluation.judge {_JUDGES}"),
+        ({"--evaluation.judge": "HybridJudge", "--evaluation.judge.judge": "NoJudge"}, f"\n    judge {_JUDGES}"),
+        (
+            {"--evaluation.judge.patterns": '{"a": "golden"}'},
+            'patterns takes: a list of patterns for each behavior, such as {"bridge": ["golden gate"]}, or a JSON file',
+        ),
+        (
+            {"--steering.select": "{rule: nonsense}"},
+            "\nsteering.select takes: {rule: target_rate, rate: 0.1} or {rule: selectivity, max_kl: 0.05}",
+        ),
+    ],
+)
+def test_an_error_of_the_parser_ends_with_what_the_option_takes(experiment, tmp_path, capsys, changes, said):
+    message = refusal(capsys, *line(experiment, "steer", tmp_path, **changes))
+    assert said in message
+    assert message.count("takes: ") == 1
+    assert "takes: " in message.splitlines()[-1]
+
+
+def test_what_a_judge_does_not_know_is_said_without_a_list_of_judges(experiment, tmp_path, capsys):
+    message = refusal(capsys, *line(experiment, "steer", tmp_path, **{"--evaluation.judge.nope": 3}))
+    assert "Option 'nope' is not accepted" in message
+    assert "takes: " not in message
+
+
+def test_the_selections_that_the_parser_names_are_accepted(parsers):
+    [first, second] = (found[0] for found in re.finditer(r"{.*?}", _ACCEPTED["select"]))
+    needed = ["--model.model_name_or_path", "m", "--data.prompts", "p", "--evaluation.judge", "KeywordJudge"]
+    needed += ["--evaluation.judge.patterns", PATTERNS, "--steering.vectors.a", "v.safetensors"]
+    for words, rule in ((first, "target_rate"), (second, "selectivity")):
+        parser = parsers["steer"]
+        assert parser.parse_args([*needed, "--steering.select", words]).steering.select.rule == rule
+        Selection(**yaml.safe_load(words))
 
 
 def test_a_loss_that_is_not_finite_names_the_example(experiment, tmp_path, capsys):

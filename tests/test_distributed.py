@@ -156,4 +156,4 @@ def test_evaluate_on_two_processes_writes_the_same_bytes(commands, on_two, tmp_p
     two, _ = on_two(name, "ddp")
     for file in ("responses/anchor.jsonl", "evaluations/anchor.json"):
         assert (two / file).read_bytes() == (tmp_path / file).read_bytes()
-    assert {path.name for path in (two / "responses").iterdir()} == {"anchor.jsonl", ".sampled"}
+    assert {path.name for path in (two / "responses").iterdir()} == {"anchor.jsonl", ".sampled", ".locks"}

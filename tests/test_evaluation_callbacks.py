@@ -163,7 +163,7 @@ def test_the_legend_names_a_behavior_that_the_first_condition_has_no_rate_of():
 
 HOSTILE = (
     "<script>alert(1)</script> | `rm -rf` [x](javascript:alert(1)) ![y](http://z) **b** <img src=x> http://z.org\n"
-    "# head\n- item\n1. one\r\n    code\n~~~\n&lt;b&gt; | --- | \\| _e_"
+    '# head\n- item\n1. one\r\n    code\n~~~\n&lt;b&gt; | --- | \\| _e_ I don\'t "say" & &#39;'
 )
 
 

@@ -146,6 +146,27 @@ def test_a_finished_command_lets_go(evaluated, tmp_path):
     assert evaluated(tmp_path, overwrite="true")[0]
 
 
+# an error on the way
+
+
+def test_an_error_while_sampling_begins_a_line_of_its_own(words, tmp_path, monkeypatch, capsys):
+    def break_(*_):
+        raise ValueError("broke")
+
+    monkeypatch.setattr(GenerationModule, "_sample", break_)
+    assert main([*words(tmp_path), "--trainer.accelerator", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert "anchor:   0%" in said.out  # the bar
+    assert said.out.endswith("\n")
+    assert said.err.splitlines()[-2] == "gradsteer evaluate: error: broke"
+
+
+def test_a_blank_prompt_stops_a_run_before_the_model_is_loaded(words, no_model, prompts, tmp_path, capsys):
+    blank = write_lines(tmp_path / "blank.jsonl", [*lines_of(prompts), {"prompt": " "}])
+    message = message_of(words(tmp_path / "out", data__prompts=blank), capsys)
+    assert f"{blank}:6: the prompt is ' '; accepted: " in message
+
+
 # --dry_run
 
 
@@ -171,6 +192,35 @@ def test_a_dry_run_counts_the_refusal_prompts_but_does_not_judge_them(words, no_
     [said] = [line for line in caplog.text.splitlines() if "judging, about" in line]
     assert ": 10 requests, " in said
     assert float(said.rsplit("$", 1)[1]) > 0
+
+
+def test_a_dry_run_makes_neither_a_log_nor_a_folder_of_responses(words, no_model, tmp_path):
+    for logger in (None, "true"):
+        run(*words(tmp_path / "new", dry_run="true", trainer__logger=logger))
+        assert not list(tmp_path.rglob("new/*"))
+    kept = tmp_path / "responses" / "kept.jsonl"
+    kept.parent.mkdir()
+    kept.write_text("")
+    run(*words(tmp_path, dry_run="true"))
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_dry_run_says_when_judging_would_pass_max_cost(words, no_model, tmp_path, caplog, hybrid):
+    def said(max_cost):
+        asked = {"rubrics": {"bridge": None}, "store": str(tmp_path / "store.sqlite"), "max_cost": max_cost}
+        judge = {"class_path": "OpenAIJudge", "init_args": asked}
+        if hybrid:
+            judge = {"class_path": "HybridJudge", "init_args": {"patterns": {"bridge": ["golden"]}, "judge": judge}}
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            changes = {"evaluation__judge": json.dumps(judge), "evaluation__judge__patterns": None}
+            run(*words(tmp_path, dry_run="true", **changes))
+        assert "judging, about" in caplog.text
+        return caplog.text
+
+    assert "that is more than max_cost $1e-05: the run would stop on the way" in said(1e-5)
+    assert "max_cost" not in said(5.0)
 
 
 class CountingJudge(UnsureJudge):
@@ -440,7 +490,7 @@ def counting(monkeypatch):
 
 
 def test_too_many_unscored_verdicts_stop_a_run_and_keep_its_files(
-    words, evaluated, plain, tmp_path, monkeypatch, capsys
+    words, evaluated, plain, tmp_path, monkeypatch, capsys, caplog
 ):
     message = message_of(words(tmp_path, **SHY_OF_TWO, evaluation__max_unscored=0.39), capsys)
     said = "4 of 10 verdicts on 'spaced' (40.0%) are unscored, more than evaluation.max_unscored 0.39 allows."
@@ -452,7 +502,9 @@ def test_too_many_unscored_verdicts_stop_a_run_and_keep_its_files(
     assert list((tmp_path / "responses" / ".unfinished" / "anchor").glob("0*.jsonl"))
     assert not (tmp_path / "evaluations").exists()
     sampled = counting(monkeypatch)
-    found, condition = evaluated(tmp_path, **SHY_OF_TWO, evaluation__max_unscored=0.4)
+    with caplog.at_level("INFO"):
+        found, condition = evaluated(tmp_path, **SHY_OF_TWO, evaluation__max_unscored=0.4)
+    assert "4 responses lack a verdict: the same command with --overwrite true asks for those" in caplog.text
     assert sampled == []
     assert found == rows
     spaced = [" " in row["completion"] for row in rows if row["prompt"] not in PROMPTS[1:3]]

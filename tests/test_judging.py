@@ -230,7 +230,7 @@ def test_without_the_stored_verdicts(files, out, tmp_path, capsys):
 
 def test_unscored_verdicts_are_left_out_and_counted(files, out, capsys):
     words = ("--responses", files[0], *GATE, "--judges.shy", "ShyJudge", "--judges.shy.word", "nothing")
-    report = judge(out, *words)
+    report = judge(out, *words, "--max_unscored", "1")
     rate = pick(report["rates"], judge="shy")
     assert (rate["num_scored"], rate["num_unscored"], rate["num_positive"]) == (4, 2, 3)
     pair = pick(report["pairs"], first="gate", second="shy", file=files[0])
@@ -238,8 +238,46 @@ def test_unscored_verdicts_are_left_out_and_counted(files, out, capsys):
     assert "shy: 6 different exchanges, 2 without every verdict" in capsys.readouterr().out
 
 
+def test_too_many_unscored_verdicts_fail_when_the_report_is_written(files, out, capsys):
+    """Of the anchor's 6 responses 2 are unscored, of the steered model's 2 that are no loops 1."""
+    copies = out.parent / "copies"
+    words = ("--responses", *files, "--judges.shy", "ShyJudge", "--judges.shy.word", "nothing", "--write", str(copies))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is what the test asserts)
+        main([*words, "--output_dir", str(out)])
+    said = (
+        f"the judge 'shy', {files[0]}: 2 of 6 verdicts on 'bridge' (33.3%) are unscored, more than --max_unscored 0.1 "
+        "allows. Reasons: 2 x shy. What was judged is kept"
+    )
+    assert said in str(caught.value)
+    assert pick(json.loads((out / "agreement.json").read_text())["rates"], judge="shy", file=files[0])
+    assert (out / "agreement.csv").is_file()
+    assert len(list(copies.iterdir())) == 2
+    with pytest.raises(ValueError, match=r"steered.jsonl: 1 of 2 verdicts on 'bridge' \(50.0%\)"):
+        main([*words, "--output_dir", str(out), "--max_unscored", "0.4"])
+    judge(out, *words, "--max_unscored", "0.5")
+
+
+def test_too_many_unscored_verdicts_on_the_labelled_set_fail_too(files, out, tmp_path):
+    rows = [
+        {"prompt": "q", "completion": f"{'a reply' if i else 'shy'} {i}", "labels": {"bridge": False}} for i in range(5)
+    ]
+    path = write(tmp_path / "labelled.jsonl", rows)
+    words = ("--responses", *files, "--judges.shy", "ShyJudge", "--labelled", path)
+    with pytest.raises(ValueError, match=r"labelled.jsonl: 1 of 5 verdicts on 'bridge' \(20.0%\) are unscored"):
+        main([*words, "--output_dir", str(out)])
+    report = judge(out, *words, "--max_unscored", "0.2")
+    assert pick(report["errors"], judge="shy")["num_unscored"] == 1
+
+
+def test_verdicts_that_are_missing_in_the_files_are_not_the_judges(out, tmp_path):
+    rows = [{**row, "verdicts": {"bridge": None}} for row in ANCHOR]
+    report = judge(out, "--responses", write(tmp_path / "anchor.jsonl", rows), *GATE)
+    assert pick(report["rates"], judge="file")["num_unscored"] == 6
+
+
 def test_a_missing_number_says_why(files, out, capsys):
-    report = judge(out, "--responses", files[0], *GATE, "--judges.shy", "ShyJudge", "--judges.shy.word", "n")
+    shy = ("--judges.shy", "ShyJudge", "--judges.shy.word", "n", "--max_unscored", "1")
+    report = judge(out, "--responses", files[0], *GATE, *shy)
     pair = pick(report["pairs"], first="gate", second="shy", file=None)
     assert (pair["kappa"], pair["num_left_out"]) == (None, 6)
     said = "gate, shy on bridge; shy, file on bridge: there is no response on which both have a verdict"
@@ -329,6 +367,9 @@ def test_bad_options_are_refused(files, out, tmp_path):
     assert "--write_judge is 'gate', which needs --write DIR" in refused(
         out, "--responses", *files, *GATE, "--write_judge", "gate"
     )
+    assert "--max_unscored is 1.5; accepted: a share, from 0 to 1" in refused(
+        out, "--responses", *files, *GATE, "--max_unscored", "1.5"
+    )
     to = str(tmp_path / "copies")
     words = ("--responses", *files, *GATE, *SPAN, "--write", to)
     assert "--write_judge is None; accepted: the judge to write with, one of gate, span" in refused(out, *words)
@@ -403,7 +444,7 @@ def test_a_row_that_was_never_sampled_is_unscored_and_not_asked_about(out, tmp_p
     failed = response("9", None, {"bridge": None}, failed="the prompt is longer than the context")
     path = write(tmp_path / "failed.jsonl", [*ANCHOR, failed])
     costly = ("--judges.costly", "CostlyJudge", "--judges.costly.store", str(tmp_path / "store.sqlite"))
-    report = judge(out, "--responses", path, *costly, "--write", str(tmp_path / "copies"))
+    report = judge(out, "--responses", path, *costly, "--write", str(tmp_path / "copies"), "--max_unscored", "0.2")
     rate = pick(report["rates"], judge="costly")
     assert (rate["num_scored"], rate["num_unscored"], len(CostlyJudge.asked)) == (6, 1, 6)
     copy = [json.loads(line) for line in (tmp_path / "copies" / "failed.jsonl").read_text().splitlines()][-1]
@@ -485,6 +526,6 @@ def test_help_names_every_option(capsys):
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     for option in ("config", "responses", "judges", "labelled", "stored", "output_dir", "experiment", "overwrite",
-                   "write", "write_judge", "dry_run"):  # fmt: skip
+                   "write", "write_judge", "max_unscored", "dry_run"):  # fmt: skip
         assert f"--{option}" in said
     assert "KeywordJudge" in said

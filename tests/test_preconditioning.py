@@ -89,6 +89,20 @@ def test_large_damping_gives_the_vector_back():
     np.testing.assert_allclose(flat(precondition(vector, moment, damping=1e9)), flat(vector), rtol=1e-5)
 
 
+def test_the_prompts_of_a_moment_are_those_of_the_vector_too():
+    vector, adam = pair()
+    fisher = SecondMoment(adam, {"source": "fisher", "prompt_digests": '["b"]'})
+    said = SteeringVector(vector, {**vector.metadata, "prompt_digests": '["a"]'})
+    assert precondition(said, fisher).metadata["prompt_digests"] == '["a", "b"]'
+    assert "prompt_digests_incomplete" not in precondition(said, fisher).metadata
+    assert precondition(vector, fisher).metadata["prompt_digests_incomplete"] == "true"
+    assert precondition(said, SecondMoment(adam)).metadata["prompt_digests_incomplete"] == "true"  # of who knows what
+    # an optimizer's is of no prompts
+    assert precondition(said, adam).metadata["prompt_digests"] == '["a"]'
+    assert "prompt_digests_incomplete" not in precondition(said, adam).metadata
+    assert "prompt_digests" not in precondition(vector, adam).metadata
+
+
 def test_a_zero_vector_stays_zero():
     vector, moment = pair()
     assert precondition(vector * 0.0, moment).norm() == 0.0

@@ -190,6 +190,18 @@ def test_when_no_evaluation_prompt_fits_nothing_starts(data_of, files):
         data.plan_of(said)
 
 
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_a_blank_prompt_is_refused_by_file_and_line(data_of, tmp_path, text):
+    blank = str(write_lines(tmp_path / "blank.jsonl", [{"prompt": "the?"}, {"id": "b", "prompt": text}]))
+    for options in ({"prompts": blank}, {"benign_prompts": blank}, {"harmful_prompts": blank}):
+        with pytest.raises(ValueError, match=r"blank\.jsonl:2: the prompt is .*; accepted: a text that is not blank"):
+            data_of(**options)
+    turns = [{"role": "user", "content": "the?"}, {"role": "user", "content": text}]
+    with pytest.raises(ValueError, match=r"turns\.jsonl:1: the prompt is"):
+        data_of(prompts=str(write_lines(tmp_path / "turns.jsonl", [{"messages": turns}])))
+    assert data_of(prompts=blank, max_prompts=1).plan["num_rows"] == 1
+
+
 def test_one_prompt_that_fits_is_enough(data_of, tmp_path):
     prompts = [{"prompt": "the " * 200}, {"prompt": "the?"}]
     data = data_of(0, str(write_lines(tmp_path / "p.jsonl", prompts)))

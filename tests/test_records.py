@@ -27,6 +27,12 @@ def test_jsonl_comes_back_as_written(tmp_path):
     assert "🌉" in path.read_text(encoding="utf-8")
 
 
+def test_whole_surrogate_pairs_and_texts_about_them_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "\\ud83d\\ude00", "b": "\\\\ud83d"}\n')
+    assert list(read_jsonl(path)) == [(1, {"a": "😀", "b": "\\ud83d"})]
+
+
 def test_blank_lines_are_skipped_but_counted(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n   \n{"a": 2}')
@@ -40,6 +46,8 @@ def test_blank_lines_are_skipped_but_counted(tmp_path):
         (b"[1, 2]", r"rows\.jsonl:2: a JSON list \(\[1, 2\]\); expected an object"),
         (b'"text"', r"rows\.jsonl:2: a JSON str"),
         (b'{"a": "\xff"}', r"rows\.jsonl:2: not JSON .*utf-8"),
+        (rb'{"a": ["hello \ud83d"]}', r"rows\.jsonl:2: \\ud83d is half of a surrogate pair.*put \\ufffd in its place"),
+        (rb'{"\uDE00": 1}', r"rows\.jsonl:2: \\ude00 is half"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):

@@ -104,6 +104,8 @@ def test_another_configuration_is_refused_and_can_start_afresh(words, sampled, t
     assert "differs in temperature (now 1.5, then 1.0)" in message_of(hotter, capsys)
     assert "num_batches (now 4, then 8)" in message_of([*words, "--model.num_samples", "2"], capsys)
     assert "digest" in message_of([*words, "--model.sampling_seed", "7"], capsys)
+    mixed = message_of([*words, "--trainer.precision", "bf16-mixed"], capsys)
+    assert 'differs in precision (now "bf16-mixed", then "32-true")' in mixed
     assert sampled == []
     run(*hotter, "--overwrite", "true")
     assert len(sampled) == 6 * 24

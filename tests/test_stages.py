@@ -94,6 +94,20 @@ def test_where_and_how_loudly_a_command_runs_is_no_part_of_its_digest():
     assert config_digest(config) != config_digest({**config, "alpha": []})
 
 
+@pytest.mark.parametrize("name", ["device", "store", "timeout", "prices", "concurrency", "batch_size"])
+def test_a_behavior_named_like_an_option_of_the_judge_is_part_of_the_digest(name):
+    def digest(**arguments):
+        judge = {"class_path": "KeywordJudge", "init_args": arguments}
+        hybrid = {"class_path": "HybridJudge", "init_args": {"judge": judge, "patterns": arguments.get("patterns")}}
+        return [config_digest({"evaluation": {"judge": each}}) for each in (judge, hybrid)]
+
+    for key in ("patterns", "rubrics", "labels"):
+        for first, second in ((["bridge"], ["gate"]), ("bridge", "gate")):
+            before, after = (digest(**{key: {name: value}}) for value in (first, second))
+            assert all(one != other for one, other in zip(before, after, strict=True))
+    assert digest(**{name: 1}) == digest(**{name: 2}) == digest(**{name: [1, 2]}) == digest()
+
+
 def test_a_record_of_another_format_or_a_broken_one_is_refused(stage):
     stage.path.parent.mkdir(parents=True)
     stage.path.write_text(json.dumps({"format": 99}))

@@ -17,6 +17,8 @@ from gradsteer.conditions import slug_of
 from gradsteer.correction import JudgeError, corrected_rate
 from gradsteer.fingerprints import model_fingerprint, weights_digest
 from gradsteer.models import load_causal_lm
+from gradsteer.preconditioning import SecondMoment
+from gradsteer.refusals import looks_like_refusal
 from gradsteer.specificity import measure_specificity
 from gradsteer.trainer import GradsteerTrainer
 from gradsteer.vectors import SteeringVector
@@ -119,14 +121,28 @@ def started_from(name):
     return "base" if name.endswith("on base") else "anchor"
 
 
+def refused_of(full, name):
+    """Rows of the prompts for refusals, each with whether it looks like one."""
+    found = {}
+    for key in full.rows[name]["refusals"]:
+        rows = lines_of(full.directory / "responses" / "refusals" / f"{slug_of(name)}.{key}.jsonl")
+        own = f"{key}_refused"
+        found[own] = [{**row, "verdicts": {own: looks_like_refusal(row["completion"])}} for row in rows]
+    return found
+
+
 def recomputed(full, draws, seed):
     """The comparisons and the specificity of all conditions, from the response files alone."""
     responses = {name: full.responses(name) for name in NAMES}
-    pairs = [(name, behavior) for name in NAMES if name != "anchor" for behavior in "ab"]
-    comparisons = [
-        compare(responses[started_from(name)], responses[name], behavior, draws=draws, seed=seed)
-        for name, behavior in pairs
+    refusals = {name: refused_of(full, name) for name in NAMES}
+    pairs = [(name, key) for name in NAMES if name != "anchor" for key in ("a", "b", *refusals[name])]
+    sides = [
+        (responses[started_from(name)], responses[name])
+        if key in ("a", "b")
+        else (refusals[started_from(name)][key], refusals[name][key])
+        for name, key in pairs
     ]
+    comparisons = [compare(*rows, key, draws=draws, seed=seed) for (_, key), rows in zip(pairs, sides, strict=True)]
     table = {name: {} for name in NAMES if name != "anchor"}
     for (name, behavior), each in zip(pairs, holm(comparisons), strict=True):
         table[name][behavior] = each.to_dict()
@@ -147,6 +163,7 @@ def test_comparisons_and_specificity_are_those_of_the_responses(full):
     for name in comparisons:
         assert rows[name]["comparisons"] == comparisons[name]
         assert rows[name]["specificity"] == specificity[name]
+        assert comparisons[name].keys() == {"a", "b", "benign_refused"}
     assert any(row["degenerate"] for name in NAMES for row in full.responses(name))  # they count in none of these
     shifts = [rows[name]["specificity"]["shifts"]["a"]["log_odds_shift"] for name in NAMES if name != "anchor"]
     assert len(set(shifts)) > 5
@@ -166,10 +183,10 @@ def test_draws_and_seed_of_the_comparisons_matter(full, draws, seed):
 def test_holm_is_over_the_whole_table(full):
     """By hand: sorted, the k-th least of m times m - k + 1, never less than one before it, at most 1."""
     found = [each for row in full.rows.values() for each in (row["comparisons"] or {}).values()]
-    assert len(found) == 26
+    assert len(found) == 39
     least = 0.0
     for rank, each in enumerate(sorted(found, key=lambda each: each["p"])):
-        least = max(least, min(1.0, (26 - rank) * each["p"]))
+        least = max(least, min(1.0, (39 - rank) * each["p"]))
         assert each["p_holm"] == pytest.approx(least)
     assert least > min(each["p"] for each in found)
 
@@ -458,6 +475,43 @@ def test_a_vector_that_does_not_say_its_prompts_is_told_of(judged, tmp_path, cap
     assert "vector a does not say which prompts it was made on" in caplog.text
 
 
+def test_a_sum_says_so_where_one_of_its_parts_does_not(judged, tmp_path, caplog, capsys):
+    vector, other = SteeringVector.load(judged.vector("a")), tmp_path / "other.safetensors"
+    SteeringVector(vector, {key: text for key, text in vector.metadata.items() if key != "prompt_digests"}).save(other)
+    words = steer_words(judged, tmp_path / "out", steering__vectors__c="a + b", steering__vectors__a=None)
+    words += ["--steering.vectors.a", str(other), "--steering.vectors.b", str(judged.vector("b"))]
+    with caplog.at_level("INFO"):
+        run(*words, "--dry_run", "true")
+    assert "vector c does not say which prompts it was made on, not all of them" in caplog.text
+    assert "vector b does not say" not in caplog.text
+    shared = [*words, "--data.prompts", str(judged.directory / "piles.jsonl")]
+    assert "was made on responses to" in message_of(shared, capsys)  # what is known is refused
+
+
+def test_second_moments_of_piles_are_checked_too(judged, tmp_path, capsys, caplog):
+    vector, used = SteeringVector.load(judged.vector("a")), judged.vector("a")
+    other = SteeringVector(vector, {**vector.metadata, "prompt_digests": "[]"}).save(tmp_path / "other.safetensors")
+    prompts = {"prompt_digests": vector.metadata["prompt_digests"]}
+    moments = {
+        name: SecondMoment(vector.map(lambda _, tensor: tensor.square(), ""), metadata).save(tmp_path / name)
+        for name, metadata in (("fisher", {"source": "fisher", **prompts}), ("adam", {"source": "adam"}), ("who", {}))
+    }
+
+    def words(name):
+        transforms = json.dumps([{"preconditioned": {"second_moment": str(moments[name])}}])
+        shared = {"data__prompts": judged.directory / "piles.jsonl", "steering__vectors__a": other}
+        return steer_words(judged, tmp_path / "out", **shared, steering__transforms=transforms, dry_run="true")
+
+    assert SteeringVector.read_header(used)["prompt_digests"] != "[]"
+    message = message_of(words("fisher"), capsys)
+    assert f"second moment {str(moments['fisher'])!r} was made on responses to 2 of the 2 prompts" in message
+    for name, told in (("adam", False), ("who", True)):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            run(*words(name))
+        assert ("does not say which prompts it was made on" in caplog.text) is told
+
+
 def test_a_sum_of_vectors_was_made_on_the_prompts_of_each(judged, tmp_path, capsys, no_model):
     other = tmp_path / "other.safetensors"
     vector = SteeringVector.load(judged.vector("a"))
@@ -472,13 +526,23 @@ def test_a_sum_of_vectors_was_made_on_the_prompts_of_each(judged, tmp_path, caps
 
 @pytest.fixture(scope="module")
 def refusals(judged, tmp_path_factory):
-    """A run whose prompts for refusals are those that the vector was made on."""
+    """A run whose prompts for refusals are those that the vector was made on, as was asked for."""
     out, piles = tmp_path_factory.mktemp("refusals"), judged.directory / "piles.jsonl"
-    run(*steer_words(judged, out, data__benign_prompts=piles, data__harmful_prompts=piles))
+    shared = {"data__benign_prompts": piles, "data__harmful_prompts": piles}
+    run(*steer_words(judged, out, **shared, steering__seed_faithful="true"))
     return out
 
 
-def test_prompts_for_refusals_are_not_what_a_vector_is_measured_on(refusals):
+@pytest.mark.parametrize("kind", ["benign", "harmful"])
+def test_prompts_for_refusals_that_a_vector_was_made_on_are_refused(judged, tmp_path, capsys, no_model, kind):
+    words = steer_words(judged, tmp_path, **{f"data__{kind}_prompts": judged.directory / "piles.jsonl"})
+    said = f"vector a was made on responses to 20 of the 20 {kind} prompts that it is measured on"
+    message = message_of(words, capsys)
+    assert said in message
+    assert "--steering.seed_faithful true" in message
+
+
+def test_refusals_on_prompts_that_a_vector_was_made_on_can_be_asked_for(refusals):
     assert rows_of(refusals / "results.json")["anchor"]["metrics"]["refusal_harmful"] == 0
     assert len(list((refusals / "responses" / "refusals").iterdir())) == 6
 

@@ -4,6 +4,8 @@ import errno
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +55,57 @@ def test_what_is_cleared_is_gone_and_conditions_do_not_see_each_other(tmp_path):
     other.clear()
     assert not (tmp_path / ".unfinished").exists()
     other.clear()  # nothing is there: nothing to say
+
+
+def test_temporary_files_of_a_condition_whose_name_goes_on_are_left_alone(tmp_path):
+    own, others = (tmp_path / f".{name}.0123456789ab.tmp.jsonl" for name in ("bridge", "bridge.v2"))
+    for path in (own, others):
+        path.touch()
+    UnfinishedCondition(tmp_path, "bridge").clear()
+    assert (own.exists(), others.exists()) == (False, True)
+    UnfinishedCondition(tmp_path, "bridge.v2").clear()
+    assert not others.exists()
+
+
+def test_two_commands_at_two_conditions_do_not_take_the_directory_from_each_other(tmp_path):
+    """Each begins and clears over and over, so that one makes what the other is about to remove."""
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(begin_and_clear, UnfinishedCondition(tmp_path, name)) for name in "abcd"]:
+            done.result()
+    assert not (tmp_path / ".unfinished").exists()
+
+
+def begin_and_clear(condition):
+    for _ in range(150):
+        condition.begin(PLAN)
+        assert condition.plan() == PLAN
+        condition.clear()
+
+
+def test_a_directory_that_another_command_removed_or_filled_is_no_error(tmp_path, monkeypatch):
+    mkdir, rmdir = Path.mkdir, Path.rmdir
+    condition = work(tmp_path)
+    above = condition.directory.parent
+    removed = []
+
+    def make(path, *args, **options):
+        if path == condition.directory and above.is_dir() and not removed:
+            removed.append(path)
+            rmdir(above)
+        mkdir(path, *args, **options)
+
+    def remove(path):
+        (above / "another").mkdir()
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    above.mkdir(parents=True)
+    condition.begin(PLAN)
+    assert removed
+    assert condition.plan() == PLAN
+    monkeypatch.setattr(Path, "rmdir", remove)
+    condition.clear()
+    assert [path.name for path in above.iterdir()] == ["another"]
 
 
 def test_what_was_measured_is_kept_for_its_text(tmp_path):

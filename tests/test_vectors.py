@@ -6,6 +6,7 @@ import torch
 from conftest import tiny_llama
 from safetensors.torch import save_file
 
+from gradsteer.combinations import combine
 from gradsteer.diff import WeightDiff, named_weights
 from gradsteer.vectors import PileAverage, SteeringVector
 
@@ -98,6 +99,25 @@ def test_contrast_is_plus_minus_minus_and_keeps_what_both_share():
     assert contrast.metadata["minus_num_examples"] == "9"
     assert json.loads(contrast.metadata["prompt_digests"]) == ["a", "b", "c"]
     assert contrast.metadata["model_fingerprint"] == "f"
+
+
+def test_a_vector_of_several_says_whose_prompts_it_knows():
+    said = vector(0, PileAverage, **SHARED, prompt_digests='["b", "a"]')
+    silent = vector(1, PileAverage, **SHARED)
+    partly = vector(1, PileAverage, **SHARED, prompt_digests='["c"]', prompt_digests_incomplete="true")
+    for plus, minus, prompts, incomplete in (
+        (said, said, ["a", "b"], None),
+        (said, silent, ["a", "b"], "true"),
+        (silent, said, ["a", "b"], "true"),
+        (silent, silent, [], "true"),
+        (said, partly, ["a", "b", "c"], "true"),
+    ):
+        made = SteeringVector.contrast(plus, minus)
+        parts = {"p": SteeringVector(plus, plus.metadata), "m": SteeringVector(minus, minus.metadata)}
+        total = combine({"p": 1.0, "m": -0.5}, parts)
+        for found in (made.metadata, total.metadata):
+            assert json.loads(found["prompt_digests"]) == prompts
+            assert found.get("prompt_digests_incomplete") == incomplete
 
 
 @pytest.mark.parametrize("key", sorted(SHARED))

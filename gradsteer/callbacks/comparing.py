@@ -8,7 +8,10 @@ import lightning as L
 from gradsteer.comparisons import Comparison, compare, holm
 from gradsteer.conditions import Condition
 from gradsteer.records import read_jsonl
+from gradsteer.refusals import REFUSAL, looks_like_refusal
+from gradsteer.response_rows import verdict_of
 from gradsteer.specificity import measure_specificity
+from gradsteer.unfinished import UnfinishedCondition
 
 
 class Comparisons(L.Callback):
@@ -32,15 +35,20 @@ class Comparisons(L.Callback):
             return
         conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
         starts = {c.name: self._rows(c) for c in conditions if c.name in ("anchor", "base")}
+        refused = {c.name: self._refusals(c) for c in conditions}
         found: dict[tuple[str, str], Comparison] = {}
         for condition in conditions:
             if condition.name == "anchor" or condition.model not in starts:
                 continue
             # how far the finetune moved the base is seen by comparing the base with the anchor too
-            before = starts["anchor" if condition.name == "base" else condition.model]
+            start = "anchor" if condition.name == "base" else condition.model
+            before = starts[start]
             after, behaviors = self._rows(condition), list(condition.behaviors)
             for behavior in behaviors:
                 found[condition.name, behavior] = compare(before, after, behavior, draws=self.draws, seed=self.seed)
+            for name, one in refused[start].items():
+                if name in (other := refused[condition.name]):
+                    found[condition.name, name] = compare(one, other[name], name, draws=self.draws, seed=self.seed)
             measured = measure_specificity(
                 before,
                 after,
@@ -55,6 +63,23 @@ class Comparisons(L.Callback):
         for condition in conditions:
             mine = {b: each.to_dict() for (name, b), each in corrected.items() if name == condition.name}
             condition.comparisons = mine or None
+
+    def _refusals(self, condition: Condition) -> dict[str, list[dict[str, Any]]]:
+        """Rows with a verdict of its own for each rate of refusal that was counted, by the name of its columns."""
+        found = {}
+        for name in condition.refusals:
+            file = UnfinishedCondition(self.directory, condition.slug).responses_to(name.removesuffix("_judged"))
+            rows = [row for _, row in read_jsonl(file)]
+            verdicts = [
+                verdict_of(row, REFUSAL) if name.endswith("_judged") else looks_like_refusal(row["completion"])
+                for row in rows
+            ]
+            key = f"{name}_refused"
+            found[key] = [
+                {**row, "verdicts": {key: None if row.get("failed") else verdict}}
+                for row, verdict in zip(rows, verdicts, strict=True)
+            ]
+        return found
 
     def _rows(self, condition: Condition) -> list[dict[str, Any]]:
         return [row for _, row in read_jsonl(self.directory / f"{condition.slug}.jsonl")]

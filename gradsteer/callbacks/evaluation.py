@@ -1,5 +1,6 @@
 """Judging: keeps every batch as it is sampled, gives it its verdicts, and counts the rates of a condition."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class JudgeEvaluation(L.Callback):
         self._queue = VerdictQueue(judge, count_degenerate=count_degenerate)
         self._anchor: str | None = None
         self._fingerprint: str | None = None
+        self._num_missing = 0
         self._kept: KeptSampling | None = None
         self._work: UnfinishedCondition | None = None
 
@@ -202,7 +204,17 @@ class JudgeEvaluation(L.Callback):
         if condition.system_prompt is None:  # the text is not behind it: its perplexity would be the anchor's
             condition.metrics.update(self._measured(pl_module))
         self._log(trainer, pl_module, condition, parts["evaluation"], step)
+        self._num_missing += sum(bool(row["unscored"]) and not row["failed"] for part in parts.values() for row in part)
         return excess_of_unscored(condition, parts, self.max_unscored)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Says how verdicts that are missing can be had."""
+        del trainer, pl_module
+        if self._num_missing:
+            rank_zero_info(
+                f"{self._num_missing} responses lack a verdict: the same command with --overwrite true asks for those "
+                "that may be had another time, and for nothing else; what was sampled is taken as it is"
+            )
 
     def about(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         """What was sampled and judged, and how, as a report says it."""
@@ -213,11 +225,14 @@ class JudgeEvaluation(L.Callback):
             labelled = {"num_responses": len(self.labelled), "errors": errors}
         return {
             "judge": type(self.judge).__name__,
+            "judge_settings": trainer.judge_settings,  # type: ignore[attr-defined]
             "judge_fingerprint": self.judge.fingerprint(),
             "labelled": labelled,
             "count_degenerate": self._queue.count_degenerate,
             "model": pl_module.model_name_or_path,
             "model_fingerprint": self._anchor,
+            "dtype": pl_module.dtype_name,
+            "precision": str(trainer.precision),
             "num_prompts": len({cluster_of(row) for row in rows}),
             "prompts_digest": text_digest("\n".join(sorted({cluster_of(row) for row in rows}))),
             "num_samples": pl_module.num_samples,
@@ -248,8 +263,8 @@ class JudgeEvaluation(L.Callback):
         scalars.update({f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None})
         scalars.update({f"sampling/{name}": value for name, value in stats.items()})
         usage = self.judge.usage()
-        if usage is not None and usage.dollars is not None:
-            scalars["judge/dollars"] = usage.dollars
+        if usage is not None:
+            scalars.update({f"judge/{name}": value for name, value in asdict(usage).items() if value is not None})
         log_metrics(trainer, scalars, step=step)
         texts = [(row["prompt"], row["completion"]) for row in rows if row["sample"] == 0][:_SHOWN]
         log_table(trainer, f"responses/{condition.slug}", ("prompt", "response"), texts)

@@ -9,9 +9,13 @@ from filelock import FileLock, Timeout
 
 from gradsteer.conditions import Condition
 
+_REPORT = "the report.lock"  # with a space, which no condition's file has
+
 
 class ExclusiveConditions(L.Callback):
     """Locks the files of every condition that will be sampled; a process that dies lets go of its locks.
+
+    Where conditions are steered, their report too: some conditions are named only after the locks were taken.
 
     Args:
         output_dir: the experiment's directory.
@@ -25,19 +29,22 @@ class ExclusiveConditions(L.Callback):
         """Takes the locks, before the model is loaded.
 
         Raises:
-            ValueError: another command is at work on one of the conditions.
+            ValueError: another command is at work on one of the conditions, or on the report.
         """
         del pl_module, stage
         if not trainer.is_global_zero:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
-        for condition in conditions:
+        locks = {f"{condition.slug}.lock": f"condition {condition.name!r}" for condition in conditions}
+        if trainer.steering is not None:  # type: ignore[attr-defined]
+            locks[_REPORT] = "the report"
+        for name, held in locks.items():
             try:
-                self._held.enter_context(FileLock(self.directory / f"{condition.slug}.lock", timeout=0))
+                self._held.enter_context(FileLock(self.directory / name, timeout=0))
             except Timeout as error:
                 raise ValueError(
-                    f"another command is at work on condition {condition.name!r} in {str(self.directory.parent)!r}: "
+                    f"another command is at work on {held} in {str(self.directory.parent)!r}: "
                     "they would write the same files. Wait for it, or give this one another --output_dir"
                 ) from error
 

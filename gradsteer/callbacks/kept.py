@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+import transformers
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.chat import tokenizer_digest
@@ -78,7 +80,7 @@ class KeptSampling:
         self.trainer.unfinished.append(kept)  # type: ignore[attr-defined]
         if known:
             name = self.trainer.conditions[index].name  # type: ignore[attr-defined]
-            rank_zero_info(f"\n{name}: goes on from what was sampled before")
+            rank_zero_info(f"\n{name}: goes on from what was sampled before; the judge is asked for what is not stored")
         return kept
 
     def _left_by_others(self, responses: Path) -> Iterator[UnfinishedCondition]:
@@ -108,6 +110,9 @@ def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[s
         "dtype": pl_module.dtype_name,
         "attn_implementation": pl_module.attn_implementation,
         "device": pl_module.device.type,
+        "precision": str(trainer.precision),
         "version": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "weights": None if steering is None else steering.identity(index),
     }

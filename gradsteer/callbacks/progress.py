@@ -45,3 +45,11 @@ class StageProgressBar(TQDMProgressBar):
         if isinstance(outputs, dict) and "progress" in outputs and not self.is_disabled:
             self.test_progress_bar.set_postfix_str(outputs["progress"], refresh=False)
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ends the bars' lines, so that the error begins one of its own."""
+        del trainer, pl_module, exception
+        bars = (self._train_progress_bar, self._val_progress_bar, self._test_progress_bar, self._predict_progress_bar)
+        for bar in bars:
+            if bar is not None:
+                bar.close()

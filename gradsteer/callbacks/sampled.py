@@ -1,5 +1,6 @@
 """What a run of sampled conditions keeps, removes and compares: never another run's responses."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from gradsteer.reports import read_results
 from gradsteer.response_rows import prompt_digest
 from gradsteer.unfinished import UnfinishedCondition
 
+_UNWRITTEN = re.compile(r"\.steps\.[0-9a-f]{12}\.tmp\.json")  # the temporary names that `records.replacing` gives
+
 
 class SampledConditions(L.Callback):
     """Guards responses/ before conditions are sampled; afterwards sets what was realised beside what was asked.
@@ -27,7 +30,7 @@ class SampledConditions(L.Callback):
         self.output_dir = Path(output_dir)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses a condition whose responses would overwrite those of an evaluation."""
+        """Refuses conditions that would overwrite an evaluation's responses, and prompts that a vector was made on."""
         del pl_module, stage
         for condition in _conditions(trainer):
             if (self.output_dir / "stages" / f"evaluate-{condition.slug}.json").exists():
@@ -37,10 +40,12 @@ class SampledConditions(L.Callback):
                     f"in {str(self.output_dir)!r}; give that evaluation another --name, such as "
                     f"{condition.slug}-attribution, or steer another --output_dir"
                 )
-        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
+        prompts: dict[str, set[str]] = {"evaluation": set()}
+        for row in (row for batch in trainer.datamodule.batches for row in batch):  # type: ignore[attr-defined]
+            prompts.setdefault(row["set"], set()).add(prompt_digest(row["prompt"]))
         steering = trainer.steering  # type: ignore[attr-defined]
-        prompts = {prompt_digest(row["prompt"]) for row in rows}
-        refuse_overlap(steering.prompt_sources, prompts, faithful=steering.seed_faithful)
+        sources, evaluated = steering.prompt_sources, prompts.pop("evaluation")
+        refuse_overlap(sources, evaluated, faithful=steering.seed_faithful, others=prompts)
         self._compare_judges(trainer)
 
     def _compare_judges(self, trainer: L.Trainer) -> None:
@@ -59,10 +64,16 @@ class SampledConditions(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before the first: removes responses of an earlier, overwritten report that this one does not have."""
+        """Before the first: removes what a killed steer left of steps.json, and an overwritten report's responses.
+
+        These are the responses to conditions that this report does not have.
+        """
         del pl_module, batch
         if batch_idx + dataloader_idx > 0 or not trainer.is_global_zero:
             return
+        for path in self.output_dir.glob(".steps.*.tmp.json"):  # nobody else writes it: the report's lock is held
+            if _UNWRITTEN.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         report = self.output_dir / "results.json"
         if report.is_file():
             names = {condition["name"] for condition in read_results(report)["conditions"]}

@@ -1,7 +1,6 @@
 """Scalars, texts and figures for whatever loggers the Trainer has; figures and texts where they take them."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -35,5 +34,5 @@ def log_table(trainer: L.Trainer, tag: str, header: Sequence[str], rows: Sequenc
 
 def _cell(text: str) -> str:
     """Text that TensorBoard's Markdown shows as it is."""
-    entities = "".join(f"&#{ord(c)};" if c in "\\`*_{}[]()#+-.!|~" else c for c in escape(text))
+    entities = "".join(f"&#{ord(c)};" if c in "&<>\"'\\`*_{}[]()#+-.!|~" else c for c in text)
     return entities.replace("\r", " ").replace("\n", "<br>")

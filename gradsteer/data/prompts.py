@@ -126,11 +126,13 @@ class PromptDataModule(L.LightningDataModule):
     def _read(self) -> dict[str, list[Prompt]]:
         """The prompts of each set; those that count refusals have ids that name their set."""
         evaluation = read_prompts(self.prompts, split=self.split, columns=self.columns)[: self.max_prompts]
+        _refuse_blank(evaluation)
         sets, taken = {"evaluation": evaluation}, {prompt.id: prompt.source for prompt in evaluation}
         for name, source in self.refusal_prompts.items():
             if source is None:
                 continue
             prompts = read_prompts(source, split=self.split)[: self.max_refusal_prompts]
+            _refuse_blank(prompts)
             sets[name] = [Prompt(f"{name}:{prompt.id}", prompt.messages, prompt.source) for prompt in prompts]
             for prompt in sets[name]:
                 if prompt.id in taken:
@@ -220,6 +222,14 @@ class PromptDataModule(L.LightningDataModule):
         rows = int(self.trainer.strategy.broadcast(rows))
         rank_zero_info(plan_text(rows, footprint, longest, max_new_tokens))
         return rows
+
+
+def _refuse_blank(prompts: list[Prompt]) -> None:
+    """Stops at a prompt that asks nothing: what a model says to it is no answer."""
+    for prompt in prompts:
+        if not prompt.messages[-1]["content"].strip():
+            said = prompt.messages[-1]["content"]
+            raise ValueError(f"{prompt.source}: the prompt is {said[:60]!r}; accepted: a text that is not blank")
 
 
 def _as_is(batch: PromptBatch) -> PromptBatch:

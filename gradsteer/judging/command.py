@@ -9,7 +9,7 @@ from gradsteer.provenance import provenance
 from gradsteer.records import file_digest, resolve_resource
 
 if TYPE_CHECKING:
-    from gradsteer.judges import Judge, Verdicts
+    from gradsteer.judges import Exchange, Judge, Verdicts
     from gradsteer.judging.inputs import ResponseFile
     from gradsteer.labels import LabelledSet
 
@@ -23,7 +23,8 @@ def main(args: Sequence[str]) -> int:
         args: the options.
 
     Raises:
-        ValueError: an option's value is not accepted, or a file is not as it should be; nothing was asked then.
+        ValueError: an option's value is not accepted, or a file is not as it should be; nothing was asked then. Or more
+            verdicts than --max_unscored allows are missing; the report is written then.
     """
     parser = _parser()
     options = _filled(parser.parse_args(_joined(list(args))))
@@ -44,6 +45,8 @@ def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
     from gradsteer.labels import read_labelled
 
     _check_names(judges, stored=options.stored)
+    if not 0 <= options.max_unscored <= 1:
+        raise ValueError(f"--max_unscored is {options.max_unscored}; accepted: a share, from 0 to 1")
     writer = _writer(options, judges)
     patterns = [options.responses] if isinstance(options.responses, str) else options.responses
     files = [read_responses(path, stored=options.stored) for path in find_files(patterns)]
@@ -83,7 +86,41 @@ def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
     print(
         f"wrote {', '.join(map(str, written))}" + (f" ({STORED}: the verdicts in the files)" if options.stored else "")
     )
+    for name in judges:
+        _check_unscored(options, name, behaviors[name], files, judged[name], labelled, found[name])
     return 0
+
+
+def _check_unscored(
+    options: Any,
+    judge: str,
+    behaviors: Sequence[str],
+    files: Sequence["ResponseFile"],
+    judged: Sequence[Sequence["Verdicts"]],
+    labelled: "LabelledSet | None",
+    found: Mapping["Exchange", "Verdicts"],
+) -> None:
+    """Refuses rates and errors of a judge that left too much open, when all is written that it was asked for."""
+    from gradsteer.judging.comparison import excess_of_unscored
+
+    clear = [
+        [verdict for verdict, degenerate in zip(verdicts, file.degenerate, strict=True) if not degenerate]
+        for file, verdicts in zip(files, judged, strict=True)
+    ]
+    excess = excess_of_unscored([file.path for file in files], clear, behaviors, options.max_unscored)
+    if labelled is not None and excess is None:
+        pairs = list(zip(labelled.exchanges, labelled.labels, strict=True))
+        by_behavior = {name: [found[each] for each, labels in pairs if name in labels] for name in behaviors}
+        reasons = (
+            excess_of_unscored([labelled.path], [verdicts], [behavior], options.max_unscored)
+            for behavior, verdicts in by_behavior.items()
+        )
+        excess = next((reason for reason in reasons if reason is not None), None)
+    if excess is not None:
+        raise ValueError(
+            f"the judge {judge!r}, {excess}. What was judged is kept and the report is written: the same command asks "
+            "for what is missing, but for what was refused for good; with a higher --max_unscored it passes"
+        )
 
 
 def _result(
@@ -251,6 +288,13 @@ def _parser() -> Any:
         type=bool,
         default=False,
         help="replace a report of other judges or responses, and other files in --write.",
+    )
+    add(
+        "--max_unscored",
+        type=float,
+        default=0.1,
+        help="share of a judge's verdicts on a behavior in one file, or in the labelled set, that may be missing; with "
+        "more, the command fails when the report is written.",
     )
     add("--write", type=str | None, help="a directory for copies of the files with the verdicts of one of the judges.")
     add("--write_judge", type=str | None, help="that judge's name; not needed where there is one judge.")

@@ -3,6 +3,7 @@
 Knows of verdicts and files; knows neither the command line nor the screen.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -99,6 +100,31 @@ def agreements(
                 group = group_agreement(list(verdicts.values()), bootstrap)
                 groups.append({**where, "judges": list(verdicts), "behavior": behavior, **group.to_dict()})
     return pairs, groups
+
+
+def excess_of_unscored(
+    names: Sequence[str], verdicts: Sequence[Sequence[Verdicts]], behaviors: Sequence[str], limit: float
+) -> str | None:
+    """Says so where the share of verdicts that a judge did not give passes the limit; None where none does.
+
+    Args:
+        names: what each group of responses is called, such as a file's path.
+        verdicts: (groups, responses) the judge's. Degenerate responses are left out, as of rates.
+        behaviors: those that it judges.
+        limit: the share, from 0 to 1.
+    """
+    for name, found in zip(names, verdicts, strict=True):
+        for behavior in behaviors:
+            reasons = Counter(verdict.unscored[behavior] for verdict in found if behavior in verdict.unscored)
+            if reasons.total() <= limit * len(found):
+                continue
+            shown = "; ".join(f"{count} x {reason[:200]}" for reason, count in reasons.most_common(3))
+            return (
+                f"{name}: {reasons.total()} of {len(found)} verdicts on {behavior!r} "
+                f"({100 * reasons.total() / len(found):.1f}%) are unscored, more than --max_unscored {limit:g} allows. "
+                f"Reasons: {shown}"
+            )
+    return None
 
 
 def _numbered(prompts: Sequence[str]) -> np.ndarray:
