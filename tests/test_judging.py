@@ -228,6 +228,30 @@ def test_without_the_stored_verdicts(files, out, tmp_path, capsys):
     assert report["rates"][0]["condition"] == "bare"
 
 
+def test_a_judge_is_not_compared_with_its_own_verdicts_in_the_files(files, out, tmp_path, capsys):
+    first = judge(out, "--responses", *files, *GATE, *SPAN)
+    judge(tmp_path / "other", "--responses", *files, *GATE, "--stored", "false", "--write", str(tmp_path / "copies"))
+    copies = sorted(map(str, (tmp_path / "copies").iterdir()))
+    capsys.readouterr()
+    # all of them: the file is no judge
+    report = judge(tmp_path / "again", "--responses", *copies, *GATE, *SPAN)
+    assert set(report["judges"]) == {"gate", "span"}
+    assert report["num_repeated"] == {"gate": 9}
+    assert pick(report["groups"], file=None)["judges"] == ["gate", "span"]
+    assert pick(report["pairs"], file=None)["kappa"] == pick(first["pairs"], file=None, second="span")["kappa"]
+    assert "on 9 responses are those of gate itself: they are not counted twice" in unwrapped(capsys)
+    # some of them: the file is a judge of the others
+    report = judge(tmp_path / "some", "--responses", copies[0], files[1], *GATE, *SPAN)
+    assert report["num_repeated"] == {"gate": len(ANCHOR)}
+    found = pick(report["pairs"], file=None, first="gate", second="file")
+    assert found["num_left_out"] == len(ANCHOR)
+    assert found["num_both_true"] + found["num_both_false"] == len(STEERED)
+    # another judge's verdicts are another judge's, whatever the name
+    other = judge(tmp_path / "span", "--responses", *copies, *SPAN)
+    assert other["num_repeated"] == {}
+    assert set(other["judges"]) == {"span", "file"}
+
+
 def test_unscored_verdicts_are_left_out_and_counted(files, out, capsys):
     words = ("--responses", files[0], *GATE, "--judges.shy", "ShyJudge", "--judges.shy.word", "nothing")
     report = judge(out, *words, "--max_unscored", "1")

@@ -72,7 +72,7 @@ def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
     asking.check_all(judges, exchanges)
     found = asking.ask_all(judges, exchanges)
     judged = {name: [file.verdicts(found[name], behaviors[name]) for file in files] for name in judges}
-    result = {"asked": asked, **_result(files, judged, behaviors, labelled, found), **provenance()}
+    result = {"asked": asked, **_result(files, judged, behaviors, labelled, found, asked["judges"]), **provenance()}
     for name, judge in judges.items():
         usage = judge.usage()
         result["judges"][name] |= {"class": type(judge).__name__, "usage": None if usage is None else vars(usage)}
@@ -83,9 +83,8 @@ def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
         for file, verdicts in zip(files, judged[writer], strict=True):
             written.append(write_copy(file, verdicts, Path(options.write), fingerprint))
     report.print_report(result)
-    print(
-        f"wrote {', '.join(map(str, written))}" + (f" ({STORED}: the verdicts in the files)" if options.stored else "")
-    )
+    shown = f" ({STORED}: the verdicts in the files)" if STORED in result["judges"] else ""
+    print(f"wrote {', '.join(map(str, written))}{shown}")
     for name in judges:
         _check_unscored(options, name, behaviors[name], files, judged[name], labelled, found[name])
     return 0
@@ -129,18 +128,19 @@ def _result(
     behaviors: dict[str, tuple[str, ...]],
     labelled: "LabelledSet | None",
     found: Mapping[str, Mapping[Any, "Verdicts"]],
+    fingerprints: Mapping[str, str],
 ) -> dict[str, Any]:
     """The report: what the judges found, with the verdicts that stand in the files as one more judge's."""
     from gradsteer.judging.comparison import agreements, rates
-    from gradsteer.judging.inputs import STORED
+    from gradsteer.judging.inputs import STORED, stored_verdicts
 
     errors = {}
     if labelled is not None:
         for name, verdicts in found.items():
             errors[name] = labelled.errors_of(behaviors[name], [verdicts[each] for each in labelled.exchanges])
-    if files[0].stored is not None:
-        judged, behaviors = dict(judged), dict(behaviors)
-        judged[STORED], behaviors[STORED] = _stored(files)
+    stored, of_stored, num_repeated = stored_verdicts(files, fingerprints)
+    if of_stored:
+        judged, behaviors = {**judged, STORED: stored}, {**behaviors, STORED: of_stored}
     pairs, groups = agreements(files, judged, behaviors)
     return {
         "judges": {name: {"behaviors": list(behaviors[name])} for name in judged},
@@ -154,6 +154,7 @@ def _result(
             }
             for file in files
         ],
+        "num_repeated": num_repeated,
         "num_labelled": None if labelled is None else len(labelled),
         "rates": rates(files, judged, behaviors, errors),
         "errors": [
@@ -164,21 +165,6 @@ def _result(
         "pairs": pairs,
         "groups": groups,
     }
-
-
-def _stored(files: Sequence["ResponseFile"]) -> tuple[list[list["Verdicts"]], tuple[str, ...]]:
-    """The verdicts in the files and the behaviors that they are on: those of any file, unscored in the others."""
-    from gradsteer.judges import Verdicts
-
-    stored = [file.stored or () for file in files]
-    names = tuple(dict.fromkeys(name for verdicts in stored for verdict in verdicts for name in verdict.values))
-
-    def filled(verdict: Verdicts) -> Verdicts:
-        values = {name: verdict.values.get(name) for name in names}
-        why = {name: verdict.unscored.get(name, "not judged") for name, value in values.items() if value is None}
-        return Verdicts(values, why)
-
-    return [[filled(verdict) for verdict in verdicts] for verdicts in stored], names
 
 
 def _asked(options: Any, judges: Mapping[str, "Judge"], files: Sequence["ResponseFile"]) -> dict[str, Any]:
@@ -279,7 +265,8 @@ def _parser() -> Any:
         "--stored",
         type=bool,
         default=True,
-        help="whether the verdicts that stand in the files take part as one more judge, called file.",
+        help="whether the verdicts that stand in the files take part as one more judge, called file; those of one of "
+        "--judges do not, as a judge always agrees with itself.",
     )
     add("--output_dir", type=str | None, help="where agreement.json and agreement.csv go.")
     add("--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT by default.")

@@ -107,6 +107,40 @@ def read_responses(path: str, *, stored: bool) -> ResponseFile:
     )
 
 
+def stored_verdicts(
+    files: Sequence[ResponseFile], fingerprints: Mapping[str, str]
+) -> tuple[list[list[Verdicts]], tuple[str, ...], dict[str, int]]:
+    """The verdicts in the files, as one more judge's; those of a judge that is asked now do not count twice.
+
+    Args:
+        files: read with or without their verdicts.
+        fingerprints: of the judges that are asked, by name.
+
+    Returns:
+        (files, responses) the verdicts; the behaviors that they are on, which are those of any file and none where no
+        verdict is another judge's; and how many responses have the verdicts of each judge that is asked.
+    """
+    stored = [file.stored or () for file in files]
+    names = tuple(dict.fromkeys(name for verdicts in stored for verdict in verdicts for name in verdict.values))
+    own = {fingerprint: name for name, fingerprint in fingerprints.items()}
+    num_repeated: dict[str, int] = {}
+    found: list[list[Verdicts]] = []
+    for file, verdicts in zip(files, stored, strict=True):
+        found.append([])
+        for row, verdict in zip(file.rows, verdicts, strict=False):
+            judge = own.get(str(row.get("judge")))
+            if judge is not None:
+                num_repeated[judge] = num_repeated.get(judge, 0) + 1
+                reason = f"the verdict of {judge} itself"
+                found[-1].append(Verdicts(dict.fromkeys(names), dict.fromkeys(names, reason)))
+                continue
+            values = {name: verdict.values.get(name) for name in names}
+            missing = [name for name, value in values.items() if value is None]
+            found[-1].append(Verdicts(values, {name: verdict.unscored.get(name, "not judged") for name in missing}))
+    others = sum(map(len, stored)) > sum(num_repeated.values())
+    return found, names if others else (), num_repeated
+
+
 def _stored(places: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[Verdicts, ...]:
     for where, row in zip(places, rows, strict=True):
         verdicts = row.get("verdicts")

@@ -60,6 +60,8 @@ def print_report(report: Report) -> None:
     print_whole(_rates(report))
     if report["errors"]:
         print_whole(_errors(report["errors"]), _reasons(report["errors"]))
+    for name, number in report["num_repeated"].items():
+        print(f"\nthe files' verdicts on {number} responses are those of {name} itself: they are not counted twice")
     if not report["pairs"]:
         print("\nno behavior is judged by two judges: there is no agreement to count")
         return

@@ -237,6 +237,15 @@ def test_a_form_that_is_asked_for_is_the_only_one(play, judging, form):
         assert {request.body["response_format"]["type"] for request in refusing.requests} == {form}
 
 
+def test_false_on_a_response_that_lost_its_middle_is_no_verdict(play, judging):
+    server = play(YES)
+    long, short = Exchange("p", "r" * 60), Exchange("p", "r" * 50)
+    found = judging(server, max_chars=50).judge([long, short])
+    assert [each.values for each in found] == [{"bridge": True, "recipe": None}, {"bridge": True, "recipe": False}]
+    assert "50" in found[0].unscored["recipe"]
+    assert judging(server, max_chars=60).judge([long])[0].values == found[1].values
+
+
 def test_arguments_reach_the_request(play, judging, monkeypatch):
     monkeypatch.setenv("OTHER_KEY", "other-key-for-tests")
     server = play(YES)
