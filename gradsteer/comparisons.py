@@ -175,14 +175,17 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
     tested = [number for number, each in enumerate(comparisons) if each.p is not None]
     values = [comparisons[number].p for number in tested]
+    plain = multipletests(values, method="holm")[1] if values else ()
 
     def corrected(place: int, p: float | None) -> float | None:
         """This p-value in the place of one comparison's, beside the others' own."""
         if p is None or p == values[place]:
             return None if p is None else float(plain[place])
-        return float(multipletests([*values[:place], p, *values[place + 1 :]], method="holm")[1][place])
+        others = np.sort(np.delete(np.asarray(values), place))
+        least = others[others < p]  # (rank,): statsmodels would sort, and collect garbage, for each of them
+        steps = np.append(least, p) * (len(values) - np.arange(len(least) + 1))
+        return float(min(1.0, steps.max()))
 
-    plain = multipletests(values, method="holm")[1] if values else ()
     found = list(comparisons)
     for place, number in enumerate(tested):
         each = comparisons[number]

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import binomtest, permutation_test
+from statsmodels.stats.multitest import multipletests
 
 from gradsteer.comparisons import Comparison, compare, holm
 from gradsteer.realised import realised_shift
@@ -301,6 +302,25 @@ def test_robust_is_of_what_is_quoted_the_corrected_p():
     assert not corrected.robust
     assert holm([replace(found, p_highest=0.0016), *others])[0].robust
     assert holm([*others, found])[-1] == corrected
+
+
+def test_an_extremes_p_is_corrected_in_the_place_of_its_own(monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # the oracle collects garbage in every call, which takes a second
+    rng = random.Random(2)
+    found_robust = set()
+    for _ in range(12):
+        values = [rng.choice([0.001, 0.002, 0.004, 0.01, 0.03, 0.5]) for _ in range(8)]
+        extremes = [rng.choice([*values, 0.003, 0.006, 0.05]) for _ in values]
+        table = [
+            Comparison("bridge", 9, 9, 9, difference=-0.2, p=p, lowest=-0.3, highest=-0.1, p_lowest=p, p_highest=other)
+            for p, other in zip(values, extremes, strict=True)
+        ]
+        for place, found in enumerate(holm(table)):
+            replaced = [*values[:place], extremes[place], *values[place + 1 :]]
+            at_extreme = multipletests(replaced, method="holm")[1][place]
+            assert found.robust == ((found.p_holm <= 0.05) == (at_extreme <= 0.05))
+            found_robust.add(found.robust)
+    assert found_robust == {True, False}
 
 
 def test_to_dict_is_plain_json():
