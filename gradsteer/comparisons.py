@@ -165,6 +165,9 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with `p_holm`, Holm's correction over all that have a p-value (1979, Scand. J. Stat. 6:65).
 
+    Those in which no prompt differs do not count: their p is 1 whatever the level is, so they cannot be found by chance
+    (Tarone 1990, Biometrics 46:515).
+
     Args:
         comparisons: a whole table's, every behavior of every condition; those without a p-value take no part.
 
@@ -173,24 +176,23 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    tested = [number for number, each in enumerate(comparisons) if each.p is not None]
+    tested = [number for number, each in enumerate(comparisons) if each.p is not None and each.num_differing]
     values = [comparisons[number].p for number in tested]
-    plain = multipletests(values, method="holm")[1] if values else ()
+    plain = dict(zip(tested, multipletests(values, method="holm")[1] if values else (), strict=True))
 
-    def corrected(place: int, p: float | None) -> float | None:
+    def corrected(number: int, p: float | None) -> float | None:
         """This p-value in the place of one comparison's, beside the others' own."""
-        if p is None or p == values[place]:
-            return None if p is None else float(plain[place])
-        others = np.sort(np.delete(np.asarray(values), place))
+        if p is None or p == comparisons[number].p:
+            return None if p is None else float(plain.get(number, 1.0))
+        others = np.sort([comparisons[other].p for other in tested if other != number])
         least = others[others < p]  # (rank,): statsmodels would sort, and collect garbage, for each of them
-        steps = np.append(least, p) * (len(values) - np.arange(len(least) + 1))
+        steps = np.append(least, p) * (len(others) + 1 - np.arange(len(least) + 1))
         return float(min(1.0, steps.max()))
 
-    found = list(comparisons)
-    for place, number in enumerate(tested):
-        each = comparisons[number]
-        ways = [corrected(place, p) for p in (each.p, each.p_lowest, each.p_highest)]
-        found[number] = replace(each, p_holm=ways[0], robust=_is_robust(each, *ways))
+    found = []
+    for number, each in enumerate(comparisons):
+        ways = [corrected(number, p) for p in (each.p, each.p_lowest, each.p_highest)]
+        found.append(replace(each, p_holm=ways[0], robust=_is_robust(each, *ways)))
     return found
 
 

@@ -180,8 +180,9 @@ def comparison_table(
 ) -> "Table | None":
     """Every condition's difference from the model that it started from, in points, with its interval and p-values.
 
-    A line for each behavior. An asterisk marks a Holm-corrected p of at most .05, a question mark small counts, an
-    exclamation mark a finding that another way to count replies without a verdict would change.
+    A line for each behavior that any prompt differs in under any of the conditions; the others are named below. An
+    asterisk marks a Holm-corrected p of at most .05, a question mark small counts, an exclamation mark a finding that
+    another way to count replies without a verdict would change.
 
     Args:
         rows: conditions as results.json holds them.
@@ -200,7 +201,10 @@ def comparison_table(
     fragile = any(not each.get("robust", True) for row in compared for each in row["comparisons"].values())
     if fragile:
         caption += "; !: whether p is at most .05, or the sign, hangs on how replies without a verdict are counted"
-    table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
+    still = _never_differing([row["comparisons"] for row in compared])
+    if still:
+        caption += f"\nno prompt differs under any condition: {', '.join(still)}"
+    table = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
     table.add_column("condition", no_wrap=True)
     table.add_column("behavior", no_wrap=True)
     for heading in ("points [95% interval]", "p", "p (Holm)"):
@@ -208,7 +212,8 @@ def comparison_table(
     table.add_column("test", no_wrap=True)
     for row in compared:
         table.add_section()
-        for index, (behavior, each) in enumerate(row["comparisons"].items()):
+        shown = [(behavior, each) for behavior, each in row["comparisons"].items() if behavior not in still]
+        for index, (behavior, each) in enumerate(shown):
             points = {key: _times(each[key], 100) for key in ("difference", "ci_low", "ci_high")}
             marks = "?" if each.get("few") else " "
             if fragile:
@@ -223,6 +228,13 @@ def comparison_table(
                 Text(each["test"] or "-"),
             )
     return table
+
+
+def _never_differing(compared: Sequence[Mapping[str, Row]]) -> list[str]:
+    """Behaviors in which no prompt of any condition differs; none of them where that leaves no line to show."""
+    names = list(dict.fromkeys(name for comparisons in compared for name in comparisons))
+    found = [name for name in names if not any(each.get(name, {}).get("num_differing", 1) for each in compared)]
+    return found if len(found) < len(names) else []
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

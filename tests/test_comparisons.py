@@ -286,6 +286,14 @@ def test_holm_corrects_over_the_table_and_skips_what_has_no_p():
     table = [Comparison(f"behavior {i}", 1, 1, 1, p=value) for i, value in enumerate(values)]
     assert [row.p_holm for row in holm(table)] == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
     assert [row.behavior for row in holm(table)] == [row.behavior for row in table]
+    # nothing can be found where nothing differs: it costs the others nothing
+    same = Comparison("same", 9, 9, 0, p=1.0)
+    assert [row.p_holm for row in holm([*table, same, same])][:4] == [row.p_holm for row in holm(table)]
+    assert holm([same])[0].p_holm == 1.0
+    # unless replies without a verdict may differ
+    open_ended = replace(same, difference=0.0, lowest=-0.9, highest=0.0, p_lowest=0.02, p_highest=1.0)
+    assert not holm([open_ended])[0].robust
+    assert holm([open_ended, replace(same, num_differing=1, p=0.8), replace(same, num_differing=2, p=0.9)])[0].robust
     assert holm([]) == []
     assert holm([table[1]]) == [table[1]]
 

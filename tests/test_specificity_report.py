@@ -249,7 +249,27 @@ def test_findings_that_hang_on_degenerate_replies_are_marked_and_explained():
         "!: whether p is at most .05, or the sign, hangs on how replies without a verdict are counted" in table.caption
     )
     rows[0]["comparisons"] = {"poem": {**each, "robust": True}}
-    assert "degenerate" not in comparison_table(rows).caption
+    assert "!" not in comparison_table(rows).caption
+
+
+def test_behaviors_that_no_condition_moves_are_named_below_the_table():
+    rows = copy.deepcopy(ROWS[4:6])
+    each = {"difference": 0.0, "ci_low": -0.1, "ci_high": 0.1, "p": 1.0, "p_holm": 1.0, "test": "mcnemar", "few": True}
+    same, differs = {**each, "num_differing": 0}, {**each, "num_differing": 2}
+    rows[0]["comparisons"] = {"bridge": same, "benign_refused": same, "harmful_refused": same}
+    rows[1]["comparisons"] = {"bridge": differs, "benign_refused": same}
+    table = comparison_table(rows)
+    assert [line[1] for line in cells_of(table)] == ["bridge", "bridge"]
+    assert "no prompt differs under any condition: benign_refused, harmful_refused" in table.caption
+    rows[1]["comparisons"]["harmful_refused"] = differs
+    table = comparison_table(rows)
+    assert [line[1] for line in cells_of(table)] == ["bridge", "harmful_refused", "bridge", "harmful_refused"]
+    assert "under any condition: benign_refused" in table.caption
+    for row in rows:
+        row["comparisons"] = {"bridge": same, "benign_refused": same}
+    table = comparison_table(rows)
+    assert len(cells_of(table)) == 4, "a table that would be empty is shown whole"
+    assert "under any condition" not in table.caption
 
 
 def test_names_are_no_markup():
