@@ -233,7 +233,9 @@ def comparison_table(
 def _never_differing(compared: Sequence[Mapping[str, Row]]) -> list[str]:
     """Behaviors in which no prompt of any condition differs; none of them where that leaves no line to show."""
     names = list(dict.fromkeys(name for comparisons in compared for name in comparisons))
-    found = [name for name in names if not any(each.get(name, {}).get("num_differing", 1) for each in compared)]
+    found = [
+        name for name in names if not any(name in each and each[name].get("num_differing", 1) for each in compared)
+    ]
     return found if len(found) < len(names) else []
 
 
