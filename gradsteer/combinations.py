@@ -7,7 +7,8 @@ import ast
 import math
 from collections.abc import Iterable, Mapping
 
-from gradsteer.vectors import SteeringVector, merged_prompts
+from gradsteer.vector_metadata import merged_prompts
+from gradsteer.vectors import SteeringVector
 
 Coefficients = dict[str, float]
 _OF_A_CONTRAST = ("plus", "minus", "calibration", "split_half", "derivation", "permutation", "graddiff")

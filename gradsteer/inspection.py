@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.selection import kind_of
+from gradsteer.vector_metadata import num_prompts_text
 from gradsteer.vectors import ParameterVector
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 _BAR = 24
 # said in their own place
-_ELSEWHERE = ("prompt_digests", "split_half_cosine_by_layer")
+_ELSEWHERE = ("prompt_digests", "prompt_digests_incomplete", "split_half_cosine_by_layer")
 
 
 def main(args: Sequence[str]) -> int:
@@ -71,7 +72,7 @@ def summarize(path: str) -> dict[str, Any]:
     for name, square in vector.sum_squares().items():
         by_kind[kind_of(name)] = by_kind.get(kind_of(name), 0.0) + square
     metadata = {key: value for key, value in sorted(vector.metadata.items()) if key not in _ELSEWHERE and value}
-    metadata["num_prompts"] = str(len(json.loads(vector.metadata.get("prompt_digests", "[]"))))
+    metadata["num_prompts"] = num_prompts_text(vector.metadata) or "not said"
     return {
         "kind": kind,
         "num_parameters": len(vector),

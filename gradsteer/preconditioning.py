@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradsteer.vectors import ParameterVector, SteeringVector, merged_prompts
+from gradsteer.vector_metadata import merged_prompts
+from gradsteer.vectors import ParameterVector, SteeringVector
 
 
 class SecondMoment(ParameterVector):

@@ -4,7 +4,6 @@
 and safetensors files; knows nothing of how a vector was made or what a model does with it.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from gradsteer.layers import layer_of, sum_squares_by_layer
 from gradsteer.records import replacing
+from gradsteer.vector_metadata import contrast_metadata, merged_prompts
 
 FORMAT_VERSION = "1"
 
@@ -82,6 +82,8 @@ class ParameterVector(Mapping[str, Tensor]):
             mine, theirs = self.metadata.get("model_fingerprint"), other.metadata.get("model_fingerprint")
             if mine != theirs:  # a sum over two models belongs to neither
                 metadata.pop("model_fingerprint", None)
+            if "prompt_digests" in metadata or "prompt_digests" in other.metadata:
+                metadata |= merged_prompts(self.metadata, other.metadata)
         return type(self)(tensors, metadata)
 
     def map(self, function: Any, operation: str) -> Self:
@@ -289,7 +291,7 @@ class SteeringVector(ParameterVector):
                     f"piles {names[0]!r} and {names[1]!r} cannot be contrasted: their {key} differ "
                     f"({plus.metadata.get(key)!r} and {minus.metadata.get(key)!r})"
                 )
-        metadata = _contrast_metadata(plus, minus, names)
+        metadata = contrast_metadata(plus.metadata, minus.metadata, names)
         if not unit:
             return cls({name: tensor - minus[name] for name, tensor in plus.items()}, metadata)
         lengths = plus.norm(), minus.norm()
@@ -297,24 +299,3 @@ class SteeringVector(ParameterVector):
             raise ValueError(f"the gradient of pile {names[lengths.index(0.0)]!r} is zero and has no unit norm")
         metadata["contrast"] = "unit"
         return cls({name: t / lengths[0] - minus[name] / lengths[1] for name, t in plus.items()}, metadata)
-
-
-def _contrast_metadata(plus: PileAverage, minus: PileAverage, names: tuple[str, str]) -> dict[str, str]:
-    """What two gradients share, and of each side its pile, its size and the verdicts that made it (``where``)."""
-    metadata = {key: value for key, value in plus.metadata.items() if minus.metadata.get(key) == value}
-    for key in ("pile", "where"):
-        metadata.pop(key, None)
-    for side, name, gradient in zip(("plus", "minus"), names, (plus, minus), strict=True):
-        metadata[side] = name
-        metadata[f"{side}_num_examples"] = gradient.metadata.get("num_examples", "")
-        if "where" in gradient.metadata:
-            metadata[f"{side}_where"] = gradient.metadata["where"]
-    return {**metadata, **merged_prompts(plus.metadata, minus.metadata)}
-
-
-def merged_prompts(*sources: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of the prompts that all of them were made on; it is marked incomplete where one does not say its own."""
-    said = [source for source in sources if "prompt_digests" in source]
-    digests = sorted({digest for source in said for digest in json.loads(source["prompt_digests"])})
-    whole = len(said) == len(sources) and not any("prompt_digests_incomplete" in source for source in said)
-    return {"prompt_digests": json.dumps(digests), **({} if whole else {"prompt_digests_incomplete": "true"})}

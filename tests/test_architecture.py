@@ -16,7 +16,8 @@ CORE = {
     "probing", "provenance", "realised", "records", "reductions", "refusals", "reports", "response_rows", "responses",
     "rounding", "sampling", "sampling_cache", "sampling_memory", "scoring", "segments", "selection", "sign_flips",
     "slopes", "specificity", "specificity_report", "statistics", "steering", "subspaces", "sums", "targets",
-    "tradeoff_figure", "tradeoffs", "transforms", "turns", "unfinished", "vectors", "version", "weights",
+    "tradeoff_figure", "tradeoffs", "transforms", "turns", "unfinished", "vector_metadata", "vectors", "version",
+    "weights",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from gradsteer.combinations import combine
 from gradsteer.diff import WeightDiff, named_weights
+from gradsteer.vector_metadata import num_prompts_text
 from gradsteer.vectors import PileAverage, SteeringVector
 
 SHARED = {"model_fingerprint": "f", "reduction": "example", "loss_mask": "assistant", "tokenizer_digest": "t"}
@@ -115,9 +116,15 @@ def test_a_vector_of_several_says_whose_prompts_it_knows():
         made = SteeringVector.contrast(plus, minus)
         parts = {"p": SteeringVector(plus, plus.metadata), "m": SteeringVector(minus, minus.metadata)}
         total = combine({"p": 1.0, "m": -0.5}, parts)
-        for found in (made.metadata, total.metadata):
+        for found in (made.metadata, total.metadata, (parts["p"] + parts["m"]).metadata, (plus - minus).metadata):
+            if "prompt_digests" not in found:  # what never had prompts need not know of any
+                assert plus is minus is silent
+                continue
             assert json.loads(found["prompt_digests"]) == prompts
             assert found.get("prompt_digests_incomplete") == incomplete
+            assert num_prompts_text(found) == ("at least " if incomplete else "") + str(len(prompts))
+    assert num_prompts_text((silent + silent).metadata) is None
+    assert "prompt_digests" not in (silent + silent).metadata
 
 
 @pytest.mark.parametrize("key", sorted(SHARED))

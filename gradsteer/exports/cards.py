@@ -4,13 +4,13 @@ Texts that come from files are shown in a fenced block and can neither end it no
 last part is shown.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
 import yaml
 
 from gradsteer.exports.inputs import Steering, is_hub_id, shown_name
+from gradsteer.vector_metadata import num_prompts_text
 from gradsteer.version import __version__
 
 _FROM_THE_VECTOR = (
@@ -73,9 +73,8 @@ def vector_facts(steering: Steering) -> dict[str, str]:
     facts = {key: metadata[key] for key in _FROM_THE_VECTOR if metadata.get(key)}
     if metadata.get("model"):
         facts["model"] = shown_name(metadata["model"])
-    digests = metadata.get("prompt_digests")
-    if digests:
-        facts["num_prompts"] = str(len(json.loads(digests)))
+    if (number := num_prompts_text(metadata)) is not None:
+        facts["num_prompts"] = number
     return facts
 
 
