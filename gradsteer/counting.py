@@ -88,7 +88,7 @@ def _reasons(reasons: Iterable[str]) -> str:
     """The most frequent reasons with their counts; those that differ in numbers alone are one, with N for these."""
     alike: dict[str, Counter[str]] = defaultdict(Counter)
     for reason in reasons:
-        alike[_NUMBER.sub("N", reason)][reason] += 1
+        alike[_NUMBER.sub("\0", reason)][reason] += 1  # which no reason holds
     groups = sorted(alike.values(), key=Counter.total, reverse=True)
     shown = [f"{group.total()} x {_in_common(list(group))[:200]}" for group in groups[:_SHOWN]]
     others = sum(group.total() for group in groups[_SHOWN:])

@@ -114,7 +114,7 @@ def measure_specificity(
     `gradsteer.paired_counts` says, as in a comparison: prompts that lost their replies move nothing.
 
     **Intervals** are those of `gradsteer.paired_counts`. In simulations with intraclass correlations of 0.2 and 0.5 and
-    counts below 10 they cover 93 to 99%; without the design effect, 90 to 99%.
+    counts below 10 they cover 93% and more; without the design effect, 90% and more.
 
     **Selectivity.** With ``s_b = -sign(alpha) * shift_b`` (a positive dose turns the own behavior down), it is
     ``s_own - max_b s_b`` over the others: the least of the differences ``s_own - s_b``, in which NONE cancels. Its
@@ -170,9 +170,11 @@ def _shift(counts: PairedCounts, column: int, none: int) -> Shift:
     numbers = (totals[1][column], totals[1][none], totals[0][column], totals[0][none])
     plain = counts.moved(column, none)
     worst = [counts.moved(column, none, fill=fill) for fill in ((column, none), (none, column))]
-    if plain is None:
-        return Shift(None, None, None, *numbers)
-    values = [plain.value, *(each.value for each in worst if each)]
+    bounds = [each.value for each in worst if each]
+    if plain is None:  # nothing is found
+        robust = all(_side(each.low, each.high) == 0 for each in worst if each)
+        return Shift(None, None, None, *numbers, min(bounds, default=None), max(bounds, default=None), robust)
+    values = [plain.value, *bounds]
     robust = len({_side(each.low, each.high) for each in (plain, *worst) if each}) == 1
     return Shift(plain.value, plain.low, plain.high, *numbers, min(values), max(values), robust)
 

@@ -231,12 +231,17 @@ def comparison_table(
 
 
 def _never_differing(compared: Sequence[Mapping[str, Row]]) -> list[str]:
-    """Behaviors in which no prompt of any condition differs; none of them where that leaves no line to show."""
+    """Behaviors in which no prompt of any condition differs, whatever the replies without a verdict would have shown.
+
+    None of them where that leaves no line to show.
+    """
+
+    def may_differ(found: Row) -> bool:
+        return bool(found.get("num_differing", 1) or not found.get("num_pairs", 1) or not found.get("robust", True))
+
     names = list(dict.fromkeys(name for comparisons in compared for name in comparisons))
-    found = [
-        name for name in names if not any(name in each and each[name].get("num_differing", 1) for each in compared)
-    ]
-    return found if len(found) < len(names) else []
+    moved = {name for comparisons in compared for name, found in comparisons.items() if may_differ(found)}
+    return [name for name in names if name not in moved] if moved else []
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

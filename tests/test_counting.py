@@ -83,6 +83,9 @@ def test_reasons_that_differ_in_numbers_alone_are_one_and_what_is_not_listed_is_
     assert f"Reasons: {long}; 2 x HTTP 500: 1.5 s; 2 x HTTP 429: 1.5 s; and 2 others. What was" in message
     message = excess_of_unscored(counted(rows[-2:]), {"evaluation": rows[-2:]}, 0.1)
     assert "Reasons: 1 x no JSON; 1 x no words. What was" in message
+    rows = [row(str(n), None, unscored={"a": f"no verdict: {reply!r}"}) for n, reply in enumerate(("N", "0", "1"))]
+    message = excess_of_unscored(counted(rows), {"evaluation": rows}, 0.1)
+    assert "Reasons: 2 x no verdict: 'N'; 1 x no verdict: 'N'. What was" in message
 
 
 def test_a_judge_that_knows_refusals_is_counted_on_the_prompts_for_them_too():

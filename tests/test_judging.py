@@ -363,6 +363,19 @@ def test_a_bad_labelled_set_is_refused_before_anything_is_asked(files, out, tmp_
     assert CostlyJudge.asked == []
 
 
+def test_one_judge_under_two_names_is_refused(files, out):
+    twice = [word.replace("judges.gate", "judges.again") for word in GATE]
+    assert "the judges 'gate' and 'again' are the same one" in refused(out, "--responses", *files, *GATE, *SPAN, *twice)
+
+
+def test_prompts_are_told_apart_as_in_evaluate(out, tmp_path):
+    """By the digest of their text: blanks around it do not make it another prompt."""
+    rows = [response(f"question {number % 3}" + " " * (number % 2), "text", True) for number in range(12)]
+    report = judge(out, "--responses", write(tmp_path / "one.jsonl", rows), *GATE)
+    assert report["files"][0]["num_prompts"] == 3
+    assert pick(report["rates"], judge="file")["effective_n"] == 3
+
+
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
@@ -538,10 +551,10 @@ def test_a_report_of_something_else_is_kept(files, out, tmp_path):
 def test_judges_are_closed_whatever_happens(files, out, tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr(ShyJudge, "close", lambda self: closed.append(self.word), raising=False)
-    judge(out, "--responses", *files, "--judges.one", "ShyJudge", "--judges.two", "ShyJudge")
-    assert closed == ["shy", "shy"]
+    judge(out, "--responses", *files, "--judges.one", "ShyJudge", "--judges.two", "ShyJudge", "--judges.two.word", "x")
+    assert closed == ["shy", "x"]
     refused(tmp_path / "other", "--responses", "none.jsonl", "--judges.one", "ShyJudge")
-    assert closed == ["shy"] * 3
+    assert closed == ["shy", "x", "shy"]
 
 
 def test_help_names_every_option(capsys):

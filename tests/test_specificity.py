@@ -205,6 +205,16 @@ def test_prompts_that_lost_their_replies_move_nothing():
     assert shift.log_odds_shift == pytest.approx(0, abs=1e-12)
 
 
+def test_shifts_of_nothing_have_the_bounds_of_what_was_lost():
+    before = [{"id": k, "verdicts": {"bridge": k < 60, "recipe": False}} for k in range(90)]
+    lost = measure_specificity(before, [{**row, "degenerate": True} for row in before], NAMES[:2]).shifts["bridge"]
+    assert lost.log_odds_shift is None
+    assert lost.lowest < -3 < 3 < lost.highest
+    assert not lost.robust
+    absent = measure_specificity(before, [], NAMES[:2]).shifts["bridge"]
+    assert (absent.log_odds_shift, absent.lowest, absent.highest, absent.robust) == (None, None, None, True)
+
+
 def test_selectivity_says_when_it_rests_on_few():
     assert not measure_specificity(BEFORE, AFTER, NAMES[:2], "bridge", 1.0).selectivity.few
     gone = rows_of([(("recipe",), 28), ((), 132)])

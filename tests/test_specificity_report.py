@@ -265,6 +265,12 @@ def test_behaviors_that_no_condition_moves_are_named_below_the_table():
     table = comparison_table(rows)
     assert [line[1] for line in cells_of(table)] == ["bridge", "harmful_refused", "bridge", "harmful_refused"]
     assert "under any condition: benign_refused" in table.caption
+    # not differing among the replies that are left is not the same
+    for open_ended in ({"robust": False}, {"num_pairs": 0, "difference": None}):
+        rows[1]["comparisons"]["benign_refused"] = {**same, **open_ended}
+        table = comparison_table(rows)
+        assert [line[1] for line in cells_of(table)][-2:] == ["benign_refused", "harmful_refused"]
+        assert "under any condition" not in table.caption
     for row in rows:
         row["comparisons"] = {"bridge": same, "benign_refused": same}
     table = comparison_table(rows)

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from judged import PATTERNS, forecast_words, lines_of, message_of, rows_of, stee
 from road import run, write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gradsteer.callbacks.comparing import Comparisons
 from gradsteer.comparisons import compare, holm
 from gradsteer.conditions import slug_of
 from gradsteer.correction import JudgeError, corrected_rate
@@ -180,15 +183,29 @@ def test_draws_and_seed_of_the_comparisons_matter(full, draws, seed):
                 assert found[name][behavior][exact] == comparisons[name][behavior][exact]
 
 
-def test_holm_is_over_the_whole_table(full):
+def test_holm_is_over_the_whole_table(full, monkeypatch):
     """By hand: sorted, the k-th least of m times m - k + 1, never less than one before it, at most 1."""
-    found = [each for row in full.rows.values() for each in (row["comparisons"] or {}).values()]
+
+    def smaller(*rows, **options):
+        found = compare(*rows, **options)
+        return (
+            replace(found, p=found.p / 100) if found.num_differing else found
+        )  # or eight prompts leave nothing below 1
+
+    monkeypatch.setattr("gradsteer.callbacks.comparing.compare", smaller)
+    conditions = [SimpleNamespace(**{**row, "slug": slug_of(name)}) for name, row in full.rows.items()]
+    trainer = SimpleNamespace(is_global_zero=True, conditions=conditions)
+    Comparisons(str(full.directory), draws=100).on_test_epoch_end(trainer, None)
+    found = [each for condition in conditions for each in (condition.comparisons or {}).values()]
     assert len(found) == 39
+    differing = [each for each in found if each["num_differing"]]
+    assert 0 < len(differing) < 39
     least = 0.0
-    for rank, each in enumerate(sorted(found, key=lambda each: each["p"])):
-        least = max(least, min(1.0, (39 - rank) * each["p"]))
+    for rank, each in enumerate(sorted(differing, key=lambda each: each["p"])):
+        least = max(least, min(1.0, (len(differing) - rank) * each["p"]))
         assert each["p_holm"] == pytest.approx(least)
-    assert least > min(each["p"] for each in found)
+    assert min(each["p_holm"] for each in differing) < 0.05
+    assert {each["p_holm"] for each in found if not each["num_differing"]} == {1.0}
 
 
 def test_the_tables_and_the_headline_are_printed(full):

@@ -59,6 +59,7 @@ def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
             labelled.check(name, behaviors[name])
     directory = Path(options.output_dir)
     asked = _asked(options, judges, files)
+    _check_different(asked["judges"])
     report.check_report(directory / REPORT, asked, overwrite=options.overwrite)
     if writer is not None:
         check_copies(files, Path(options.write), judges[writer].fingerprint(), overwrite=options.overwrite)
@@ -188,6 +189,16 @@ def _check_names(judges: Mapping[str, "Judge"], *, stored: bool) -> None:
         )
 
 
+def _check_different(fingerprints: Mapping[str, str]) -> None:
+    names: dict[str, str] = {}
+    for name, fingerprint in fingerprints.items():
+        if names.setdefault(fingerprint, name) != name:
+            raise ValueError(
+                f"the judges {names[fingerprint]!r} and {name!r} are the same one, which agrees with itself; accepted: "
+                "judges that differ"
+            )
+
+
 def _writer(options: Any, judges: Mapping[str, "Judge"]) -> str | None:
     """The name of the judge whose verdicts are written into copies; None where none are."""
     name: str | None = options.write_judge
@@ -266,7 +277,8 @@ def _parser() -> Any:
         type=bool,
         default=True,
         help="whether the verdicts that stand in the files take part as one more judge, called file; those of one of "
-        "--judges do not, as a judge always agrees with itself.",
+        "--judges do not, as a judge always agrees with itself. A hybrid's verdicts hold those of its parts: "
+        "where you ask these, give false.",
     )
     add("--output_dir", type=str | None, help="where agreement.json and agreement.csv go.")
     add("--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT by default.")

@@ -11,6 +11,7 @@ from typing import Any
 
 from gradsteer.judges import Exchange, Verdicts
 from gradsteer.records import read_jsonl
+from gradsteer.response_rows import cluster_of
 
 STORED = "file"
 """What the verdicts that stand in the files are called as a judge."""
@@ -39,8 +40,8 @@ class ResponseFile:
 
     @property
     def prompts(self) -> list[str]:
-        """(responses,) the prompt of each: replies to one prompt are alike, whatever they were sampled under."""
-        return [row["prompt"] for row in self.rows]
+        """(responses,) each one's prompt, by its digest: replies to one are alike, whatever they were sampled under."""
+        return [cluster_of(row) for row in self.rows]
 
     @property
     def degenerate(self) -> list[bool]:
