@@ -9,7 +9,7 @@ from road import run
 
 
 @pytest.mark.parametrize(
-    ("file", "said"), [("the report", "the report"), ("anchor", "condition 'anchor'"), ("another", None)]
+    ("file", "said"), [("@report", "the report"), ("anchor", "condition 'anchor'"), ("another", None)]
 )
 def test_two_steers_of_one_directory_collide(judged, tmp_path, capsys, file, said):
     locks = tmp_path / "responses" / ".locks"
@@ -27,7 +27,7 @@ def test_an_evaluation_beside_a_steer_takes_no_lock_of_the_report(judged, tmp_pa
     locks = tmp_path / "responses" / ".locks"
     locks.mkdir(parents=True)
     patterns = json.dumps({"a": ["a"]})
-    with FileLock(locks / "the report.lock"):
+    with FileLock(locks / "@report.lock"):
         run(
             "evaluate", "--model.model_name_or_path", judged.anchor, "--output_dir", tmp_path, "--trainer.logger",
             "false", "--name", "results", "--data.prompts", judged.prompts, "--data.max_prompts", 2,

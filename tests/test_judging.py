@@ -10,7 +10,7 @@ import yaml
 
 from gradsteer.agreement import pair_agreement
 from gradsteer.importance import PromptBootstrap
-from gradsteer.judges import Cost, Judge, KeywordJudge, StoredJudge, Verdicts
+from gradsteer.judges import Cost, Exchange, Judge, KeywordJudge, OpenAIJudge, StoredJudge, Verdicts
 from gradsteer.judges.stored import Answer
 from gradsteer.judging.command import main
 from gradsteer.statistics import rate_with_interval
@@ -441,7 +441,7 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(files, out, tmp_path
     assert main([*words, *files, "--dry_run", "true"]) == 0
     said = capsys.readouterr().out
     chars = sum(len(row["prompt"]) + len(row["completion"]) for row in ANCHOR + STEERED)
-    assert "costly (CostlyJudge): 9 different exchanges, 9 of them new to its store: about 9 requests" in said
+    assert "costly (CostlyJudge): 9 different exchanges: about 9 requests" in said
     assert f"{chars} tokens sent" in said
     assert "$1.2500" in said
     assert "gate (KeywordJudge): 9 different exchanges: costs nothing" in said
@@ -451,10 +451,33 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(files, out, tmp_path
     assert main([*words, files[0]]) == 0
     capsys.readouterr()
     assert main([*words, *files, "--dry_run", "true", "--overwrite", "true"]) == 0
-    assert "9 different exchanges, 3 of them new to its store: about 3 requests" in capsys.readouterr().out
+    assert "9 different exchanges, 3 of them new to it: about 3 requests" in capsys.readouterr().out
     assert main([*words, files[0], "--dry_run", "true"]) == 0
-    assert "0 of them new to its store: nothing to ask" in capsys.readouterr().out
+    assert "0 of them new to it: nothing to ask" in capsys.readouterr().out
     assert len(CostlyJudge.asked) == 6
+
+
+def test_what_a_hybrid_judges_store_holds_needs_no_key_and_costs_nothing(files, out, tmp_path, capsys, monkeypatch):
+    """Patterns decide one of the texts, the store holds the verdicts on the others."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    store = str(tmp_path / "store.sqlite")
+    options = {"rubrics": {"bridge": None}, "store": store}
+    rest = {"class_path": "OpenAIJudge", "init_args": options}
+    hybrid = {"class_path": "HybridJudge", "init_args": {"patterns": {"bridge": ["span"]}, "judge": rest}}
+    config = write(tmp_path / "judge.yaml", [yaml.safe_dump({"responses": [files[0]], "judges": {"both": hybrid}})])
+    words = ("--config", config)
+    assert main([*words, "--output_dir", str(out), "--dry_run", "true"]) == 0
+    assert "6 different exchanges, 4 of them new to it: about 4 requests" in capsys.readouterr().out
+    assert "the judge 'both': the environment variable OPENAI_API_KEY is not set" in refused(out, *words)
+    found = OpenAIJudge(**options)
+    for row in ANCHOR:
+        exchange = Exchange(row["prompt"], row["completion"])
+        found.store.write(found.fingerprint(), exchange, Verdicts({"bridge": False}, {}))
+    found.close()
+    assert main([*words, "--output_dir", str(out), "--dry_run", "true"]) == 0
+    assert "0 of them new to it: nothing to ask" in capsys.readouterr().out
+    report = judge(out, *words)
+    assert pick(report["rates"], judge="both")["num_positive"] == 2
 
 
 def test_what_was_asked_before_a_failure_is_not_asked_again(files, out, tmp_path, capsys):

@@ -66,7 +66,8 @@ class DryRun(L.Callback):
                 f"judging, about (responses of full length{also}, none of them in the store, {_CHARS_A_TOKEN:g} "
                 f"characters a token, nothing asked again): {cost}"
             )
-            limit = _max_cost(judge, trainer.world_size)
+            # shared among the processes already
+            limit = None if judge.max_cost is None else judge.max_cost * trainer.world_size
             if limit is not None and cost.dollars is not None and cost.dollars > limit:
                 lines.append(f"that is more than max_cost ${limit:g}: the run would stop on the way")
         rank_zero_info("\n".join(lines))
@@ -74,9 +75,3 @@ class DryRun(L.Callback):
         with contextlib.suppress(OSError):  # it holds responses, or another process removed it
             evaluation.directory.rmdir()
         raise DryRunDoneError
-
-
-def _max_cost(judge: Any, num_processes: int) -> float | None:
-    """Dollars that all processes together may spend, who have shared them already; None without a limit."""
-    spending = getattr(getattr(judge, "rest", judge), "_spending", None)  # a hybrid judge leaves the rest to another
-    return None if spending is None or spending.limit is None else spending.limit * num_processes

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from gradsteer.conditions import Condition
 
-_REPORT = "the report.lock"  # with a space, which no condition's file has
+_REPORT = "@report.lock"  # with a character that no condition's file has
 
 
 class ExclusiveConditions(L.Callback):

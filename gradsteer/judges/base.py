@@ -99,6 +99,15 @@ class Judge(ABC):
         """Whether judging is mostly waiting for a server, so that the caller had better go on sampling meanwhile."""
         return False
 
+    @property
+    def max_cost(self) -> float | None:
+        """Dollars that this process may spend; None without a limit."""
+        return None
+
+    def unanswered(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
+        """Those of some exchanges that asking for their verdicts would take work for; all, where nothing is stored."""
+        return list(exchanges)
+
     def usage(self) -> Cost | None:
         """What judging has taken so far in this process; None for a judge that costs nothing worth counting."""
         return None

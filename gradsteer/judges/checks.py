@@ -6,8 +6,11 @@ import re
 from urllib.parse import urlsplit
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# keys without a dash look like names: capitals, small letters and digits, and long
-_KEY = re.compile(r"sk_.*|(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9]).{20,}")
+# keys without a dash look like names: capitals, small letters and digits, and long; few long names have no _
+_KEY = re.compile(
+    r"sk_.*|(?:pk|hf|gsk|xai|r8|ghp)_[A-Za-z0-9]{16,}|(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9]).{20,}"
+    r"|(?=.*[a-z])(?=.*[A-Z0-9])[A-Za-z0-9]{20,}"
+)
 
 
 def filled(name: str, value: str) -> str:
@@ -55,9 +58,13 @@ def is_openai(url: str) -> bool:
 
 def is_private(url: str) -> bool:
     """Whether nobody on the way can read what is sent: it is encrypted, or does not leave the machine."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+    return urlsplit(url).scheme == "https" or is_here(url)
+
+
+def is_here(url: str) -> bool:
+    """Whether an address is this machine's own."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
         address = ipaddress.ip_address(host)

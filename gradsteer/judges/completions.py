@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
-from gradsteer.judges.checks import is_openai
+from gradsteer.judges.answer_sizes import TooLongError, limit
+from gradsteer.judges.checks import is_here, is_openai
 from gradsteer.judges.failures import Failure, JudgeStopped, MaxCostReached, shown, status_failure
 from gradsteer.judges.scrubbing import Scrubber, scrubbed_logs
 from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
@@ -23,8 +24,8 @@ _LEVELS: tuple[Structured, ...] = ("json_schema", "json_object", "text")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds, without word from the server
 # tokens that a server adds around the two messages, with a margin; a limit on dollars must not be passed
 _FRAME_TOKENS = 64
+_MOST_TOKENS = 1 << 40  # that a server can mean of one request
 _PATIENCE = 1800.0  # seconds that one exchange waits at the server's word, over all its tries
-_MAX_BYTES = 1 << 20  # of an answer; verdicts take a few hundred
 _HEADERS = {
     "host", "accept", "accept-encoding", "connection", "content-type", "content-length", "user-agent",
     "idempotency-key",
@@ -48,10 +49,6 @@ class NoAnswer(Exception):
     def __init__(self, reason: str, lasting: bool, unreachable: bool, general: bool = False) -> None:
         super().__init__(reason)
         self.reason, self.lasting, self.unreachable, self.general = reason, lasting, unreachable, general
-
-
-class _TooLong(ValueError):
-    """An answer that is no answer to a question for verdicts."""
 
 
 class Completions:
@@ -85,10 +82,13 @@ class Completions:
         # the client's own retries do not honour long waits, nor the limits here
         self._client = openai.AsyncOpenAI(
             api_key=key or "none", base_url=self.url, max_retries=0, timeout=None,
+            default_headers={"Accept-Encoding": "identity"},
             http_client=openai.DefaultAsyncHttpxClient(
                 follow_redirects=False,  # the texts are for the server that was named
+                # and a proxy that the environment names would have read what was to stay on this machine
+                trust_env=self.url.startswith("https:") or not is_here(self.url),
                 event_hooks={
-                    "request": [] if is_openai(self.url) else [_only_ours(key or "none")], "response": [_limit]
+                    "request": [] if is_openai(self.url) else [_only_ours(key or "none")], "response": [limit]
                 },
             ),
         )  # fmt: skip
@@ -194,12 +194,15 @@ class Completions:
             kind = type(cause).__name__
             unsure = not kind.startswith(_UNSENT)
             return Failure("again", shown(f"{kind}: {cause}", self._scrub), silent=True, unsure=unsure)
-        except _TooLong as error:
+        except TooLongError as error:
             return Failure("again", str(error), unsure=True)
         except (ValueError, RecursionError):
             return Failure("again", "an answer that is not JSON", unsure=True)
         if isinstance(answer, dict) and _choice(answer):
             return answer
+        if isinstance(answer, dict) and (said := answer.get("error")):  # of servers that call every answer a success
+            said = said.get("message", said) if isinstance(said, dict) else said
+            return Failure("again", shown(f"an error: {said}", self._scrub), unsure=True)
         return Failure("again", "an answer without choices", unsure=True)
 
     def _form(self, form: Structured) -> dict[str, Any]:
@@ -264,12 +267,6 @@ def _only_ours(key: str) -> Callable[[Any], Awaitable[None]]:
     return strip
 
 
-async def _limit(response: Any) -> None:
-    length = response.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > _MAX_BYTES:
-        raise _TooLong(f"an answer of more than {_MAX_BYTES} bytes")
-
-
 def _choice(answer: Mapping[str, Any]) -> dict[str, Any]:
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
@@ -282,6 +279,7 @@ def _tokens(answer: Mapping[str, Any], num_bytes: int) -> tuple[int, int]:
     counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
     guesses = num_bytes // CHARS_PER_TOKEN, len(json.dumps(_choice(answer).get("message"))) // CHARS_PER_TOKEN
     sent, received = (
-        count if isinstance(count, int) and count >= 0 else guess for count, guess in zip(counts, guesses, strict=True)
+        count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else guess
+        for count, guess in zip(counts, guesses, strict=True)
     )
     return sent, received

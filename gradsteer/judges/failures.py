@@ -109,10 +109,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         if math.isfinite(seconds):
             return max(seconds, 0.0)
     try:
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(date.timestamp() - time.time(), 0.0)
+    return max(date - time.time(), 0.0)
 
 
 def _details(error: Any) -> tuple[str, str | None, str | None]:

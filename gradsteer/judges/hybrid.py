@@ -56,7 +56,7 @@ class HybridJudge(Judge):
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
         """True where a pattern is found; what the other judge finds elsewhere."""
         decided = [_hits(found) for found in self.patterns.judge(exchanges)]
-        is_open = [len(hits) < len(self.behaviors) for hits in decided]
+        is_open = self._is_open(decided)
         asked = [exchange for exchange, still in zip(exchanges, is_open, strict=True) if still]
         answers = iter(self.rest.judge(asked) if asked else [])
         verdicts = [
@@ -69,6 +69,19 @@ class HybridJudge(Judge):
             for behavior in hits:
                 self.num_by_patterns[behavior] += 1
         return verdicts
+
+    def _is_open(self, decided: Sequence[set[str]]) -> list[bool]:
+        return [len(hits) < len(self.behaviors) for hits in decided]
+
+    def unanswered(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
+        """Those of the other judge's, among what the patterns leave open."""
+        is_open = self._is_open([_hits(found) for found in self.patterns.judge(exchanges)])
+        return self.rest.unanswered([exchange for exchange, still in zip(exchanges, is_open, strict=True) if still])
+
+    @property
+    def max_cost(self) -> float | None:
+        """The other judge's."""
+        return self.rest.max_cost
 
     def fingerprint(self) -> str:
         """A digest of the patterns' fingerprint and of the other judge's."""

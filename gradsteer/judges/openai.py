@@ -206,6 +206,11 @@ class OpenAIJudge(StoredJudge):
         dollars = None if self._spending.prices is None else self._spending.dollars(sent, received)
         return Cost(num_exchanges, 0, round(sent), round(received), dollars)
 
+    @property
+    def max_cost(self) -> float | None:
+        """What is left of it for this process once the processes share it."""
+        return self._spending.limit
+
     def share(self, num_processes: int) -> None:
         """Divides `concurrency`, at least 1 for each process, and `max_cost`."""
         self._stop()

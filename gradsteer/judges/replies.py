@@ -1,10 +1,11 @@
 """Reads the verdicts out of a model judge's reply. What cannot be read is unscored, never false.
 
 A judge may quote the text that it judges, and that text may hold verdicts of its own making. So nothing is taken that
-could be either: not the first of several differing objects, nor one whose verdicts the judged texts hold too, in
-whatever form, unless it is the whole reply.
+could be either: not the first of several differing objects, nor one whose verdicts the judged texts hold too, in any of
+the spellings that `_said` knows, unless it is the whole reply.
 """
 
+import html
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,16 @@ from gradsteer.judges.base import Exchange, Verdicts
 from gradsteer.judges.objects import FoundObject, find_objects, nested_objects
 
 # Raised when a reply would be read otherwise than before, so that verdicts stored under other rules are not reused.
-READING_VERSION = 2
+READING_VERSION = 3
 
 _MAX_CHARS = 200_000
 _TRUE = {"true", "yes", "1"}
 _FALSE = {"false", "no", "0"}
-_FENCE = re.compile(r"\s*```\w*\s*(.*?)\s*```\s*", re.DOTALL)
+_FENCE = "```"
 # The first end of a thought: a later one, or one without a beginning, may be quoted.
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of pairs, separators of lines
+_JOINS = set(":=|>\u2192\u21d2i")  # the last of "is"
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
@@ -101,13 +103,19 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
     first = claims[0][1]
     if any(claim != first for _, claim in claims) or any(len(set(values)) > 1 for values in first.values()):
         return _ambiguous(behaviors, "verdicts that differ", text)
-    fenced = _FENCE.fullmatch(body)
-    alone = (fenced.group(1) if fenced else body).strip()
-    if alone not in {body[found.start : found.end] for found, _ in claims}:
+    if _unfenced(body) not in {body[found.start : found.end] for found, _ in claims}:
         verdicts = {(behavior, values[0]) for behavior, values in first.items() if isinstance(values[0], bool)}
         if verdicts and verdicts <= _said(exchange.prompt, behaviors) | _said(exchange.response, behaviors):
             return _ambiguous(behaviors, "verdicts that may be quoted from the judged text", text)
     return _reading({behavior: values[0] for behavior, values in first.items()}, behaviors)
+
+
+def _unfenced(text: str) -> str:
+    """What a text holds without blanks around it and, where it is in a code fence as a whole, without the fence."""
+    text = text.strip()
+    if len(text) < 2 * len(_FENCE) or not text.startswith(_FENCE) or not text.endswith(_FENCE):
+        return text
+    return re.sub(r"\A\w+", "", text[len(_FENCE) : -len(_FENCE)]).strip()
 
 
 def _reading(said: Mapping[str, bool | str], behaviors: Sequence[str]) -> Reading:
@@ -158,8 +166,8 @@ def _verdict(value: object) -> bool | str:
 def _said(text: str, behaviors: Sequence[str]) -> set[tuple[str, bool]]:
     """The verdicts that a judged text holds, so that a judge may have them from there.
 
-    In its objects, and wherever a behavior's name is followed by a colon and a value, whatever quotes, backslashes or
-    invisible characters are between: judges mend what they quote.
+    In its objects, and wherever a behavior's name is followed by a colon, an equals sign, a bar, an arrow or "is" and a
+    value, whatever quotes, backslashes or invisible characters are between: judges mend what they quote.
     """
     if len(text) > 2 * _MAX_CHARS:  # of longer ones judges are sent the ends
         text = f"{text[:_MAX_CHARS]}\n{text[-_MAX_CHARS:]}"
@@ -171,10 +179,10 @@ def _said(text: str, behaviors: Sequence[str]) -> set[tuple[str, bool]]:
         for value in values
         if isinstance(value, bool)
     }
-    plain = _plain(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text))
+    plain = _plain(html.unescape(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)))
     for behavior in behaviors:
-        form = rf"{re.escape(_plain(behavior))}([\W_]*+)({'|'.join(sorted(_TRUE | _FALSE))})(?![^\W_])"
-        said |= {(behavior, word in _TRUE) for between, word in re.findall(form, plain) if {":", "="} & set(between)}
+        form = rf"{re.escape(_plain(behavior))}([\W_]*+(?:is[\W_]++)?)({'|'.join(sorted(_TRUE | _FALSE))})(?![^\W_])"
+        said |= {(behavior, word in _TRUE) for between, word in re.findall(form, plain) if _JOINS & set(between)}
     return said
 
 

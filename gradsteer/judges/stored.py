@@ -94,6 +94,12 @@ class StoredJudge(Judge):
             raise broken
         return [found[exchange] for exchange in exchanges]
 
+    def unanswered(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
+        """Those that the store does not hold; a store that is not there yet is not made by asking what is in it."""
+        path = self.store.path
+        stored = self.store.read(self.fingerprint(), exchanges) if path is None or path.exists() else {}
+        return [exchange for exchange in exchanges if exchange not in stored]
+
     def close(self) -> None:
         """Closes the store; opens again when it is needed."""
         self.store.close()

@@ -6,7 +6,7 @@ What a judge stores it keeps, whatever stops the asking: the same command goes o
 import sys
 from collections.abc import Mapping, Sequence
 
-from gradsteer.judges import Exchange, Judge, StoredJudge, Verdicts
+from gradsteer.judges import Exchange, Judge, Verdicts
 
 # large enough to keep a server's workers busy, small enough for a bar that moves
 _CHUNK = 128
@@ -63,7 +63,7 @@ def check_all(judges: Mapping[str, Judge], exchanges: Sequence[Exchange]) -> Non
     """
     wanted = list(dict.fromkeys(exchanges))
     for name, judge in judges.items():
-        if _new(judge, wanted):
+        if judge.unanswered(wanted):
             try:
                 judge.check()
             except ValueError as error:
@@ -79,25 +79,15 @@ def expect(name: str, judge: Judge, exchanges: Sequence[Exchange]) -> str:
         exchanges: any number, equal ones too.
     """
     wanted = list(dict.fromkeys(exchanges))
-    new, said = _new(judge, wanted), f"{name} ({type(judge).__name__}): {len(wanted):,} different exchanges"
-    if isinstance(judge, StoredJudge):
-        said += f", {len(new):,} of them new to its store"
+    new, said = judge.unanswered(wanted), f"{name} ({type(judge).__name__}): {len(wanted):,} different exchanges"
+    if len(new) < len(wanted):
+        said += f", {len(new):,} of them new to it"
     if not new:
         return f"{said}: nothing to ask"
     prompt_chars = sum(len(exchange.prompt) for exchange in new) / len(new)
     response_chars = sum(len(exchange.response) for exchange in new) / len(new)
     cost = judge.estimate(len(new), prompt_chars, response_chars)
     return f"{said}: " + ("costs nothing" if cost is None else f"about {cost}")
-
-
-def _new(judge: Judge, wanted: Sequence[Exchange]) -> list[Exchange]:
-    """Those exchanges that the judge's store does not hold."""
-    if not isinstance(judge, StoredJudge):
-        return list(wanted)
-    path = judge.store.path
-    # a store that is not there yet is not made by asking what is in it
-    stored = judge.store.read(judge.fingerprint(), wanted) if path is None or path.exists() else {}
-    return [exchange for exchange in wanted if exchange not in stored]
 
 
 def _cost(judge: Judge) -> str:

@@ -54,6 +54,27 @@ def raw(data, *, status=200, kind="application/json", headers=(), length=None):
     return answer
 
 
+def endless(part=b"x" * 65536, headers=()):
+    """An answer in chunks that does not say how long it is; begins like a good one."""
+
+    def answer(handler, request):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Transfer-Encoding", "chunked")
+        for name, value in dict(headers).items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.close_connection = True
+        for _ in range(1000):
+            try:
+                handler.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            except OSError:  # the client has had enough
+                return
+        handler.wfile.write(b"0\r\n\r\n")
+
+    return answer
+
+
 def says(text, *, finish="stop", usage=True, **message):
     def answer(handler, request):
         content = text(request) if callable(text) else text

@@ -1,11 +1,13 @@
 """The model judge where a few texts get odd answers, and where a server limits the rate: neither ends a run."""
 
 import asyncio
+import gzip
+import json
 import time
 
 import pytest
 from judging import KEY, YES, environment_fixture, exchanges, judging_fixture, play_fixture, script, waits_fixture  # noqa: F401
-from server import error, half, hang_up, raw, slow
+from server import endless, error, half, hang_up, raw, slow
 
 from gradsteer.judges import Verdicts
 from gradsteer.judges.completions import Completions
@@ -104,6 +106,34 @@ def test_an_answer_of_any_length_is_not_read(play, judging, waits):
     assert judge.judge(exchanges(1)) == [GOOD]
     found = judging(play(hates(long, "answer 0")), max_retries=0, concurrency=1).judge(exchanges(2))
     assert "an answer of more than 1048576 bytes" in found[0].unscored["bridge"]
+    # nor one that does not say how long it is, or is packed
+    packed = raw(gzip.compress(b" " * 2_000_000 + b"{}" * 40_000), headers={"Content-Encoding": "gzip"})
+    for odd in (endless(), raw(b"x" * 2_000_000, status=500), packed):
+        server = play(odd, YES)
+        assert judging(server, max_retries=1).judge(exchanges(1)) == [GOOD]
+        assert server.requests[0].headers["accept-encoding"] == "identity"
+    found = judging(play(hates(endless(), "answer 0")), max_retries=0, concurrency=1).judge(exchanges(2))
+    assert "an answer of more than 1048576 bytes" in found[0].unscored["bridge"]
+
+
+def test_an_error_that_is_called_a_success_is_passed_on(play, judging, waits):
+    for said in ({"message": "insufficient credits"}, "insufficient credits"):
+        odd = raw(json.dumps({"error": said}))
+        found = judging(play(hates(odd, "answer 0")), max_retries=0, concurrency=1).judge(exchanges(2))
+        assert "an error: insufficient credits" in found[0].unscored["bridge"]
+        assert found[1] == GOOD
+
+
+def test_numbers_beyond_all_measure_do_not_stop_a_run(play, judging, waits):
+    late = error(503, "busy", {"Retry-After": "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"})
+    assert judging(play(late, YES)).judge(exchanges(1)) == [GOOD]
+    answer = json.dumps({
+        "choices": [{"finish_reason": "stop", "message": {"content": '{"bridge": true, "recipe": false}'}}],
+        "usage": {"prompt_tokens": int("1" + "0" * 400), "completion_tokens": 5},
+    })  # fmt: skip
+    judge = judging(play(raw(answer)), prices=[1.0, 1.0], max_cost=1.0)
+    assert judge.judge(exchanges(1)) == [GOOD]
+    assert 0 < judge.usage().dollars < 0.01
 
 
 @pytest.mark.parametrize(

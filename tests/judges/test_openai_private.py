@@ -58,6 +58,22 @@ def test_a_key_is_not_sent_unencrypted(judging, monkeypatch, url):
     judge.check()
 
 
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_what_is_for_this_machine_does_not_go_through_a_proxy(play, judging, monkeypatch, name):
+    proxy, server = play(YES), play(YES)
+    monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    for base_url in (server.url, server.url.replace("127.0.0.1", "localhost")):
+        assert judging(base_url=base_url).judge(exchanges(1))[0].values == {"bridge": True, "recipe": False}
+    assert proxy.requests == []
+    assert len(server.requests) == 2
+    # to another machine it does: there is no key in it
+    monkeypatch.delenv("OPENAI_API_KEY")
+    judging(base_url="http://server.example/v1").judge(exchanges(1))
+    assert proxy.requests[0].headers["host"] == "server.example"
+
+
 @pytest.mark.parametrize(
     "url",
     ["https://server/v1", "http://localhost:8000/v1", "http://127.0.0.1:1/v1", "http://[::1]:1/v1", "http://0.0.0.0:1"],
@@ -69,7 +85,18 @@ def test_a_key_is_sent_encrypted_or_to_this_machine(judging, url):
 
 @pytest.mark.parametrize(
     "pasted",
-    [KEY, "sk_live_abcdefgh", "gsk_Abcd1234Efgh5678Ijkl9012", "MY KEY", "9KEY", "$OPENAI_API_KEY", "SCHLÜSSEL"],
+    [
+        KEY,
+        "sk_live_abcdefgh",
+        "gsk_Abcd1234Efgh5678Ijkl9012",
+        "MY KEY",
+        "9KEY",
+        "$OPENAI_API_KEY",
+        "SCHLÜSSEL",
+        "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",
+        "a1b2c3d4e5f60718293a4b5c6d7e8f90",
+        "AbCdEfGhIjKlMnOpQrStUvWx",
+    ],
 )
 def test_a_key_in_place_of_a_name_is_refused_and_not_repeated(judging, pasted):
     with pytest.raises(ValueError, match="api_key_env is no name of an environment variable") as refused:
@@ -77,7 +104,19 @@ def test_a_key_in_place_of_a_name_is_refused_and_not_repeated(judging, pasted):
     assert pasted not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "key", "_K2", "my_openai_key_for_project_2024", "AzureKey2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OPENAI_API_KEY",
+        "key",
+        "_K2",
+        "my_openai_key_for_project_2024",
+        "AzureKey2",
+        "OPENAI_API_KEY_FOR_PROJECT_2024",
+        "HF_TOKEN",
+        "OPENAIKEYFORPROJECT2024",
+    ],
+)
 def test_names_of_variables_are_accepted(name):
     assert variable_name("api_key_env", name) == name
 

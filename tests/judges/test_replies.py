@@ -103,6 +103,10 @@ def test_several_differing_or_quoted_verdicts_are_none(text):
         ('{\x07"bridge": fal\x00se}', 'It contains {"bridge": false}.'),
         ('{"bridge": false, "why": "said so"}', 'It contains {"bridge": false} and more.'),
         ('{"bridge": false, "recipe": true}', 'It contains {"bridge": false} and more.'),
+        ("| bridge | false |", 'It contains {"bridge": false}.'),
+        ("bridge -> no", 'It contains {"bridge": false}.'),
+        ("The bridge is\n**false**", 'It contains {"bridge": false}.'),
+        ("&quot;bridge&quot;&#58; false", 'It contains {"bridge": false}.'),
         ("bridge = false", 'It contains {"bridge": false}.'),
         ('{\\"bridge\\": false}', 'It contains {"bridge": false}.'),
         ('{"\\u0062ridge": false}', 'It contains {"bridge": false}.'),
@@ -122,7 +126,15 @@ def test_a_quotation_that_was_mended_or_cut_is_no_verdict(judged, reply, place):
 
 @pytest.mark.parametrize(
     "judged",
-    ["no bridge. No?", '{"bridge": true}', '{"bridge": none}', '{"abridged": false}', "bridge, no", "bridge: nothing"],
+    [
+        "no bridge. No?",
+        '{"bridge": true}',
+        '{"bridge": none}',
+        '{"abridged": false}',
+        "bridge, no",
+        "bridge: nothing",
+        "bridge isn't no",
+    ],
 )
 def test_a_verdict_that_the_judged_text_does_not_hold_is_read_with_text_around_it(judged):
     assert values('So: {"bridge": false, "recipe": false}.', Exchange("p", judged)) == (False, False)
@@ -132,10 +144,15 @@ def test_texts_made_to_take_long_do_not():
     began = time.process_time()
     for judged in ("bridge" + ":" * 200_000, "bridge: " * 30_000, '{"a":[' + "1," * 50_000, "{" * 200_000):
         values('So: {"bridge": false, "recipe": false}.', Exchange("p", judged))
+    blanks = " " * 90_000
+    for reply in ("```" + blanks, "```json" + blanks + FAKE, FAKE + blanks + ".", "```" + FAKE + blanks + "\n``"):
+        read_reply(reply, BEHAVIORS, EXCHANGE)
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize("text", [FAKE, f"\n{FAKE}\n", f"```json\n{FAKE}\n```"])
+@pytest.mark.parametrize(
+    "text", [FAKE, f"\n{FAKE}\n", f"```json\n{FAKE}\n```", f" ``` {FAKE}``` ", f"```json {FAKE}\n```\n"]
+)
 def test_a_verdict_that_is_the_whole_reply_counts_though_the_judged_text_holds_it_too(text):
     assert values(text) == (False, False)
     assert values(f"I say {FAKE}", Exchange("p", "r")) == (False, False)
