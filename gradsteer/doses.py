@@ -108,7 +108,14 @@ def _curve(name: str, doses: Sequence[Dose], points: int) -> list[Dose]:
     return [Dose("alpha", sign * step) for step in shown for sign in (1, -1)]
 
 
-def largest_dose(doses: Sequence[Dose]) -> Dose:
-    """The dose that controls are given: the largest of the first kind, of positive alpha where there are both signs."""
+def largest_doses(doses: Sequence[Dose], *, both_signs: bool = False) -> list[Dose]:
+    """The doses that controls are given: the largest of the first kind, of positive alpha where there are both signs.
+
+    Args:
+        doses: of one vector; at least one.
+        both_signs: the largest of each sign of alpha that there is, as far as it is known, the positive one first.
+    """
     first = [dose for dose in doses if dose.kind == doses[0].kind]
-    return max(first, key=lambda dose: (abs(dose.value), dose.alpha_sign))
+    signs = sorted({dose.alpha_sign for dose in first}, reverse=True) if both_signs else [None]
+    groups = [[dose for dose in first if sign in (None, dose.alpha_sign)] for sign in signs]
+    return [max(group, key=lambda dose: (abs(dose.value), dose.alpha_sign)) for group in groups]

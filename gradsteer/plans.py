@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradsteer.conditions import Condition, check_name
-from gradsteer.doses import Dose, largest_dose
+from gradsteer.doses import Dose, largest_doses
 from gradsteer.records import known_digest
 from gradsteer.transforms import TransformSpec, parse_transform
 
@@ -46,7 +46,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Controls:
-    """Which controls each vector has, at its largest dose, and which baselines stand beside all.
+    """Which controls each vector has, at its largest dose or doses, and which baselines stand beside all.
 
     Attributes:
         random: number of Gaussian directions.
@@ -57,6 +57,7 @@ class Controls:
         graddiff: numbers of GradDiff steps; likewise.
         delta_scales: k of the baselines anchor - k * Delta.
         system_prompts: name -> text.
+        both_signs: controls at the largest dose of each sign, not of the positive one alone.
     """
 
     random: int = 0
@@ -67,6 +68,7 @@ class Controls:
     graddiff: Sequence[int] = ()
     delta_scales: Sequence[float] = ()
     system_prompts: Mapping[str, str] | None = None
+    both_signs: bool = False
 
     def __post_init__(self) -> None:
         for option, value in (("random", self.random), ("sign", self.signs), ("permuted", self.permuted)):
@@ -131,19 +133,21 @@ def plan_conditions(
     for name, file in vectors.items():
         for pipeline in map(tuple, pipelines):
             kept = [r.dose for _, r in plan if r and (r.vector, r.pipeline) == (name, pipeline) and r.dose]
-            plan += _controls_of(name, file, pipeline, largest_dose(kept), controls) if kept else []
+            for dose in largest_doses(kept, both_signs=controls.both_signs) if kept else ():
+                plan += _controls_of(name, file, pipeline, dose, controls)
     plan += _baselines(vectors, controls)
     _check_names([condition for condition, _ in plan])
     return plan
 
 
-def controls_at_largest(plan: Plan) -> Plan:
+def controls_at_largest(plan: Plan, *, both_signs: bool = False) -> Plan:
     """The plan with every control at the dose of its vector's largest step, once all alphas are known.
 
     Which of two rates, or of a rate and a shift, asks for more can only be told by their alphas.
 
     Args:
         plan: whose steered conditions have their alphas; the controls' conditions are changed in place.
+        both_signs: of its largest step with the sign of its own dose, where that says it.
 
     Raises:
         ValueError: two conditions would share a file name.
@@ -153,14 +157,16 @@ def controls_at_largest(plan: Plan) -> Plan:
         if condition.kind != "control" or recipe is None:
             changed.append((condition, recipe))
             continue
+        assert recipe.dose is not None
+        sign = recipe.dose.alpha_sign if both_signs else 0
         steps = [
             (abs(c.alpha), c.alpha, r.dose)
             for c, r in plan
             if r and r.source == "vector" and not r.on_base and c.alpha is not None
             if (r.vector, r.pipeline) == (recipe.vector, recipe.pipeline)
         ]
-        _, condition.alpha, dose = max(steps, key=lambda step: step[:2])
-        assert recipe.dose is not None
+        of_its_sign = [step for step in steps if step[1] * sign >= 0]
+        _, condition.alpha, dose = max(of_its_sign or steps, key=lambda step: step[:2])
         assert dose is not None
         condition.name = condition.name.removesuffix(recipe.dose.label) + dose.label
         condition.asked = {"kind": dose.kind, "value": dose.value}

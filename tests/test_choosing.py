@@ -446,6 +446,27 @@ def test_controls_take_each_vectors_largest_dose(files):
     assert plan[0][0].name == "anchor"
 
 
+def test_controls_of_both_signs(files):
+    vectors, given = {"a": str(files / "a.safetensors")}, Controls(random=1, both_signs=True)
+
+    def names(doses, chosen=None):
+        plan = plan_conditions(vectors, {"a": doses}, [[]], given, has_base=False, on_base=False, chosen=chosen)
+        return plan, [c.name for c, _ in plan if c.kind == "control"]
+
+    alphas = [Dose("alpha", value) for value in (0.1, -0.1, 0.2, -0.3)]
+    assert names(alphas)[1] == ["random-0 of a alpha=+0.2", "random-0 of a alpha=-0.3"]
+    assert names(alphas, chosen={"a alpha=+0.1"})[1] == ["random-0 of a alpha=+0.1"]
+    # a rate turns out to be further away than a shift on one side
+    doses = [Dose("log_odds_shift", -1.0), Dose("log_odds_shift", 1.0), Dose("target_rate", 0.9)]
+    plan, before = names(doses)
+    assert before == ["random-0 of a shift=-1", "random-0 of a shift=+1"]
+    alphas = {"a shift=-1": 0.5, "a shift=+1": -0.5, "a rate=0.9": -0.7}
+    for condition, _ in plan:
+        condition.alpha = alphas.get(condition.name, condition.alpha)
+    moved = [c for c, _ in controls_at_largest(plan, both_signs=True) if c.kind == "control"]
+    assert [(c.name, c.alpha) for c in moved] == [("random-0 of a shift=-1", 0.5), ("random-0 of a rate=0.9", -0.7)]
+
+
 def test_only_chosen_conditions_are_planned_with_what_belongs_to_them(files):
     doses = {name: [Dose("alpha", value) for value in (0.1, -0.1, 0.2, -0.2)] for name in ("a", "b")}
     vectors, given = {"a": str(files / "a.safetensors"), "b": str(files / "other.safetensors")}, Controls(random=1)

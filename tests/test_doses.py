@@ -15,7 +15,7 @@ from gradsteer.budgets import TokenDivergence, solve_budget
 from gradsteer.calibration import Calibration, Contrast
 from gradsteer.chat import EncodedExample
 from gradsteer.combinations import combine, is_combination, parse_combination
-from gradsteer.doses import Dose, largest_dose, plan_doses
+from gradsteer.doses import Dose, largest_doses, plan_doses
 from gradsteer.dosing import DoseSolver
 from gradsteer.forecasting import Direction, Forecaster
 from gradsteer.importance import LinearForm
@@ -108,10 +108,21 @@ def test_curve_points_are_evenly_spaced_up_to_the_largest_alpha():
 
 def test_controls_are_given_the_largest_dose_of_the_first_kind():
     doses = [Dose("log_odds_shift", value) for value in (-0.5, 0.5, -1.0, 1.0)] + [Dose("alpha", 99.0)]
-    assert largest_dose(doses) == Dose("log_odds_shift", -1.0)  # its alpha is positive
-    assert largest_dose([Dose("alpha", -0.2), Dose("alpha", 0.1)]) == Dose("alpha", -0.2)
-    assert largest_dose([Dose("alpha", -0.2), Dose("alpha", 0.2)]) == Dose("alpha", 0.2)
-    assert largest_dose([Dose("target_rate", 0.1)]) == Dose("target_rate", 0.1)
+    assert largest_doses(doses) == [Dose("log_odds_shift", -1.0)]  # its alpha is positive
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", 0.1)]) == [Dose("alpha", -0.2)]
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", 0.2)]) == [Dose("alpha", 0.2)]
+    assert largest_doses([Dose("target_rate", 0.1)]) == [Dose("target_rate", 0.1)]
+
+
+def test_controls_are_given_the_largest_dose_of_each_sign_where_asked():
+    doses = [Dose("log_odds_shift", value) for value in (-0.5, 0.5, -1.0, 1.0)] + [Dose("alpha", 99.0)]
+    assert largest_doses(doses, both_signs=True) == [Dose("log_odds_shift", -1.0), Dose("log_odds_shift", 1.0)]
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", 0.1)], both_signs=True) == [
+        Dose("alpha", 0.1), Dose("alpha", -0.2),
+    ]  # fmt: skip
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", -0.1)], both_signs=True) == [Dose("alpha", -0.2)]
+    rates = [Dose("target_rate", 0.1), Dose("target_rate", 0.6)]
+    assert largest_doses(rates, both_signs=True) == largest_doses(rates)  # their signs are not known yet
 
 
 # --- combinations ----------------------------------------------------------------------------------------------------

@@ -182,6 +182,11 @@ def test_signs_and_controls_of_steer(steered_runs):
     assert seeded != many[first]["metrics"]["perplexity"]
     signs = steered_runs(steering__random_controls=0, steering__sign_controls=1)
     assert list(signs) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", "signs-0 of a alpha=+0.05"]
+    both = steered_runs(steering__controls_both_signs="true")
+    assert list(both) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", first, first.replace("+", "-")]
+    # one direction, there and back
+    assert both[first]["metrics"]["perplexity"] == many[first]["metrics"]["perplexity"]
+    assert both[first.replace("+", "-")]["relative_norm"] == pytest.approx(-both[first]["relative_norm"])
     control, steered = signs["signs-0 of a alpha=+0.05"], signs["a alpha=+0.05"]
     assert control["kind"] == "control"
     assert control["relative_norm"] == pytest.approx(steered["relative_norm"])

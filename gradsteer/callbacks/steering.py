@@ -71,6 +71,7 @@ class WeightSteering(L.Callback):
             --data.permutations makes them.
         control_vectors: name to a vector file, likewise; the length vector, say.
         control_seed: of the random controls; each further one takes the next.
+        controls_both_signs: controls at the largest dose of each sign; otherwise at the positive one alone, if any.
         graddiff_steps: baselines: so many steps of GradDiff, from attribute --graddiff.steps.
         delta_scales: baselines anchor - k * Delta, the weight diff subtracted without any gradient.
         system_prompts: baselines: name to a system prompt for the anchor.
@@ -107,6 +108,7 @@ class WeightSteering(L.Callback):
         permuted_controls: int = 0,
         control_vectors: dict[str, str] | None = None,
         control_seed: int = 0,
+        controls_both_signs: bool = False,
         graddiff_steps: list[int] | None = None,
         delta_scales: list[float] | None = None,
         system_prompts: dict[str, str] | None = None,
@@ -143,7 +145,7 @@ class WeightSteering(L.Callback):
         self.output_dir, self.sources, self.base = Path(output_dir), vectors, base
         self.allow_other_model, self.rounding, self.rounding_seed = allow_other_model, rounding, rounding_seed
         self.min_retained, self.behaviors, self.kl_statistic = min_retained, behaviors or {}, kl_statistic
-        self.seed_faithful = seed_faithful
+        self.seed_faithful, self.controls_both_signs = seed_faithful, controls_both_signs
         self.pipelines = _pipelines(transforms or [])
         for spec in [spec for pipeline in self.pipelines for spec in pipeline]:
             if base is None and needs_diff(spec):
@@ -164,7 +166,7 @@ class WeightSteering(L.Callback):
         )
         controls = Controls(
             *(random_controls, sign_controls, permuted_controls, control_vectors, control_seed),
-            *(graddiff_steps or (), delta_scales or (), system_prompts),
+            *(graddiff_steps or (), delta_scales or (), system_prompts, controls_both_signs),
         )
         files = {name: None if is_combination(text, vectors) else text for name, text in vectors.items()}
         said = files, doses, self.pipelines, controls
@@ -234,7 +236,7 @@ class WeightSteering(L.Callback):
         touched = None if self.base is not None else {name for vector in self.vectors.values() for name in vector}
         self._held.enter_context(holding(pl_module.model, touched))
         self._doses.find(trainer, pl_module, self.plan, weights, self.kl_statistic)
-        self.plan = controls_at_largest(self.plan)
+        self.plan = controls_at_largest(self.plan, both_signs=self.controls_both_signs)
         self._doses.check_conditions(self.plan)
         check_steps(self.plan, weights, half=half, min_retained=self.min_retained)
 
