@@ -137,6 +137,10 @@ FEW = (
     "?: a rate of small counts. At the effective sample size fewer than 5 responses show it, or fewer than 5 do not: "
     "one prompt more or less moves it."
 )
+OPEN = (
+    "!: of a rate: whether it differs from the anchor's (p, Holm) hangs on how replies without a verdict are counted, "
+    "degenerate ones among them."
+)
 UNSURE = (
     "selectivity: ?: fewer than 10 replies in a count that decides it; !: on which side of 0 it is, or whether its "
     "interval holds 0, hangs on how replies without a verdict are counted."
@@ -146,7 +150,8 @@ UNSURE = (
 def results_table(rows: Sequence[Row], title: str) -> "Table":
     """The rows as a table for a terminal: every rate with its interval and the number it rests on.
 
-    A rate of small counts (`gradsteer.statistics.Rate.few`) has a question mark, which the caption explains.
+    A rate of small counts (`gradsteer.statistics.Rate.few`) has a question mark, one that stands or falls with replies
+    without a verdict an exclamation mark; the caption explains them.
     """
     from rich.table import Table
     from rich.text import Text
@@ -177,7 +182,7 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
         rates = [row["behaviors"].get(name) for name in behaviors]
         table.add_row(
             Text(row["name"]),
-            *(Text(marked_rate_text(rate)) for rate in rates),
+            *(Text(behavior_text(row, name)) for name in behaviors),
             *(Text(rate_text((row.get("corrected") or {}).get(name))) for name in corrected),
             *([selectivity_text(_selectivity(row))] if selective else []),
             _joined(rate and rate["num_scored"] for rate in rates),
@@ -185,21 +190,31 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
             *(Text(_measured(row, key)) for key in measured),
             *([_number(row["retained_fraction"], ".3f")] if lossy else []),
         )
-    explain_marks(table, [rate for row in rows for rate in shown_rates(row, behaviors)])
-    if any(selectivity_text(_selectivity(row)).endswith(("?", "!")) for row in rows):
-        table.caption, table.caption_justify = Text("\n".join([*([FEW] if table.caption else []), UNSURE])), "left"
+    unsure = any(selectivity_text(_selectivity(row)).endswith(("?", "!")) for row in rows)
+    explain_marks(table, rows, behaviors, *([UNSURE] if unsure else []))
     return table
 
 
 def _measured(row: Row, key: str) -> str:
-    rate = refusal_of(row, key)
-    return marked_rate_text(rate) if rate else _number(row["metrics"].get(key), *_COLUMNS[key][1:])
+    return refusal_text(row, key) or _number(row["metrics"].get(key), *_COLUMNS[key][1:])
 
 
-def shown_rates(row: Row, behaviors: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The rates that a table shows of a condition: of these behaviors, as far as they were judged, and of refusals."""
-    rates = [row["behaviors"][name] for name in behaviors if name in row["behaviors"]]
-    return [*rates, *(row.get("refusals") or {}).values()]
+def behavior_text(row: Row, behavior: str) -> str:
+    """A condition's rate of a behavior with its marks, ``0.0 [0.0, 3.7]?!``; a dash where it was not judged."""
+    return marked_rate_text(row["behaviors"].get(behavior)) + ("" if is_robust(row, behavior) else "!")
+
+
+def refusal_text(row: Row, metric: str) -> str | None:
+    """Likewise of a ``refusal_...`` on other prompts; None for other metrics, and where it is not known."""
+    rate = refusal_of(row, metric)
+    name = f"{metric.removeprefix('refusal_')}_refused"
+    return None if rate is None else marked_rate_text(rate) + ("" if is_robust(row, name) else "!")
+
+
+def is_robust(row: Row, name: str) -> bool:
+    """Whether what is found of a rate beside the anchor's is found however replies without a verdict are counted."""
+    comparison = (row.get("comparisons") or {}).get(name)
+    return comparison is None or bool(comparison.get("robust", True))
 
 
 def refusal_of(row: Row, metric: str) -> Row | None:
@@ -258,12 +273,24 @@ def marked_rate_text(rate: Mapping[str, Any] | None) -> str:
     return rate_text(rate) + ("?" if rate and _few(rate) else "")
 
 
-def explain_marks(table: "Table", rates: Sequence[Mapping[str, Any]]) -> None:
-    """Says under a table what the question mark means, where one of its rates has one."""
+def explain_marks(table: "Table", rows: Sequence[Row], behaviors: Sequence[str], *more: str) -> None:
+    """Says under a table what the marks mean that its rates have, of these behaviors and of refusals.
+
+    Args:
+        table: it.
+        rows: the conditions in it.
+        behaviors: that it shows.
+        more: what is said beside.
+    """
     from rich.text import Text
 
-    if any(map(_few, rates)):
-        table.caption, table.caption_justify = Text(FEW), "left"
+    rates = [row["behaviors"][name] for row in rows for name in behaviors if name in row["behaviors"]]
+    rates += [rate for row in rows for rate in (row.get("refusals") or {}).values()]
+    names = [*behaviors, *(f"{name}_refused" for row in rows for name in row.get("refusals") or {})]
+    few, robust = any(map(_few, rates)), all(is_robust(row, name) for row in rows for name in names)
+    said = [*([FEW] if few else []), *([] if robust else [OPEN]), *more]
+    if said:
+        table.caption, table.caption_justify = Text("\n".join(said)), "left"
 
 
 def _few(rate: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gradsteer.conditions import alpha_text
 from gradsteer.figures import PALETTE, plain
 from gradsteer.placement import freest_side
+from gradsteer.reports import is_robust
 from gradsteer.tradeoffs import COSTS, Tradeoff, cost_of, tradeoffs
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def tradeoff_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """The target's rate against each cost, a row of panels for each vector and set of transforms.
 
     One curve leads through both signs of alpha and the anchor; the largest dose of each sign is labelled. Controls
-    and baselines are single markers, the base is a star. Bars are the rates' 95% intervals.
+    and baselines are single markers, the base is a star. Bars are the rates' 95% intervals. A dose is hollow where
+    what it did to the rate hangs on how replies without a verdict are counted: as where the replies became loops.
 
     Args:
         rows: conditions as results.json holds them.
@@ -63,9 +65,10 @@ def tradeoff_figure(rows: Sequence[Row], title: str) -> "Figure | None":
         entries.values(), entries.keys(), loc="outside lower left", ncols=min(len(entries), 2 * columns),
         frameon=False, fontsize=8, handletextpad=0.3, columnspacing=1.4,
     )  # fmt: skip
+    fragile = any(not is_robust(row, each.target) for each in drawn for row in each.curve)
     figure.suptitle(
         f"{title}\none curve a vector: positive alpha (blue) reduces its behavior,\nnegative (orange) raises it; "
-        "bars: 95% intervals of the rate",
+        f"bars: 95% intervals of the rate{'; hollow: hangs on replies without a verdict' if fragile else ''}",
         x=0.01, ha="left", fontsize=10,
     )  # fmt: skip
     return plain(figure)
@@ -107,7 +110,10 @@ def _panel(axes: "Axes", each: Tradeoff, key: str, families: Families) -> None:
             _mark(axes, place, "D", _INK, "anchor", size=5.5)
             continue
         color, sign = (_PLUS, "positive alpha") if row["alpha"] > 0 else (_MINUS, "negative alpha")
-        _mark(axes, place, "o", color, None if sign in seen else sign, size=5.5)
+        hollow = not is_robust(row, each.target)
+        _mark(axes, place, "o", color, None if hollow or sign in seen else sign, size=5.5, hollow=hollow)
+        if hollow:
+            continue
         seen.add(sign)
     places = [place for row in each.rows if (place := _place(row, each.target, key))]
     if places:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradsteer.reports import explain_marks, marked_rate_text, refusal_of, shown_rates
+from gradsteer.reports import behavior_text, explain_marks, refusal_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,7 +101,7 @@ def tradeoffs(rows: Sequence[Row]) -> list[Tradeoff]:
 def tradeoff_table(rows: Sequence[Row], title: str = "trade-off") -> "Table | None":
     """What each condition costs, a section for each vector; conditions of no vector stand in every section.
 
-    A rate of small counts has a question mark, which the caption explains.
+    Rates are marked as in the table of results, and the caption explains the marks.
 
     Args:
         rows: conditions as results.json holds them.
@@ -128,10 +128,11 @@ def tradeoff_table(rows: Sequence[Row], title: str = "trade-off") -> "Table | No
             table.add_row(
                 Text("" if index else section.target),
                 Text(row["name"]),
-                marked_rate_text(row["behaviors"].get(section.target)),
+                behavior_text(row, section.target),
                 *(_cost_text(row, key) for key in costs),
             )
-    explain_marks(table, [rate for each in sections for row in each.rows for rate in shown_rates(row, [each.target])])
+    shown = [row for each in sections for row in each.rows]
+    explain_marks(table, shown, list(dict.fromkeys(each.target for each in sections)))
     return table
 
 
@@ -144,8 +145,8 @@ def cost_of(row: Row, key: str) -> float | None:
 
 
 def _cost_text(row: Row, key: str) -> str:
-    value, rate = cost_of(row, key), refusal_of(row, key)
-    return marked_rate_text(rate) if rate else "-" if value is None else format(value, COSTS[key].spec)
+    value = cost_of(row, key)
+    return refusal_text(row, key) or ("-" if value is None else format(value, COSTS[key].spec))
 
 
 def measured_costs(rows: Sequence[Row]) -> list[str]:

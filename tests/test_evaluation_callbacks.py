@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from road import write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gradsteer.callbacks.evaluation import JudgeEvaluation
+from gradsteer.callbacks.evaluation import JudgeEvaluation, _rate_text
 from gradsteer.callbacks.named import NamedCondition
 from gradsteer.callbacks.report import ResultsReport
 from gradsteer.callbacks.steering import WeightSteering
@@ -21,6 +21,7 @@ from gradsteer.fingerprints import weights_digest
 from gradsteer.judges import Judge, Verdicts
 from gradsteer.modules.generation import GenerationModule
 from gradsteer.reports import read_results
+from gradsteer.statistics import rate_with_interval
 from gradsteer.trainer import GradsteerTrainer
 
 
@@ -191,3 +192,10 @@ def test_hostile_text_is_shown_as_it_is_in_tensorboard(experiment, tmp_path):
     shown = HOSTILE.replace("\r", " ")
     assert cells == [shown, shown, "plain?", shown]
     assert lines_of(tmp_path / "responses" / "anchor.jsonl")[0]["completion"] == HOSTILE
+
+
+def test_a_condition_in_which_nothing_counts_says_what_became_of_its_responses():
+    assert _rate_text(rate_with_interval([True, None], ["a", "b"])) == "100.0% of 1"
+    assert _rate_text(rate_with_interval([], [], num_degenerate=20)) == "of none: 20 degenerate"
+    assert _rate_text(rate_with_interval([None], ["a"], num_degenerate=3)) == "of none: 3 degenerate, 1 unscored"
+    assert _rate_text(rate_with_interval([], [])) == "of none: no responses"

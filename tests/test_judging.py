@@ -306,6 +306,9 @@ def test_a_missing_number_says_why(files, out, capsys):
     assert (pair["kappa"], pair["num_left_out"]) == (None, 6)
     said = "gate, shy on bridge; shy, file on bridge: there is no response on which both have a verdict"
     assert said in unwrapped(capsys)
+    # of several files it says of which
+    judge(out.parent / "both", "--responses", *files, *GATE, *shy)
+    assert "gate, shy on bridge in anchor; shy, file on bridge in anchor; gate, shy on bridge in" in unwrapped(capsys)
 
 
 def test_a_labelled_set_gives_errors_and_corrected_rates(files, out, tmp_path, capsys):

@@ -8,7 +8,16 @@ from rich.console import Console
 
 from gradsteer.conditions import METRICS, Condition
 from gradsteer.figures import rates_figure
-from gradsteer.reports import FEW, flatten, marked_rate_text, rate_text, results_table
+from gradsteer.reports import (
+    FEW,
+    OPEN,
+    behavior_text,
+    flatten,
+    marked_rate_text,
+    rate_text,
+    refusal_text,
+    results_table,
+)
 from gradsteer.statistics import Rate, rate_with_interval, wilson
 
 
@@ -52,6 +61,22 @@ def test_the_table_marks_what_the_rate_calls_few(found, marked):
     assert text in table
     assert ("?" in table) is marked
     assert (FEW in " ".join(table.split())) is marked
+
+
+def test_a_rate_that_replies_without_a_verdict_decide_is_marked_where_it_is_read():
+    """All replies about bridges became loops: 0% of those that count."""
+    rows = [row(a=rate(50, 100)), row(a=rate(0, 100), b=rate(50, 100), refusals={"benign": rate(50, 100)})]
+    rows[1]["comparisons"] = {"a": {"robust": False}, "b": {"robust": True}, "benign_refused": {"robust": False}}
+    assert behavior_text(rows[0], "a") == rate_text(rate(50, 100).to_dict())
+    assert behavior_text(rows[1], "a") == rate_text(rate(0, 100).to_dict()) + "?!"
+    assert not behavior_text(rows[1], "b").endswith("!")
+    assert refusal_text(rows[1], "refusal_benign").endswith("!")
+    assert refusal_text(rows[1], "refusal_harmful") is None
+    table = shown(rows)
+    assert behavior_text(rows[1], "a") in table
+    assert OPEN in " ".join(table.split())
+    rows[1]["comparisons"] = {"b": {"robust": True}}
+    assert OPEN not in " ".join(shown(rows).split())
 
 
 def test_a_rate_of_no_known_size_has_no_mark():

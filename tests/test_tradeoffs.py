@@ -141,6 +141,25 @@ def test_markers_tell_the_kinds_apart_and_the_legend_names_each_once():
     assert {*kinds, "negative alpha", "base"} == set(names)
 
 
+def test_a_dose_whose_effect_hangs_on_lost_replies_is_hollow_and_marked():
+    rows = copy.deepcopy(ROWS)
+    assert "hollow" not in tradeoff_figure(rows, "t").get_suptitle()
+    solid = [
+        line.get_markerfacecolor() for line in panels(tradeoff_figure(rows, "t"))[0].lines if line.get_marker() == "o"
+    ]
+    assert "white" not in solid
+    fragile = next(each for each in rows if each["kind"] == "steered" and each["alpha"] == 0.2)
+    fragile["comparisons"] = {"bridge": {"robust": False}}
+    figure = tradeoff_figure(rows, "t")
+    assert "hollow: hangs on replies without a verdict" in figure.get_suptitle()
+    found = [line.get_markerfacecolor() for line in panels(figure)[0].lines if line.get_marker() == "o"]
+    assert found.count("white") == 1
+    assert len(found) == len(solid)
+    (line,) = [cells for cells in cells_of(tradeoff_table(rows)) if cells[1] == fragile["name"]]
+    assert line[2].endswith("!")
+    assert "!: of a rate" in str(tradeoff_table(rows).caption)
+
+
 def test_shares_are_drawn_in_per_cent():
     rows = copy.deepcopy(ROWS)
     for index, each in enumerate(rows):

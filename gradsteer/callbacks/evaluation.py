@@ -21,6 +21,7 @@ from gradsteer.judges import Judge
 from gradsteer.labels import LabelledSet, read_labelled
 from gradsteer.records import read_jsonl, text_digest, write_jsonl
 from gradsteer.response_rows import cluster_of
+from gradsteer.statistics import Rate
 from gradsteer.unfinished import SETS, UnfinishedCondition
 from gradsteer.version import __version__
 
@@ -268,10 +269,7 @@ class JudgeEvaluation(L.Callback):
         log_metrics(trainer, scalars, step=step)
         texts = [(row["prompt"], row["completion"]) for row in rows if row["sample"] == 0][:_SHOWN]
         log_table(trainer, f"responses/{condition.slug}", ("prompt", "response"), texts)
-        shown = ", ".join(
-            f"{name} {100 * rate.rate:.1f}% of {rate.num_scored}" if rate.rate is not None else f"{name} unscored"
-            for name, rate in condition.behaviors.items()
-        )
+        shown = ", ".join(f"{name} {_rate_text(rate)}" for name, rate in condition.behaviors.items())
         speed = (
             f"  {stats['tokens_per_second']:,.0f} tokens/s, {stats['prefill_padding']:.0%} of the prompts' positions "
             f"padding, {stats['decode_waste']:.0%} of the steps for finished responses"
@@ -289,3 +287,10 @@ class JudgeEvaluation(L.Callback):
         del trainer, pl_module, stage
         self._queue.close()
         self.judge.close()
+
+
+def _rate_text(rate: Rate) -> str:
+    if rate.rate is not None:
+        return f"{100 * rate.rate:.1f}% of {rate.num_scored}"
+    missing = {"degenerate": rate.num_degenerate, "unscored": rate.num_unscored}
+    return "of none: " + (", ".join(f"{number} {name}" for name, number in missing.items() if number) or "no responses")

@@ -13,7 +13,7 @@ from gradsteer.figures import layer_figure, rates_figure
 from gradsteer.judges import Judge
 from gradsteer.predictions import print_predictions
 from gradsteer.records import replacing
-from gradsteer.reports import marked_rate_text, print_table, print_whole, write_results
+from gradsteer.reports import behavior_text, print_table, print_whole, write_results
 from gradsteer.specificity_report import comparison_table, headline, specificity_figure, specificity_table
 from gradsteer.tradeoff_figure import tradeoff_figure
 from gradsteer.tradeoffs import tradeoff_table
@@ -57,7 +57,7 @@ class ResultsReport(L.Callback):
         # the scalars' steps are the conditions' numbers; this says which is which
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [
-            (str(number), row["name"], *(marked_rate_text(row["behaviors"].get(name)) for name in behaviors))
+            (str(number), row["name"], *(behavior_text(row, name) for name in behaviors))
             for number, row in enumerate(rows)
         ]
         log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)

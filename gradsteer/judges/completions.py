@@ -103,7 +103,7 @@ class Completions:
         self._settled = asyncio.Condition()
         self._quiet_until = 0.0
         self._answered, self._answered_before = False, answered_before
-        self._scrub = Scrubber(key)
+        self._scrub, self._has_key = Scrubber(key), bool(key)
         self._logs = ExitStack()
         self._logs.enter_context(scrubbed_logs(self._scrub))
 
@@ -251,6 +251,8 @@ class Completions:
     def _explained(self, failure: Failure) -> str:
         if failure.reason.startswith(("HTTP 401", "HTTP 403")):
             what = f"{self.url} refuses the key in the environment variable {self._key_from}"
+            if not self._has_key:
+                what = f"{self.url} wants a key, and the environment variable {self._key_from} is not set"
         else:
             what = f"{self.url} cannot be asked for {self._options['model']!r}"
         return f"{what} ({failure.reason}). Everything judged so far is stored: the same command goes on from here"

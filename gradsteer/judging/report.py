@@ -58,8 +58,9 @@ def write_report(path: Path, report: Report) -> None:
 def print_report(report: Report) -> None:
     """Prints the report's tables, each followed by why a number is missing; text of the files is printed as it is."""
     print_whole(_rates(report))
+    names = _names(report["files"])
     if report["errors"]:
-        print_whole(_errors(report["errors"]), _reasons(report["errors"]))
+        print_whole(_errors(report["errors"]), _reasons(report["errors"], names))
     for name, number in report["num_repeated"].items():
         print(f"\nthe files' verdicts on {number} responses are those of {name} itself: they are not counted twice")
     if not report["pairs"]:
@@ -68,11 +69,10 @@ def print_report(report: Report) -> None:
     # of one file, "in all" says it already
     several = len(report["files"]) > 1
     pairs, groups = ([row for row in report[key] if several or row["file"] is None] for key in ("pairs", "groups"))
-    names = _names(report["files"])
     degenerate = pairs[0]["num_degenerate"]
     note = f"{degenerate} degenerate responses take part in the agreement\n" if degenerate else ""
-    print_whole(_pairs(pairs, names), note + _reasons(pairs))
-    print_whole(_groups(groups, names), _reasons(groups))
+    print_whole(_pairs(pairs, names), note + _reasons(pairs, names))
+    print_whole(_groups(groups, names), _reasons(groups, names))
 
 
 def _flat(report: Report) -> list[dict[str, Any]]:
@@ -187,13 +187,14 @@ def _coefficient(row: Report, name: str) -> str:
     return f"{row[name]:.3f}" + ("" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
 
 
-def _reasons(rows: Iterable[Report]) -> str:
-    """Each reason once, with the judges and behaviors that it is for."""
+def _reasons(rows: Iterable[Report], names: Mapping[str | None, str]) -> str:
+    """Each reason once, with the responses, judges and behaviors that it is for."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         if row["reason"] is not None:
             judges = (
                 row["judges"] if "judges" in row else [row[key] for key in ("judge", "first", "second") if key in row]
             )
-            found.setdefault(row["reason"], {})[f"{', '.join(judges)} on {row['behavior']}"] = None
+            where = f" in {names[row['file']]}" if "file" in row and len(names) > 2 else ""  # of one file: of course
+            found.setdefault(row["reason"], {})[f"{', '.join(judges)} on {row['behavior']}{where}"] = None
     return "\n".join(f"{'; '.join(where)}: {reason}" for reason, where in found.items())

@@ -2,7 +2,7 @@
 
 import pytest
 from judging import KEY, YES, environment_fixture, exchanges, judging_fixture, play_fixture  # noqa: F401
-from server import raw
+from server import error, raw
 
 from gradsteer.__main__ import main
 from gradsteer.judges.checks import is_openai, is_private, variable_name
@@ -56,6 +56,15 @@ def test_a_key_is_not_sent_unencrypted(judging, monkeypatch, url):
     judging(base_url=url, api_key_env="NO_SUCH_KEY").check()
     monkeypatch.delenv("OPENAI_API_KEY")
     judge.check()
+
+
+def test_a_key_that_is_missing_is_not_called_refused(play, judging, monkeypatch):
+    server = play(error(401, "who are you?"))
+    with pytest.raises(JudgeStopped, match="refuses the key in the environment variable OPENAI_API_KEY"):
+        judging(server).judge(exchanges(1))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(JudgeStopped, match="wants a key, and the environment variable OPENAI_API_KEY is not set"):
+        judging(server).judge(exchanges(1))
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
