@@ -71,8 +71,10 @@ def check_stage(stage: Stage, config: dict[str, Any], *, overwrite: bool) -> Non
         raise AlreadyDoneError(stage.key)
     if state in ("other", "changed") and not overwrite:
         what = "another configuration of" if state == "other" else "other input files for"
+        differs = stage.difference(config)
         raise ValueError(
-            f"{str(stage.directory)!r} holds the results of {what} {stage.key!r}; choose another --output_dir (with "
+            f"{str(stage.directory)!r} holds the results of {what} {stage.key!r}"
+            f"{f', which differs in {differs}' if differs else ''}; choose another --output_dir (with "
             f"--input_dir {stage.directory} to read from this one), or replace them with --overwrite true"
         )
 

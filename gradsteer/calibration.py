@@ -27,6 +27,7 @@ class Calibration:
         top_p: likewise.
         num_plus: responses of the PLUS pile.
         num_minus: of the MINUS pile.
+        judges: fingerprints of the judges whose verdicts made the piles, where their rows say.
     """
 
     slope: float
@@ -36,6 +37,7 @@ class Calibration:
     top_p: float
     num_plus: int
     num_minus: int
+    judges: tuple[str, ...] = ()
 
     def is_of(self, temperature: float, top_p: float) -> bool:
         """Whether it was taken at this way of sampling; at another, alpha would be of another scale."""
@@ -70,7 +72,8 @@ class Calibration:
             return None
         values = json.loads(metadata[_KEY])
         first, second = values.pop("halves")
-        return cls(halves=(first, second), **values)
+        judges = tuple(values.pop("judges", ()))  # a vector of before does not say them
+        return cls(halves=(first, second), judges=judges, **values)
 
 
 @dataclass(frozen=True)

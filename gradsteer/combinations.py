@@ -27,6 +27,19 @@ def is_combination(text: str, names: Iterable[str]) -> bool:
     return bool(used) and used <= set(names) and not any(isinstance(node, ast.Attribute) for node in nodes)
 
 
+def names_in(name: str, sources: Mapping[str, str]) -> list[str]:
+    """The vectors that decide a vector: itself, and those that it is a combination of.
+
+    Args:
+        name: of the vector.
+        sources: name -> file, or text such as ``bridge + 0.5 * recipe``.
+    """
+    if not is_combination(sources[name], sources):
+        return [name]
+    files = [other for other, source in sources.items() if not is_combination(source, sources)]
+    return [name, *(part for part, factor in parse_combination(sources[name], files).items() if factor)]
+
+
 def parse_combination(text: str, names: Iterable[str]) -> Coefficients:
     """Reads a linear combination of names.
 

@@ -1,10 +1,13 @@
-"""What a forecast says of one condition, as reports hold it.
+"""What a forecast says of one condition, as reports hold it, and which prompts it is of.
 
-Knows of numbers and names only.
+Knows of numbers, names and digests only.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from gradsteer.records import text_digest
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,31 @@ class Forecast:
             "rates": {name: _plain(rate) for name, rate in self.rates.items()},
             "classes": {name: _plain(rate) for name, rate in self.classes.items()},
         }
+
+
+def prompts_said(digests: Collection[str]) -> dict[str, Any]:
+    """What a forecast says of its prompts: their number, and one digest of all of them in whatever order.
+
+    Args:
+        digests: of the distinct prompts; see `gradsteer.response_rows.prompt_digest`.
+    """
+    return {"num_prompts": len(digests), "prompts_digest": text_digest("\n".join(sorted(digests)))[:32]}
+
+
+def other_prompts(about: Mapping[str, Any], digests: Collection[str]) -> str | None:
+    """What is to be warned of where the prompts that are sampled are not a forecast's; None where they are.
+
+    Args:
+        about: what a forecast.json says of itself; one of before does not say its prompts, and nobody can know.
+        digests: of the distinct prompts that are sampled.
+    """
+    if about.get("prompts_digest") in (None, prompts_said(digests)["prompts_digest"]):
+        return None
+    return (
+        f"forecast: the prompts that are sampled ({len(digests)}) are not those that it is of "
+        f"({about['num_prompts']}), or a part of them: what is forecast and what comes out are not rates on the same "
+        "prompts"
+    )
 
 
 def _plain(rate: ForecastRate) -> dict[str, float | None]:

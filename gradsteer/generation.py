@@ -125,8 +125,8 @@ def sample_batch(
         One response for each draw, in the order of `draws`.
 
     Raises:
-        ValueError: If a prompt is empty or leaves too little room for `max_new_tokens`, if the model keeps no
-            key-value cache, or if its logits for a draw are not finite (`NonFiniteLogitsError`).
+        ValueError: If a prompt is empty or leaves too little room for `max_new_tokens`, if the model takes no
+            key-value cache or does not fill it, or if its logits for a draw are not finite (`NonFiniteLogitsError`).
     """
     if not draws:
         return []
@@ -228,7 +228,7 @@ def _read_prompts(
         The logits of each draw's first token (draws, vocabulary); the cache; the attention mask of the prompt
         and all that may follow (draws, longest prompt + max_new_tokens); that token's position (draws,).
     """
-    from gradsteer.sampling_cache import roomy_cache
+    from gradsteer.sampling_cache import check_filled, roomy_cache
 
     row_of_prompt: dict[tuple[tuple[int, ...], int], int] = {}
     spread = [row_of_prompt.setdefault(prompt, len(row_of_prompt)) for prompt in prompts]
@@ -243,6 +243,7 @@ def _read_prompts(
     positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)  # (prompts, width)
     cache: Any = roomy_cache(model.config, width + max_new_tokens)
     logits = forward(ids, mask[:, :width], positions, cache)
+    check_filled(cache, width, type(model).__name__)
     indices = torch.tensor(spread, device=model.device)
     # reorder_cache, not batch_select_indices, which the layers of linear-attention models lack
     cache.reorder_cache(indices)

@@ -3,7 +3,7 @@
 A behavior rate can fall because the model broke. These figures stand beside every rate, so that a broken
 model is seen as broken. They know texts and token ids; they need neither a model nor a judge, and are rules
 of thumb for comparing conditions over the same prompts, not measures on a scale of their own. torchmetrics has none
-of them: its text metrics compare with references, but for perplexity, which needs the model.
+of them: its text metrics compare with references, but for perplexity (`gradsteer.heldout` says why not that one).
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ class Pile:
         sampled: of each example, whether its token ids are a model's samples (else rendered from text).
         responses: of each example that was sampled, the whole of it with the response's tokens labelled; else None.
         sampled_from: fingerprints of the weights that examples were sampled from, where their rows say.
+        judges: fingerprints of the judges whose verdicts made the pile, where its rows say; none without a filter.
         sampling: of each example, the temperature and top_p that it was sampled with; None where nothing says so.
     """
 
@@ -82,6 +83,7 @@ class Pile:
     sampled: list[bool] = field(default_factory=list)
     responses: list[EncodedExample | None] = field(default_factory=list)
     sampled_from: set[str] = field(default_factory=set)
+    judges: set[str] = field(default_factory=set)
     sampling: list[tuple[float, float] | None] = field(default_factory=list)
 
     @property
@@ -137,6 +139,8 @@ def read_pile(
         _keep(pile, example, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
     pile.sampled_from = {row["model_fingerprint"] for _, row in rows if row.get("model_fingerprint")}
+    if isinstance(source, PileFilter):
+        pile.judges = {row["judge"] for _, row in rows if row.get("judge")}
     pile.num_considered = len(rows) if considered is None else considered
     return _not_empty(pile, str(source))
 

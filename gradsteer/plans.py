@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gradsteer.combinations import names_in
 from gradsteer.conditions import Condition, check_name
 from gradsteer.doses import Dose, largest_doses
 from gradsteer.records import known_digest
 from gradsteer.transforms import TransformSpec, parse_transform
+from gradsteer.vectors import SteeringVector
 
 Source = Literal["vector", "random", "signs", "file", "graddiff", "delta"]
 
@@ -175,16 +177,37 @@ def controls_at_largest(plan: Plan, *, both_signs: bool = False) -> Plan:
     return changed
 
 
-def identity_of(condition: Condition, recipe: Recipe | None) -> dict[str, Any]:
-    """What decides a condition's weights beside the vectors and the model, as plain values; its alpha is known."""
+def identity_of(
+    condition: Condition, recipe: Recipe | None, sources: Mapping[str, str], digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """What decides a condition's weights beside the model and its base, as plain values; its alpha is known.
+
+    Of the vectors only those that it is made of are named, so that another one beside them changes nothing.
+
+    Args:
+        condition: whose weights are asked for.
+        recipe: its own.
+        sources: vector -> its file, or the text of a combination.
+        digests: vector -> digest of its file, or the text of a combination.
+    """
     file = None if recipe is None else recipe.file
+    names = [] if recipe is None or recipe.vector is None else names_in(recipe.vector, sources)
+    read = [] if recipe is None else _files_of(recipe.pipeline)
     return {
         "recipe": None if recipe is None else repr(replace(recipe, file=None)),
+        "vectors": {name: digests[name] for name in names},
         "file": None if file is None else known_digest(file),
+        "transform_files": [known_digest(path) for path in read],
         "model": condition.model,
         "alpha": condition.alpha,
         "system_prompt": condition.system_prompt,
     }
+
+
+def _files_of(pipeline: Sequence[TransformSpec]) -> list[str]:
+    """The files that transforms read: another vector's, or a second moment's."""
+    arguments = [parse_transform(spec)[2] for spec in pipeline]
+    return [str(given[key]) for given in arguments for key in ("vector_file", "second_moment") if key in given]
 
 
 def _labels(pipeline: Sequence[TransformSpec]) -> list[str]:
@@ -246,6 +269,7 @@ def _beside(file: str, name: str, what: str) -> str:
     """The file of a vector's control, which attribute writes in a directory beside the vector's."""
     path = Path(file).parent / f"{name}.safetensors"
     if not path.is_file():
+        SteeringVector.read_header(file)  # where the vector itself is not there or is none, that is said
         option = "--data.permutations" if name.startswith("permuted") else "--graddiff.steps"
         raise ValueError(f"{what}: there is no {str(path)!r}; attribute makes it ({option})")
     return str(path)

@@ -11,10 +11,13 @@ import hashlib
 import importlib.resources
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -89,19 +92,36 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: If the body created no file.
+        OSError: If the file cannot be written, to a full disk say: with the number and class of the body's error, and
+            in words the path and that what was written before is kept. An error about another file stays as it is.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files are readable by their owner alone, and would stay so after the rename.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         make_readable(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        ours = error.filename is None or str(error.filename) in map(str, (temporary, path, *path.parents))
+        if error.errno is None or not ours:
+            raise
+        raise _not_written(path, error.errno) from error
+    except SafetensorError as error:  # which has the system's number in its words alone
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise _not_written(path, int(found[1])) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the one above says why
+            temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, number: int) -> OSError:
+    kept = "what was written before is kept; the same command goes on from there"
+    return OSError(number, f"{os.strerror(number)} ({kept})", str(path))
 
 
 def make_readable(path: Path) -> None:

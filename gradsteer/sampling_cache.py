@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
@@ -79,3 +79,27 @@ def roomy_cache(config: Any, capacity: int) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def check_filled(cache: Any, num_tokens: int, model_name: str) -> None:
+    """Refuses a cache into which a model did not put the prompt: it would answer each token without what came before.
+
+    A window counts what passed through it. Layers of convolutions and linear attention count nothing: they hold a state
+    or none. Layers that never keep anything say nothing, nor do those that share another layer's keys.
+
+    Args:
+        cache: after the model's first call.
+        num_tokens: of each row of that call, with the padding.
+        model_name: for the message.
+
+    Raises:
+        ValueError: no layer holds so many tokens, and none a state.
+    """
+    lengths = {layer.get_seq_length() for layer in cache.layers if isinstance(layer, CacheLayerMixin)}
+    states = [getattr(layer, "has_previous_state", False) for layer in cache.layers]  # a dict where there are several
+    if num_tokens in lengths or any(any(state.values()) if isinstance(state, dict) else state for state in states):
+        return
+    raise ValueError(
+        f"{model_name} did not fill the key-value cache, which holds {max(lengths, default=0)} of {num_tokens} tokens; "
+        "sampling needs a model that keeps its keys and values in the past_key_values it is given"
+    )

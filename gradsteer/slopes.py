@@ -114,4 +114,5 @@ def cross_fitted_slope(
         top_p,
         len(plus.examples),
         len(minus.examples),
+        tuple(sorted(plus.judges | minus.judges)),
     )

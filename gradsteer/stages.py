@@ -18,6 +18,7 @@ from gradsteer.records import file_digest, resolve_resource, text_digest, write_
 from gradsteer.version import __version__
 
 FORMAT_VERSION = 1
+_VERSION = "the version of gradsteer"
 # where and how loudly a command runs does not change what it makes
 _NOT_PART = (
     "config",
@@ -151,6 +152,28 @@ class Stage:
             return "changed" if record["finished"] else "new"
         return "done" if record["finished"] and not self.missing else "unfinished"
 
+    def difference(self, config: Mapping[str, Any], *, num_named: int = 3) -> str:
+        """What differs from the record, to be read: options or input files with the new value and the old one.
+
+        Args:
+            config: as for `state`.
+            num_named: so many at most are named.
+
+        Returns:
+            An empty string where nobody knows: a record of before does not hold its options.
+        """
+        record = self.read() or {}
+        if record.get("config_digest") == config_digest(config):
+            now, then = _shown_inputs(self.inputs(config)), _shown_inputs(record["inputs"])
+        else:
+            now, then = {_VERSION: __version__}, {_VERSION: str(record.get("version"))}
+            if "options" in record:
+                now, then = now | _shown_options(config), then | record["options"]
+        differs = [key for key in {**now, **then} if now.get(key) != then.get(key)]
+        named = [f"{key} (now {now.get(key, 'absent')}, then {then.get(key, 'absent')})" for key in differs[:num_named]]
+        more = [f"{len(differs) - num_named} more"] if len(differs) > num_named else []
+        return ", ".join([*named, *more])
+
     def write(self, config: Mapping[str, Any], *, finished: bool, inputs: Mapping[str, str] | None = None) -> None:
         """Writes the record.
 
@@ -162,6 +185,7 @@ class Stage:
         record = {
             "command": self.key,
             "config_digest": config_digest(config),
+            "options": _shown_options(config),
             "inputs": dict(self.inputs(config) if inputs is None else inputs),
             "finished": finished,
         }
@@ -194,6 +218,26 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """Digest of everything in a configuration that decides what the command makes."""
     kept = {key: value for key, value in sorted(_leaves(config)) if not _is_not_part(key)}
     return text_digest(json.dumps([__version__, kept], sort_keys=True, default=str))
+
+
+def _shown_inputs(inputs: Mapping[str, str]) -> dict[str, str]:
+    return {f"the file {path!r}": f"digest {digest[:12]}" for path, digest in inputs.items()}
+
+
+def _shown_options(config: Mapping[str, Any]) -> dict[str, str]:
+    """Each option that decides what the command makes, as a message may show it: a long value as its digest.
+
+    So are texts of a judge and addresses, which nobody has checked for a secret yet.
+    """
+    shown = {}
+    for key, value in sorted(_leaves(config)):
+        if _is_not_part(key):
+            continue
+        text = json.dumps(value, default=str)
+        hidden = isinstance(value, str) and (key.startswith("evaluation.judge.") or "://" in value)
+        hidden = hidden and not key.endswith(".class_path") and not value.startswith("gradsteer://")
+        shown[key] = f"digest {text_digest(text)[:12]}" if hidden or len(text) > 60 else text
+    return shown
 
 
 def _is_not_part(key: str) -> bool:

@@ -8,6 +8,7 @@ responses. Knows of batches of rows and of files; knows nothing of models or jud
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from gradsteer.records import file_digest, read_jsonl, text_digest, write_json, 
 SETS = ("evaluation", "benign", "harmful")
 _PLAN, _MEASURED = "plan.json", "measured.json"
 _SAMPLED = ("completion", "token_ids", "finish_reason", "model", "temperature", "top_p", "max_new_tokens")
+_NAMES = {"digest": "the prompts or their seeds"}  # what a key of the plan is called, where it does not say
 Row = dict[str, Any]
 
 
@@ -54,7 +56,9 @@ class UnfinishedCondition:
         if found is None or found == wanted:
             return
         differs = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-        shown = ", ".join(f"{key} (now {_shown(wanted.get(key))}, then {_shown(found.get(key))})" for key in differs)
+        shown = ", ".join(
+            f"{_NAMES.get(key, key)} (now {_shown(wanted.get(key))}, then {_shown(found.get(key))})" for key in differs
+        )
         raise ValueError(
             f"{str(self.directory)!r} holds responses that another configuration sampled: it differs in {shown}. "
             "Go on with that configuration, choose another --output_dir, or start afresh with --overwrite true"
@@ -119,7 +123,7 @@ class UnfinishedCondition:
             write_jsonl(path, rows)
         except OSError as error:
             lost = f"the responses of batch {number} could not be kept; those before it are, and the same command goes"
-            raise OSError(error.errno, f"{error.strerror}: {lost} on", str(path)) from error
+            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {lost} on", str(path)) from error
 
     def measured(self, of: str) -> dict[str, Any] | None:
         """What was measured of the condition's weights on some text; None where nothing was yet.
@@ -168,8 +172,13 @@ class UnfinishedCondition:
     def _make_directory(self) -> None:
         """Once it is there, no other command removes the one above, which it may just before."""
         while not self.directory.is_dir():
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self.directory.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:
+                continue
+            except FileExistsError:  # raised, too, of a directory that was removed before it was looked at
+                if any(path.is_file() or path.is_symlink() for path in (self.directory, self.directory.parent)):
+                    raise
 
     def _files(self) -> dict[str, str]:
         """Digests of the finished responses, by set."""

@@ -248,6 +248,20 @@ def test_a_calibration_is_kept_in_the_metadata(tmp_path):
     made.write(vector)
     loaded = SteeringVector.load(vector.save(tmp_path / "v.safetensors"))
     assert Calibration.read(loaded.metadata) == made
+    judged = Calibration(1.25, 0.5, (1.0, 1.5), 0.6, 0.9, 30, 40, ("f", "g"))
+    judged.write(vector)
+    assert Calibration.read(vector.metadata) == judged
+    said = json.loads(vector.metadata["calibration"])
+    del said["judges"]  # a vector of before
+    assert Calibration.read({"calibration": json.dumps(said)}) == made
+
+
+def test_a_slope_says_the_judges_of_its_piles():
+    model = tiny_llama(initializer_range=0.3)
+    plus, minus = random_piles(8)
+    plus.judges, minus.judges = {"second", "first"}, {"first"}
+    found = slope_of(model, plus, minus, (direction_of(model, seed=1), direction_of(model, seed=2)))
+    assert found.judges == ("first", "second")
 
 
 @pytest.mark.parametrize(("slope", "error"), [(0.0, 0.0), (1.0, 0.5), (-1.0, 0.6), (1.0, math.nan), (math.nan, 0.1)])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from gradsteer.choosing import Selection, choose, read_forecast
+from gradsteer.conditions import Condition
 from gradsteer.curves import agreement_figure, forecast_figure
 from gradsteer.doses import Dose
-from gradsteer.plans import Controls, Recipe, controls_at_largest, plan_conditions
+from gradsteer.plans import Controls, Recipe, controls_at_largest, identity_of, plan_conditions
 from gradsteer.predictions import (
     Agreement,
     agreement,
@@ -24,7 +25,7 @@ from gradsteer.predictions import (
 )
 from gradsteer.reports import write_results
 from gradsteer.specificity import measure_specificity
-from gradsteer.vectors import SteeringVector
+from gradsteer.vectors import ParameterVector, SteeringVector
 from gradsteer.weights import ConditionWeights
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -543,6 +544,41 @@ def test_controls_whose_files_are_not_there(files, controls, message):
         plan_conditions({"a": str(files / "a.safetensors")}, dose, [[]], controls, has_base=False, on_base=False)
     combined = plan_conditions({"a": None}, dose, [[]], controls, has_base=False, on_base=False)
     assert [condition.name for condition, _ in combined] == ["anchor", "a alpha=+0.1"]  # a sum has no such files
+
+
+def test_a_vector_that_is_not_there_is_said_before_its_controls(files):
+    vectors, dose = {"z": str(files / "nowhere.safetensors")}, {"z": [Dose("alpha", 0.1)]}
+    for controls in (Controls(permuted=1), Controls(graddiff=[5])):
+        with pytest.raises(FileNotFoundError, match="no vector file at '.*nowhere.safetensors'"):
+            plan_conditions(vectors, dose, [[]], controls, has_base=False, on_base=False)
+    ParameterVector({"w": torch.ones(1)}).save(files / "nowhere.safetensors")
+    with pytest.raises(ValueError, match="a 'vector' was asked for"):
+        plan_conditions(vectors, dose, [[]], Controls(permuted=1), has_base=False, on_base=False)
+
+
+def test_a_conditions_identity_names_what_its_weights_are_made_of_and_nothing_else(files):
+    other, third = str(files / "other.safetensors"), files / "third.safetensors"
+    SteeringVector({"w": torch.zeros(1)}).save(third)
+    sources = {"a": str(files / "a.safetensors"), "b": other, "sum": "a + 2 * b - 0 * c", "c": str(third)}
+    digests = {"a": "A", "b": "B", "sum": sources["sum"], "c": "C"}
+
+    def identity(recipe, **changes):
+        return identity_of(Condition("it", "steered", alpha=0.5), recipe, sources, digests | changes)
+
+    orthogonal = ({"orthogonal_to": {"vector_file": str(third)}},)
+    for recipe, deciding in (
+        (None, ""), (Recipe("delta", scale=1.0), ""), (Recipe("vector", "a"), "a"), (Recipe("random", "b"), "b"),
+        (Recipe("file", "a", file=other), "a"), (Recipe("vector", "sum"), "ab"), (Recipe("signs", "sum"), "ab"),
+        (Recipe("vector", "a", orthogonal), "a"),
+    ):  # fmt: skip
+        changed = [name for name in "abc" if identity(recipe, **{name: "changed"}) != identity(recipe)]
+        assert "".join(changed) == deciding
+    assert identity(Recipe("vector", "sum"), sum="a - b") != identity(Recipe("vector", "sum"))
+    recipes = Recipe("vector", "a", orthogonal), Recipe("file", "a", file=str(third))
+    before = [identity(recipe) for recipe in recipes]
+    SteeringVector({"w": torch.ones(1), "v": torch.ones(2)}).save(third)  # another one in its place
+    assert all(identity(recipe) != was for recipe, was in zip(recipes, before, strict=True))
+    assert identity(Recipe("vector", "a"))["vectors"] == {"a": "A"}
 
 
 @pytest.mark.parametrize(

@@ -554,6 +554,16 @@ def test_comparisons_of_rows_hold_their_level_and_their_coverage():
     assert found <= 13
 
 
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("rate", "correlation"), [(0.05, 0.2), (0.2, 0.5), (0.5, 0)])
+def test_no_difference_is_found_too_often_with_one_reply_a_prompt(rate, correlation, shared):
+    rng = np.random.default_rng(17)
+    null = zip(*simulated(rng, 400, 100, 1, (rate, rate), correlation, shared), strict=True)
+    found = [compare(rows_of(before, 1), rows_of(after, 1), "bridge", draws=100) for before, after in null]
+    assert {each.test for each in found} == {"mcnemar"}
+    assert np.mean([each.p <= 0.05 for each in found]) <= 0.065
+
+
 @pytest.mark.parametrize("rates", [(0.05, 0.01), (0.01, 0.01), (0.1, 0.0)])
 def test_the_interval_covers_at_small_counts(rates):
     rng = np.random.default_rng(12)

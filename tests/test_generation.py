@@ -171,18 +171,47 @@ def test_the_cache_is_used_whatever_the_config_says_and_finished_rows_are_droppe
     model = build("llama", use_cache=False)
     model.generation_config.use_cache = False
     draws = ragged_draws(num_prompts=4, samples=6)
-    shapes = []
-    model.register_forward_pre_hook(
-        lambda _, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
-    )
+    shapes, used = [], []
+
+    def note(_module, _args, inputs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        used.append((inputs["use_cache"], inputs["past_key_values"].get_seq_length()))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
     found = sample(model, draws)
     longest = max(len(draw.prompt_token_ids) for draw in draws)
     assert shapes[0] == (4, longest)  # each prompt once
     assert {width for _, width in shapes[1:]} == {1}
+    assert used == [(True, 0)] + [(True, longest + step) for step in range(len(shapes) - 1)]
     alive = [sum(len(each.token_ids) > step for each in found) for step in range(1, len(shapes))]
     for (rows, _), needed in zip(shapes[1:], alive, strict=True):
         assert needed <= rows < needed / 0.75
     assert shapes[-1][0] < len(draws)
+
+
+class Forgetful(torch.nn.Module):
+    """Takes a cache as the model inside it does, and keeps nothing, or the last tokens alone, in it."""
+
+    def __init__(self, model, kept):
+        super().__init__()
+        self.model, self.kept = model, kept
+        self.config, self.device = model.config, model.device
+
+    def forward(self, input_ids, past_key_values, use_cache, **inputs):
+        found = self.model(input_ids=input_ids)
+        if self.kept:
+            states = torch.zeros(len(input_ids), 1, self.kept, 8)
+            past_key_values.update(states, states, 0)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("llama", 0), ("llama", 2), ("mistral-window", 0), ("mistral-window", 2), ("lfm2", 0)]
+)
+def test_a_model_that_does_not_fill_its_cache_is_refused(name, kept):
+    message = f"Forgetful did not fill the key-value cache, which holds {kept} of 3 tokens"
+    with pytest.raises(ValueError, match=message):
+        sample(Forgetful(build(name), kept), [Draw([5, 6, 7], 0, 0)])
 
 
 def test_the_model_comes_back_as_it_was_and_can_be_trained():

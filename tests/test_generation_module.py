@@ -206,10 +206,11 @@ def test_a_training_setting_does_not_turn_the_cache_off(sampled, tmp_path, where
     file = directory / ("config.json" if where == "config" else "generation_config.json")
     settings = json.loads(file.read_text())
     file.write_text(json.dumps(settings | {"use_cache": False}))
-    widths = []
+    widths, used = [], set()
 
     def note(_module, _args, inputs):
         widths.append(inputs["input_ids"].shape[1])
+        used.add(inputs["use_cache"])
 
     prepare = {"prepare": lambda model: model.register_forward_pre_hook(note, with_kwargs=True)}
     keep = Keep()
@@ -218,6 +219,7 @@ def test_a_training_setting_does_not_turn_the_cache_off(sampled, tmp_path, where
     assert held.use_cache is False  # the setting did arrive
     assert widths[0] == max(len(row["prompt_token_ids"]) for row in rows)
     assert set(widths[1:]) == {1}
+    assert used == {True}
     assert texts(rows) == texts(sampled())
 
 

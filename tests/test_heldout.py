@@ -26,7 +26,6 @@ def by_hand(model, anchor, examples, every=1):
 
 
 def test_perplexity_is_that_of_torchmetrics():
-    """Which has no way around a token that is less likely than 1e-45, and holds no distributions of an anchor."""
     model, examples = tiny_llama(seed=3), ragged_examples(7)
     metric = Perplexity(ignore_index=-100).set_dtype(torch.float64)
     with torch.no_grad():
@@ -69,6 +68,22 @@ def test_of_much_text_evenly_spaced_tokens_are_kept():
     assert number > 80
     assert part.measure(other)["kl_to_anchor"] == pytest.approx(divergence, rel=1e-5)
     assert part.measure(other)["perplexity"] == whole.measure(other)["perplexity"]  # takes all tokens
+
+
+def test_a_token_too_unlikely_for_a_probability_leaves_a_perplexity():
+    """The reason not to take torchmetrics' in float32, which takes the logarithm of a probability."""
+    model = tiny_llama(dtype=torch.float32)
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.tensor([[3]])).last_hidden_state[0, -1]
+        model.lm_head.weight[5] -= 200 * hidden / hidden.square().sum()
+        logits = model(input_ids=torch.tensor([[3]])).logits
+    expected = -logits[0, -1].double().log_softmax(-1)[5]
+    assert 150 < expected < 250
+    metric = Perplexity(ignore_index=-100)
+    metric.update(logits, torch.tensor([[5]]))
+    assert metric.compute() == math.inf
+    found = HeldoutText([EncodedExample([3, 5], [-100, 5])], 0).measure(model)["perplexity"]
+    assert math.log(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_values_that_are_not_finite_are_none():

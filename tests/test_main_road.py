@@ -199,7 +199,10 @@ def test_another_configuration_is_refused_unless_told_to_overwrite(experiment, c
     config = experiment / "steer" / "version_0" / "config.yaml"
     before = file_digest(experiment)
     assert main(["steer", "--config", str(config), "--steering.alphas", "[0.07]"]) == 2
-    assert "holds the results of another configuration of 'steer'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "holds the results of another configuration of 'steer', which differs in steering.alphas.0 (now 0.07, " in said
+    )
     assert file_digest(experiment) == before
 
 

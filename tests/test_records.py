@@ -1,12 +1,16 @@
+import errno
 import hashlib
 import importlib.resources
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from gradsteer.__main__ import main
 from gradsteer.records import (
     file_digest,
     read_jsonl,
@@ -107,6 +111,68 @@ def test_replacing_keeps_the_old_file_when_the_body_raises(tmp_path, error):
         interrupt()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == [path.name]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from gradsteer.records import replacing, write_json
+
+out = Path(sys.argv[1])
+write_json(out / "first.json", {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for write in (
+    lambda: write_json(out / "results.json", {"text": "x" * 5000}),
+    lambda: save_file({"a": np.zeros(5000)}, temporary),
+):
+    try:
+        with replacing(out / "vector.safetensors") as temporary:
+            write()
+    except OSError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_replacing_says_what_a_full_disk_cost(tmp_path):
+    """A limit on the size of files stands for the disk: writing beyond it fails as a full disk does."""
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    said = f"OSError [Errno {errno.EFBIG}] File too large (what was written before is kept; the same command goes on "
+    assert done.stdout.splitlines() == [
+        f"{said}from there): '{tmp_path / name}'" for name in ("results.json", "vector.safetensors")
+    ]
+    assert os.listdir(tmp_path) == ["first.json"]
+
+
+def test_replacing_keeps_the_class_of_an_error_and_says_the_path(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"what was written before is kept.*file/sub/results\.json"):
+        write_json(tmp_path / "file" / "sub" / "results.json", {})
+
+
+def test_replacing_leaves_errors_about_other_files_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError) as found, replacing(tmp_path / "file.txt"):
+        (tmp_path / "other.txt").read_bytes()
+    assert str(found.value) == f"[Errno 2] No such file or directory: '{tmp_path / 'other.txt'}'"
+
+
+def test_a_command_on_a_full_disk_says_the_file_and_what_is_kept(tmp_path, monkeypatch, capsys):
+    written, sync = [], os.fsync
+
+    def full(number):
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(sync(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["corpus", "--num_samples", "100", "--output_dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    kept = "(what was written before is kept; the same command goes on from there)"
+    assert f"error: [Errno {errno.ENOSPC}] No space left on device {kept}: '{tmp_path}" in said
+    assert "Traceback" not in said
 
 
 def test_replacing_needs_a_file(tmp_path):

@@ -22,7 +22,7 @@ def words(experiment, inputs, tmp_path_factory):
     return [
         "steer", "--model.model_name_or_path", experiment / "anchor", "--steering.base", experiment / "base",
         "--steering.vectors.a", experiment / "vectors" / "a.safetensors", "--steering.alphas", "[0.05]",
-        "--data.prompts", file, "--data.batch_size", 3, "--model.num_samples", 4, "--model.max_new_tokens", 60,
+        "--data.prompts", file, "--data.batch_size", 3, "--model.num_samples", 4, "--model.max_new_tokens", 40,
         "--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS,
         "--evaluation.heldout", inputs / "chat.jsonl", "--trainer.logger", "false",
     ]  # fmt: skip
@@ -64,7 +64,7 @@ def batch(out, condition, number):
 
 _SLOW = pytest.mark.slow
 # killed after this condition's batch: the first of all, in the middle, the last
-KILLS = [pytest.param((0, 0), marks=_SLOW), (3, 4), pytest.param((5, BATCHES - 1), marks=_SLOW)]
+KILLS = [(0, 0), (3, 2), pytest.param((5, BATCHES - 1), marks=_SLOW)]
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
@@ -78,6 +78,27 @@ def test_a_killed_run_goes_on_where_it_stopped(words, undisturbed, sampled, tmp_
     assert len(sampled) == 3 * (6 * BATCHES - sum(kept))
     assert files_of(tmp_path) == files_of(undisturbed)
     assert not (tmp_path / "responses" / ".unfinished").exists()
+
+
+def evaluating(words):
+    """The command line that samples the anchor alone, as a condition of its own."""
+    vectors, prompts = words.index("--steering.base"), words.index("--data.prompts")
+    return ["evaluate", *words[1:vectors], *words[prompts:], "--name", "anchor-again"]
+
+
+def test_a_killed_evaluate_goes_on_where_it_stopped(words, sampled, tmp_path):
+    evaluate, out, other = evaluating(words), tmp_path / "killed", tmp_path / "undisturbed"
+    batches = out / "responses" / ".unfinished" / "anchor-again"
+    kill_when([*map(str, [*evaluate, "--output_dir", out]), *QUIET], (batches / "000002.jsonl").is_file)
+    kept = len(list(batches.glob("0*.jsonl")))
+    assert 3 <= kept <= BATCHES
+    assert not (out / "evaluations" / "anchor-again.json").exists()
+    run(*evaluate, "--output_dir", out)
+    assert len(sampled) == 3 * (BATCHES - kept)
+    run(*evaluate, "--output_dir", other)
+    assert len(sampled) == 3 * (2 * BATCHES - kept)
+    assert files_of(out) == files_of(other)
+    assert {"evaluations/anchor-again.json", "responses/anchor-again.jsonl"} <= set(files_of(out))
 
 
 def interrupted(words, out, monkeypatch, *, after):
@@ -141,8 +162,7 @@ def test_another_judge_judges_what_was_sampled(words, undisturbed, sampled, tmp_
 
 
 def test_evaluate_goes_on_too_and_takes_the_batch_size_that_was_planned(words, tmp_path, sampled, monkeypatch):
-    keep = words.index("--steering.base"), words.index("--data.prompts")
-    evaluate = ["evaluate", *words[1 : keep[0]], *words[keep[1] :], "--name", "anchor-again"]
+    evaluate = evaluating(words)
     evaluate[evaluate.index("--data.batch_size") + 1] = "auto"
     monkeypatch.setattr(PromptDataModule, "_batch_size_by_memory", lambda self: 5)
     interrupted(evaluate, tmp_path, monkeypatch, after=2)
@@ -193,10 +213,9 @@ def test_other_doses_are_refused_or_replace_what_was_sampled_of_the_first(
     assert names == {*CONDITIONS[:3], "a_alpha=+0.07", "a_alpha=-0.07", "random-0_of_a_alpha=+0.07"}
 
 
-def test_a_finished_run_is_judged_anew_and_extended_without_sampling_again(words, sampled, tmp_path):
-    run(*words, "--output_dir", tmp_path)
+def test_a_finished_run_is_judged_anew_and_extended_without_sampling_again(words, undisturbed, sampled, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     theirs = lines(tmp_path)
-    sampled.clear()
     other = ["--evaluation.judge.patterns", json.dumps({"a": ["zzz"]}), "--overwrite", "true"]
     run(*words, "--output_dir", tmp_path, *other)
     assert sampled == []
@@ -204,6 +223,11 @@ def test_a_finished_run_is_judged_anew_and_extended_without_sampling_again(words
     assert {value for row in lines(tmp_path) for value in row["verdicts"].values()} == {False}
     run(*words, "--output_dir", tmp_path, *other, "--steering.alphas", "[0.05, 0.06]")
     assert len(sampled) == 3 * BATCHES * 3  # two new doses, and a control at the larger one
+    sampled.clear()
+    vectors = ["--steering.vectors.b", words[words.index("--steering.vectors.a") + 1]]
+    alphas = ["--steering.alphas", '{"a": [0.05, 0.06], "b": [0.05]}']
+    run(*words, "--output_dir", tmp_path, *other, *vectors, *alphas)
+    assert len(sampled) == 3 * BATCHES * 3  # both signs of the other vector, and its control
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 
 from gradsteer.commands import COMMANDS
 from gradsteer.stages import Stage, config_digest
+from gradsteer.version import __version__
 
 
 @pytest.fixture
@@ -123,3 +125,48 @@ def test_a_named_commands_stage_carries_the_name(tmp_path):
     assert stage.key == "evaluate-base"
     assert "responses/base.jsonl" in stage.outputs
     assert Stage.of(tmp_path, COMMANDS["steer"], None).key == "steer"
+
+
+def test_what_differs_is_named_with_both_values(stage, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("1\n")
+    config = {"model": {"num_samples": 40, "a": 1, "b": 1, "c": 1}, "data": {"prompts": str(prompts)}}
+    stage.write(config, finished=True)
+
+    def difference(**model):
+        return stage.difference({**config, "model": {**config["model"], **model}})
+
+    assert difference(num_samples=0) == "model.num_samples (now 0, then 40)"
+    assert difference(d=[0.5]) == "model.d.0 (now 0.5, then absent)"
+    assert difference(a=2, b=2, num_samples=1, c=2).endswith("model.c (now 2, then 1), 1 more")
+    prompts.write_text("2\n")
+    assert re.fullmatch(
+        r"the file '.*prompts.jsonl' \(now digest \w{12}, then digest \w{12}\)", stage.difference(config)
+    )
+    assert difference(num_samples=0) == "model.num_samples (now 0, then 40)"
+
+
+def test_a_record_of_before_says_no_option_and_another_version_is_said(stage):
+    stage.write({"a": 1}, finished=True)
+    record = json.loads(stage.path.read_text())
+    stage.path.write_text(json.dumps({key: value for key, value in record.items() if key != "options"}))
+    assert stage.difference({"a": 2}) == ""
+    stage.path.write_text(json.dumps({**record, "version": "0.0.1", "config_digest": "of that version"}))
+    assert stage.difference({"a": 1}) == f"the version of gradsteer (now {__version__}, then 0.0.1)"
+
+
+def test_no_text_of_a_judge_and_no_address_is_repeated(stage):
+    def config(secret):
+        judge = {
+            "class_path": "OpenAIJudge",
+            "init_args": {"base_url": f"http://me:{secret}@x", "model": secret, "seed": 1},
+        }
+        return {"evaluation": {"judge": judge}, "data": {"prompts": f"https://x/?token={secret}"}}
+
+    stage.write(config("sk-first"), finished=True)
+    said = stage.difference(config("sk-other")) + stage.path.read_text()
+    assert "evaluation.judge.init_args.model (now digest " in said
+    assert "sk-" not in said
+    other = config("sk-first")
+    other["evaluation"]["judge"]["class_path"] = "KeywordJudge"
+    assert stage.difference(other) == 'evaluation.judge.class_path (now "KeywordJudge", then "OpenAIJudge")'

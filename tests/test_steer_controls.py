@@ -161,7 +161,7 @@ def _fill(judged):
 
 def test_steer_takes_a_forecasts_alphas_and_sets_its_rates_beside_its_own(judged, curve, tmp_path, capsys):
     """Without the responses: target rates are solved nowhere else."""
-    run(*steer_words(judged, tmp_path, **MANY, steering__forecast=curve, model__num_samples=10))
+    run(*steer_words(judged, tmp_path, **MANY, steering__forecast=curve, data__max_prompts=20))
     shown = capsys.readouterr().out
     forecast, rows = rows_of(curve), rows_of(tmp_path / "results.json")
     assert list(rows) == list(forecast)
@@ -192,7 +192,7 @@ def test_steer_takes_a_forecasts_alphas_and_sets_its_rates_beside_its_own(judged
 )
 def test_select_keeps_the_best_conditions_and_their_controls(judged, curve, tmp_path, capsys, select, kept):
     behaviors = {"steering__behaviors": '{"b": "a"}'}  # both vectors reach a rate of a
-    words = steer_words(judged, tmp_path, **MANY, **behaviors, steering__forecast=curve)
+    words = steer_words(judged, tmp_path, **MANY, **behaviors, steering__forecast=curve, data__max_prompts=20)
     run(*words, "--steering.select", json.dumps(select))
     forecast, rows = rows_of(curve), rows_of(tmp_path / "results.json")
     others = {name for name, row in forecast.items() if row["predicted"]["role"] != "steered"}
@@ -229,7 +229,7 @@ def test_a_rate_that_no_condition_reaches_names_the_nearest(judged, curve, tmp_p
 
 def test_a_forecast_of_something_else_is_refused(judged, curve, tmp_path, capsys):
     def refused(**changes):
-        changed = {**MANY, "steering__forecast": curve, **changes}
+        changed = {**MANY, "steering__forecast": curve, "data__max_prompts": 20, **changes}
         return message_of(steer_words(judged, tmp_path, **changed), capsys)
 
     assert "the forecast is of another vector 'a'" in refused(steering__vectors__a=judged.vector("b"))
@@ -239,8 +239,11 @@ def test_a_forecast_of_something_else_is_refused(judged, curve, tmp_path, capsys
     assert "the forecast is of temperature 1 and top_p 1; this run samples at 0.7 and 1" in message
     assert re.search(r"the forecast is of responses of at most \d+ tokens; this run", refused(model__max_new_tokens=1))
     report = json.loads(curve.read_text())
-    with pytest.warns(UserWarning, match=rf"share the seed {report['forecast']['seeds'][0]}; where the prompts are"):
+    with pytest.warns(UserWarning, match="forecast: ") as warned:
         run(*steer_words(judged, tmp_path / "s", steering__forecast=curve, model__sampling_seed=0, data__max_prompts=1))
+    said = " ".join(str(each.message) for each in warned)
+    assert f"share the seed {report['forecast']['seeds'][0]}; where the prompts are" in said
+    assert "the prompts that are sampled (1) are not those that it is of (20), or a part of them" in said
     for change, said in (({"forecast": None}, "is no forecast of format 1"), ({"format": 7}, "is no forecast of")):
         changed = {key: value for key, value in {**report, **change}.items() if value is not None}
         (tmp_path / "changed.json").write_text(json.dumps(changed))

@@ -344,6 +344,7 @@ def test_what_is_not_measured_is_null(judged, tmp_path):
 # judges of one behavior, or of another than the vector's
 
 
+@pytest.mark.filterwarnings("ignore:vector .. its slope was taken between classes that another judge")
 def test_one_behavior_has_no_selectivity(judged, tmp_path, capsys):
     patterns = json.dumps({"a": json.loads(PATTERNS)["a"]})
     run(*steer_words(judged, tmp_path, evaluation__judge__patterns=patterns))
@@ -417,6 +418,7 @@ def test_a_prompt_that_is_too_long_takes_no_part(judged, tmp_path, capsys):
 # --dry_run
 
 
+@pytest.mark.filterwarnings("ignore:vector .. its slope was taken between classes that another judge")
 def test_a_dry_run_says_how_much_and_does_nothing(judged, inputs, no_model, tmp_path, caplog, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     judge = {

@@ -39,6 +39,8 @@ def test_a_plan_that_differs_is_refused_by_what_differs(tmp_path):
         work(tmp_path).begin({**PLAN, "temperature": 0.7})
     with pytest.raises(ValueError, match=r"differs in weights \(now digest \w{12}, then null\)"):
         work(tmp_path).begin({**PLAN, "weights": {"recipe": "x" * 100}})
+    with pytest.raises(ValueError, match=r'differs in the prompts or their seeds \(now "abd", then "abc"\)'):
+        work(tmp_path).begin({**PLAN, "digest": "abd"})
     with pytest.raises(ValueError, match="differs in dtype"):
         work(tmp_path).begin({**PLAN, "dtype": "float32"})
 
@@ -217,3 +219,23 @@ def test_overwriting_takes_away_another_plans_batches_only(tmp_path):
     assert work(tmp_path).begin({**PLAN, "temperature": 0.7}, overwrite=True) is False
     assert work(tmp_path).read(0, []) is None
     assert work(tmp_path).plan()["temperature"] == 0.7
+
+
+def test_a_directory_that_is_removed_while_it_is_looked_at_is_made_again_and_a_file_there_is_an_error(
+    tmp_path, monkeypatch
+):
+    mkdir, raised = Path.mkdir, []
+
+    def removed_meanwhile(path, *args, **options):
+        if not raised:
+            raised.append(path)
+            raise FileExistsError(path)
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", removed_meanwhile)
+    assert work(tmp_path).begin(PLAN) is False
+    assert raised
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".unfinished").write_text("a file")
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        work(tmp_path / "other").begin(PLAN)

@@ -13,7 +13,7 @@ from gradsteer.callbacks.tensorboard import log_metrics, log_table
 from gradsteer.conditions import METRICS, Condition
 from gradsteer.curves import forecast_figure
 from gradsteer.fingerprints import model_fingerprint
-from gradsteer.forecasts import Forecast, ForecastRate
+from gradsteer.forecasts import Forecast, ForecastRate, prompts_said
 from gradsteer.predictions import forecast_table
 from gradsteer.reports import print_whole, rate_text, write_results
 from gradsteer.statistics import Rate
@@ -53,7 +53,7 @@ class ForecastReport(L.Callback):
         about = {
             "responses": forecasting.file,
             "num_responses": len(forecasting.responses),
-            "num_prompts": forecasting.responses.num_prompts,
+            **prompts_said(forecasting.responses.prompt_digests),
             "temperature": temperature,
             "top_p": top_p,
             "max_new_tokens": forecasting.responses.max_new_tokens,

@@ -7,8 +7,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
+from gradsteer.calibration import Calibration
 from gradsteer.callbacks.leakage import refuse_overlap
 from gradsteer.conditions import Condition, slug_of
+from gradsteer.forecasts import other_prompts
 from gradsteer.judges import Judge
 from gradsteer.realised import realised_shift
 from gradsteer.records import read_jsonl, write_json
@@ -46,11 +48,24 @@ class SampledConditions(L.Callback):
         steering = trainer.steering  # type: ignore[attr-defined]
         sources, evaluated = steering.prompt_sources, prompts.pop("evaluation")
         refuse_overlap(sources, evaluated, faithful=steering.seed_faithful, others=prompts)
+        about = (steering.forecast or {}).get("forecast", {})
+        if (text := other_prompts(about, evaluated)) is not None:
+            rank_zero_warn(text)
         self._compare_judges(trainer)
 
     def _compare_judges(self, trainer: L.Trainer) -> None:
-        """Warns where what was forecast and what is sampled are judged by two judges."""
+        """Warns where a slope or a forecast, and what is sampled, are judged by two judges."""
         judge = next(c.judge for c in trainer.callbacks if isinstance(getattr(c, "judge", None), Judge))  # type: ignore[attr-defined]
+        steering = trainer.steering  # type: ignore[attr-defined]
+        for name, vector in steering.vectors.items() if [] in steering.pipelines else ():
+            slope, contrast = Calibration.read(vector.metadata), steering.contrasts[name]
+            judged = {*(contrast.plus or ()), *(contrast.minus or ())} <= set(judge.behaviors)  # else none comes out
+            if slope is not None and judged and set(slope.judges) - {judge.fingerprint()}:
+                rank_zero_warn(
+                    f"vector {name}: its slope was taken between classes that another judge than this run's (or one "
+                    "with another rubric) told apart: the shift of log-odds that it predicts and the one that comes "
+                    "out are not of the same thing"
+                )
         about = (trainer.steering.forecast or {}).get("forecast", {})  # type: ignore[attr-defined]
         responses = None if trainer.forecasting is None else trainer.forecasting.responses  # type: ignore[attr-defined]
         for known in (about.get("judge"), None if responses is None else responses.judge):

@@ -284,8 +284,7 @@ class WeightSteering(L.Callback):
     def identity(self, index: int) -> dict[str, Any]:
         """What decides the weights of a condition, as plain values; known once the doses' alphas are."""
         condition, recipe = self.plan[index]
-        vectors = None if recipe is None else self.vector_digests()
-        return {**identity_of(condition, recipe), "vectors": vectors, **self.settings}
+        return {**identity_of(condition, recipe, self.sources, self.vector_digests()), **self.settings}
 
     @contextmanager
     def at_base(self) -> Iterator[None]:
