@@ -17,7 +17,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after ``gradsteer``; those of the process by default.
 
     Returns:
-        The exit status: 0, or 2 for an error of the user's, which is said in one line.
+        The exit status: 0, 2 for an error of the user's, which is said in one line, or 130 where Ctrl-C ended it.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -36,14 +36,17 @@ def main(args: Sequence[str] | None = None) -> int:
     module, function = target.split(":")
     from gradsteer.judges.failures import JudgeStopped
 
-    serve = getattr(importlib.import_module(module), function)
     try:
+        serve = getattr(importlib.import_module(module), function)
         status = serve(words[1:] if command.plain else words)
     except (ValueError, OSError, JudgeStopped) as error:
         if os.environ.get("GRADSTEER_TRACEBACK"):
             raise
         sys.stderr.write(f"gradsteer {words[0]}: error: {error}\n(GRADSTEER_TRACEBACK=1 shows where)\n")
         return 2
+    except KeyboardInterrupt:  # before or after the trainer's own care for it
+        sys.stderr.write(f"gradsteer {words[0]}: interrupted\n")
+        return 130
     return int(status or 0)
 
 

@@ -59,6 +59,15 @@ def test_an_unknown_command_has_status_2(capsys):
     assert "accepted: corpus, fit, validate, evaluate, attribute, forecast, steer, judge, export, inspect, run" in said
 
 
+def test_ctrl_c_before_the_trainer_hears_it_is_no_traceback(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradsteer.__main__.importlib.import_module", interrupted)
+    assert main(["steer"]) == 130
+    assert capsys.readouterr().err == "gradsteer steer: interrupted\n"
+
+
 def help_of(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

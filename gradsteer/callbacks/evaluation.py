@@ -279,7 +279,9 @@ class JudgeEvaluation(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Stops asking; what was answered is kept."""
-        del trainer, pl_module, exception
+        del trainer, pl_module
+        if isinstance(exception, KeyboardInterrupt):
+            rank_zero_info("What was sampled and judged is kept: the same command goes on from there.")
         self._queue.cancel()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
