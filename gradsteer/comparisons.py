@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from gradsteer.importance import Interval, PromptBootstrap, percentile_interval
+from gradsteer.importance import Interval, percentile_interval
+from gradsteer.paired_counts import prompt_bootstrap
 from gradsteer.response_rows import cluster_of, verdict_of
-from gradsteer.sign_flips import sign_flip, stratified
+from gradsteer.sign_flips import LEAST_P, sign_flip, stratified
 from gradsteer.statistics import expanded, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
@@ -23,7 +23,6 @@ Rows = Sequence[Mapping[str, Any]]
 _FEW = 10
 _ROUNDING = 1e-9  # draws that all agree differ by it
 _LEVEL = 0.05
-_LEAST_P = float(np.finfo(np.float64).tiny)  # 1100 pairs all one way: 2^-1099 is no float
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ class _Pairs:
 
     def interval(self, few: bool, draws: int, seed: int) -> Interval:
         """The bootstrap's, where counts are small or all draws agree not within Newcombe's; around the difference."""
-        sums = _bootstrap(len(self.prompts), draws, seed).sums(self.terms)
+        sums = prompt_bootstrap(len(self.prompts), draws, seed).sums(self.terms)
         low, high = percentile_interval(sums[:, 0] / sums[:, 1], expanded(len(self.prompts)))
         if few or high - low < _ROUNDING:
             other_low, other_high = _newcombe(self)
@@ -254,18 +253,12 @@ def _by_prompt(rows: Rows, behavior: str, missing: bool | None) -> dict[str, lis
     return found
 
 
-@lru_cache(maxsize=4)
-def _bootstrap(num: int, draws: int, seed: int) -> PromptBootstrap:
-    """Of one table all comparisons have about as many prompts: the draws are made once."""
-    return PromptBootstrap.draw(np.arange(num), draws=draws, seed=seed)
-
-
 def _mcnemar(numerators: np.ndarray) -> float:
     """McNemar's exact test of (pairs,) differences between two replies."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     gained, lost = int((numerators > 0).sum()), int((numerators < 0).sum())
-    return float(max(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue, _LEAST_P)) if gained + lost else 1.0
+    return float(max(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue, LEAST_P)) if gained + lost else 1.0
 
 
 def _newcombe(pairs: _Pairs) -> Interval:

@@ -73,7 +73,7 @@ def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: fl
         if total == 0 or rate.num_unscored <= limit * total:
             continue
         missing = [row for row in sets[name] if behavior in row["unscored"] and not row.get("degenerate")]
-        shown = _reasons(row["unscored"][behavior] for row in missing)
+        shown = reasons_text(row["unscored"][behavior] for row in missing)
         where = "" if name == "evaluation" else f", {name} prompts"
         return (
             f"condition {condition.name!r}{where}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
@@ -84,7 +84,7 @@ def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: fl
     return None
 
 
-def _reasons(reasons: Iterable[str]) -> str:
+def reasons_text(reasons: Iterable[str]) -> str:
     """The most frequent reasons with their counts; those that differ in numbers alone are one, with N for these."""
     alike: dict[str, Counter[str]] = defaultdict(Counter)
     for reason in reasons:

@@ -151,7 +151,7 @@ class PairedCounts:
         logs = np.log(weighted.sum(axis=1) + 0.5)
         value = float((logs[1, 0] - logs[1, 1]) - (logs[0, 0] - logs[0, 1]))
         number = sizes.shape[1]
-        bootstrap = _bootstrap(number, self.draws, self.seed)
+        bootstrap = prompt_bootstrap(number, self.draws, self.seed)
         drawn = [np.log(bootstrap.sums(side) + 0.5) for side in weighted]
         changes = (drawn[1][:, 0] - drawn[1][:, 1]) - (drawn[0][:, 0] - drawn[0][:, 1])
         low, high = percentile_interval(changes, expanded(number, 1 - level))
@@ -163,8 +163,14 @@ class PairedCounts:
 
 
 @lru_cache(maxsize=8)
-def _bootstrap(num: int, draws: int, seed: int) -> PromptBootstrap:
-    """Of one table all conditions have about as many prompts: the draws are made once."""
+def prompt_bootstrap(num: int, draws: int, seed: int) -> PromptBootstrap:
+    """Resamples of so many prompts; in one table about as many are compared everywhere, so the draws are made once.
+
+    Args:
+        num: prompts.
+        draws: resamples, at least 100.
+        seed: of the draws.
+    """
     return PromptBootstrap.draw(np.arange(num), draws=draws, seed=seed)
 
 

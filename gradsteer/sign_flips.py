@@ -12,7 +12,7 @@ _FEW = 10
 _ROUNDING = 1e-9  # sums that are equal differ by it
 _CELLS = 1_000_000  # of the distribution of the sum: 8 MB, and a tenth of a second for 100 pairs
 _FLIPS, _MOST_FLIPS, _FLIP_SEED = 10_000, 1_000_000, 0
-_LEAST_P = float(np.finfo(np.float64).tiny)  # 1100 pairs all one way: 2^-1099 is no float
+LEAST_P = float(np.finfo(np.float64).tiny)  # 1100 pairs all one way: 2^-1099 is no float
 
 
 def sign_flip(differences: np.ndarray, denominators: np.ndarray | None = None, *, cells: int = _CELLS) -> float:
@@ -58,7 +58,7 @@ def sign_flip(differences: np.ndarray, denominators: np.ndarray | None = None, *
         reached = min(reached + size, minority)
         if size <= minority:
             chances[size : reached + 1] += half[: reached + 1 - size]
-    return float(min(max(2 * chances.sum(), _LEAST_P), 1.0))
+    return float(min(max(2 * chances.sum(), LEAST_P), 1.0))
 
 
 def _sampled(sizes: np.ndarray, minority: int) -> float:
@@ -103,4 +103,4 @@ def stratified(positives: np.ndarray, sizes: np.ndarray) -> float:
         chances = np.convolve(chances, drawn)
     observed = int(positives[1].sum())
     tails = chances[: observed + 1].sum(), chances[observed:].sum()
-    return float(min(max(2 * min(tails), _LEAST_P), 1.0))
+    return float(min(max(2 * min(tails), LEAST_P), 1.0))

@@ -1,4 +1,4 @@
-"""What OpenAI's usual models cost a token, as noted in 2025.
+"""What OpenAI's usual models cost a token, as noted in August 2025.
 
 Prices change, and a discount for cached or batched requests is left out: what a run really costs is on the bill. Give
 `prices` where these are out of date.
@@ -7,8 +7,6 @@ Prices change, and a discount for cached or batched requests is left out: what a
 import math
 import re
 from collections.abc import Sequence
-
-NOTED = "2025-08"
 
 # Dollars per million tokens: sent, received.
 KNOWN = {

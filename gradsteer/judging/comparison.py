@@ -3,7 +3,6 @@
 Knows of verdicts and files; knows neither the command line nor the screen.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from gradsteer.agreement import group_agreement, pair_agreement
 from gradsteer.correction import JudgeError, corrected_rate
+from gradsteer.counting import reasons_text
 from gradsteer.importance import PromptBootstrap
 from gradsteer.judges import Verdicts
 from gradsteer.judging.inputs import ResponseFile
@@ -115,14 +115,13 @@ def excess_of_unscored(
     """
     for name, found in zip(names, verdicts, strict=True):
         for behavior in behaviors:
-            reasons = Counter(verdict.unscored[behavior] for verdict in found if behavior in verdict.unscored)
-            if reasons.total() <= limit * len(found):
+            reasons = [verdict.unscored[behavior] for verdict in found if behavior in verdict.unscored]
+            if len(reasons) <= limit * len(found):
                 continue
-            shown = "; ".join(f"{count} x {reason[:200]}" for reason, count in reasons.most_common(3))
             return (
-                f"{name}: {reasons.total()} of {len(found)} verdicts on {behavior!r} "
-                f"({100 * reasons.total() / len(found):.1f}%) are unscored, more than --max_unscored {limit:g} allows. "
-                f"Reasons: {shown}"
+                f"{name}: {len(reasons)} of {len(found)} verdicts on {behavior!r} "
+                f"({100 * len(reasons) / len(found):.1f}%) are unscored, more than --max_unscored {limit:g} allows. "
+                f"Reasons: {reasons_text(reasons)}"
             )
     return None
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gradsteer.judges.rubrics import BUILT_IN, RUBRIC_VERSION, read_rubrics
+from gradsteer.judges.rubrics import BUILT_IN, read_rubrics
 
 
 def test_null_takes_the_built_in_words_and_others_keep_theirs():
@@ -22,7 +22,6 @@ def test_a_null_that_became_text_is_none_the_less_null(text):
 
 def test_there_are_rubrics_for_the_experiments():
     assert {"harmful", "refusal", "bridge", "recipe"} <= set(BUILT_IN)
-    assert isinstance(RUBRIC_VERSION, int)
     assert read_rubrics(dict.fromkeys(BUILT_IN)) == BUILT_IN
     assert "Golden Gate Bridge" in BUILT_IN["bridge"]
 
