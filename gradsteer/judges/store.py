@@ -75,16 +75,11 @@ class VerdictStore:
             OSError: If it cannot be read, or others have it locked for a minute.
         """
         found = {}
-        with self._opened() as connection:
-            connection.execute("BEGIN")  # one snapshot, and one taking of locks for all
-            try:
-                for exchange in exchanges:
-                    row = connection.execute(_READ, (fingerprint, *_digests(exchange))).fetchone()
-                    if row is not None:
-                        found[exchange] = self._decode(row[0])
-            finally:
-                if connection.in_transaction:  # SQLite itself ends it on some errors
-                    connection.execute("ROLLBACK")
+        with self._opened() as connection, _snapshot(connection):
+            for exchange in exchanges:
+                row = connection.execute(_READ, (fingerprint, *_digests(exchange))).fetchone()
+                if row is not None:
+                    found[exchange] = self._decode(row[0])
         return found
 
     def knows(self, fingerprint: str) -> bool:
@@ -180,16 +175,32 @@ def _digests(exchange: Exchange) -> tuple[bytes, bytes]:
     return prompt, response
 
 
+@contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is read inside is of one moment, and locks are taken once; inside a transaction, a part of it."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:  # SQLite itself ends it on some errors
+            connection.execute("ROLLBACK")
+
+
 def _check(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the file is a store already; False where it is empty.
 
     Raises:
         ValueError: If it is a database of something else, or a store of another version.
     """
-    identity, version = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-    )
-    if identity == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+    with _snapshot(connection):  # else another process could make the store between the first look and the last
+        identity, version = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+        is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if identity == 0 and is_empty:
         return False
     if identity != APPLICATION_ID:
         raise ValueError(f"{str(path)!r} is a database of another program; name another file for the store")

@@ -31,9 +31,21 @@ for number in range(int(count)) if int(count) else itertools.count():
 """
 
 
-def writer(path, name, count):
-    command = [sys.executable, "-c", WRITER, str(path), name, str(count)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+@pytest.fixture
+def writer():
+    """Starts processes that write, and ends those that a failed test left running."""
+    started = []
+
+    def start(path, name, count):
+        command = [sys.executable, "-c", WRITER, str(path), name, str(count)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        if not process.stdout.closed:
+            process.communicate(timeout=60)
 
 
 @pytest.fixture
@@ -126,7 +138,7 @@ def test_texts_are_not_stored(path, store):
     assert b"secret" not in contents
 
 
-def test_processes_write_at_once(path, store):
+def test_processes_write_at_once(path, store, writer):
     writers = [writer(path, name, 200) for name in ("left", "right")]
     for process in writers:  # both go when both are ready, so that they also make the file together
         process.stdin.write(b"go\n")
@@ -140,7 +152,36 @@ def test_processes_write_at_once(path, store):
     assert all(verdicts.values["bridge"] is (int(e.response) % 2 == 0) for e, verdicts in found.items())
 
 
-def test_a_killed_writer_loses_nothing_that_it_acknowledged(path, store):
+def test_a_store_that_another_makes_meanwhile_is_not_taken_for_another_programs(path, monkeypatch):
+    """The other makes it between the first and the last look at the empty file, or waits until the look is over."""
+    other = VerdictStore(path)
+    makers = []
+
+    class Watched(sqlite3.Connection):
+        def execute(self, statement, *args):
+            found = super().execute(statement, *args)
+            if statement == "PRAGMA user_version" and not makers:
+                makers.append(threading.Thread(target=other.write, args=("judge", Exchange("a", "b"), YES)))
+                makers[0].start()
+                makers[0].join(0.5)
+            return found
+
+    plainly = sqlite3.connect
+
+    def connect(*args, **options):
+        kind = sqlite3.Connection if makers else Watched
+        return plainly(*args, factory=kind, **options)
+
+    monkeypatch.setattr(store_module.sqlite3, "connect", connect)
+    store = VerdictStore(path)
+    store.write("judge", Exchange("a", "c"), YES)
+    makers[0].join(60)
+    assert len(store) == 2
+    store.close()
+    other.close()
+
+
+def test_a_killed_writer_loses_nothing_that_it_acknowledged(path, store, writer):
     for round_number in range(3):
         process = writer(path, f"round {round_number}", 0)
         process.stdin.write(b"go\n")
