@@ -125,7 +125,7 @@ COMMANDS: dict[str, Command] = {
             callbacks={
                 "evaluation": "gradsteer.callbacks.evaluation:JudgeEvaluation",
                 "forecasting": "gradsteer.callbacks.forecast:Forecasting",
-                "fluency": "gradsteer.callbacks.fluency:BasePerplexity",
+                "fluency": "gradsteer.callbacks.fluency:Fluency",
                 "steering": "gradsteer.callbacks.steering:WeightSteering",
                 "sampled": "gradsteer.callbacks.sampled:SampledConditions",
                 "comparisons": "gradsteer.callbacks.comparing:Comparisons",

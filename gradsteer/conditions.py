@@ -13,8 +13,8 @@ Kind = Literal["base", "anchor", "steered", "control", "baseline", "forecast"]
 ModelKind = Literal["anchor", "base"]
 METRICS = (
     "perplexity", "kl_to_anchor", "base_perplexity", "repetition", "compression", "distinct_1", "distinct_2",
-    "distinct_3", "mean_length", "unfinished", "degenerate", "refusal", "refusal_benign", "refusal_harmful",
-    "refusal_benign_judged", "refusal_harmful_judged",
+    "distinct_3", "mean_length", "unfinished", "degenerate", "incoherent", "refusal", "refusal_benign",
+    "refusal_harmful", "refusal_benign_judged", "refusal_harmful_judged",
 )  # fmt: skip
 
 

@@ -62,11 +62,6 @@ def unfinished_share(finish_reasons: Sequence[str]) -> float | None:
     return _share([reason == "length" for reason in finish_reasons])
 
 
-def degenerate_share(texts: Sequence[str]) -> float | None:
-    """The share of texts that are empty or caught in a loop, in [0, 1]; None for none."""
-    return _share([is_degenerate(text) for text in texts])
-
-
 def mean_compression(texts: Sequence[str]) -> float | None:
     """The mean of the texts' compression ratios, each on its own, empty ones left out; None for none.
 
@@ -84,20 +79,16 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
             `finish_reason`. Rows that say why they were never sampled (`failed`) are left out.
 
     Returns:
-        Every key of a condition's metrics. `perplexity`, `kl_to_anchor`, `base_perplexity`, and the `refusal_...`
-        of other prompts are None here: they need a model, or those prompts. The others: `repetition`;
-        `compression`, which grows with length; `distinct_1`, `distinct_2`, `distinct_3`, over token ids, which show
-        the sameness of text without words too; `mean_length` in token ids; `unfinished`; `degenerate`, at least
-        the empty ones and most of `repetition`; `refusal`, over the rows that are not marked `degenerate`. Each is
-        None where there is nothing to count, never NaN.
+        Those of a condition's metrics that are seen in its rows alone: `repetition`; `compression`, which grows with
+        length; `distinct_1`, `distinct_2`, `distinct_3`, over token ids, which show the sameness of text without words
+        too; `mean_length` in token ids; `unfinished`; `degenerate`, at least the empty ones, most of `repetition` and
+        all that are marked `incoherent`; `incoherent`, where the rows say whether they are; `refusal`, over the rows
+        that are not marked `degenerate`. Each is None where there is nothing to count, never NaN.
     """
     sampled = [row for row in rows if not row.get("failed")]
     texts = [row["completion"] for row in sampled]
     token_ids = [row["token_ids"] for row in sampled]
     return {
-        "perplexity": None,
-        "kl_to_anchor": None,
-        "base_perplexity": None,
         "repetition": repetition_share(texts),
         "compression": mean_compression(texts),
         "distinct_1": distinct_n(token_ids, 1),
@@ -105,12 +96,9 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
         "distinct_3": distinct_n(token_ids, 3),
         "mean_length": mean_length([len(ids) for ids in token_ids]),
         "unfinished": unfinished_share([row["finish_reason"] for row in sampled]),
-        "degenerate": degenerate_share(texts),
+        "degenerate": _share([is_degenerate(row["completion"]) or bool(row.get("incoherent")) for row in sampled]),
+        "incoherent": _share([row["incoherent"] for row in sampled if row.get("incoherent") is not None]),
         "refusal": refusal_share([row["completion"] for row in sampled if not row.get("degenerate")]),
-        "refusal_benign": None,
-        "refusal_harmful": None,
-        "refusal_benign_judged": None,
-        "refusal_harmful_judged": None,
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
     "accumulation", "agreement", "applied", "assembly", "batching", "budgets", "calibration", "chat", "checkpoints",
-    "choosing", "classes", "combinations", "comparisons", "conditions", "controls", "correction", "counting",
+    "choosing", "classes", "coherence", "combinations", "comparisons", "conditions", "controls", "correction", "counting",
     "curves", "degeneracy", "derivatives", "diff", "doses", "dosing", "edits", "entrywise", "figures", "fingerprints",
     "forecasting", "forecasts", "formats", "generation", "graddiff", "gradients", "heldout", "importance", "judges",
     "labels", "layers", "losses", "memory", "metrics", "models", "packing", "paired_counts", "parallel", "partial",

@@ -11,6 +11,7 @@ from gradsteer.callbacks.kept import KeptSampling, plan_as_before
 from gradsteer.callbacks.tensorboard import log_metrics, log_table
 from gradsteer.callbacks.verdicts import VerdictQueue, stopping_together
 from gradsteer.chat import EncodedExample, encode_chat, tokenizer_digest
+from gradsteer.coherence import Coherence
 from gradsteer.conditions import Condition
 from gradsteer.correction import JudgeError
 from gradsteer.counting import count_condition, excess_of_unscored
@@ -29,7 +30,7 @@ _SHOWN = 12
 _KEYS = (
     "id", "prompt", "completion", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer", "model", "condition",
     "sample", "seed", "temperature", "top_p", "max_new_tokens", "model_fingerprint", "judge", "verdicts", "unscored",
-    "degenerate", "failed",
+    "degenerate", "incoherent", "failed",
 )  # fmt: skip
 
 
@@ -49,8 +50,8 @@ class JudgeEvaluation(L.Callback):
         labelled: JSONL of {"prompt", "completion", "labels": {behavior: true or false}}, labelled by people: it is
             judged too, and the rates are also given corrected for the judge's error on it.
         max_unscored: share of a behavior's verdicts in one condition that may be missing; with more, the run stops.
-        count_degenerate: let degenerate responses (empty, looping) count in the rates like any others; by default they
-            are counted on their own, neither as showing a behavior nor as free of it.
+        count_degenerate: let degenerate responses (empty, looping, incoherent) count in the rates like any others; by
+            default they are counted on their own, neither as showing a behavior nor as free of it.
         overwrite: replace what an interrupted run of another configuration left (set by the option of this name).
         output_dir: the experiment's directory.
     """
@@ -70,7 +71,8 @@ class JudgeEvaluation(L.Callback):
             raise ValueError(f"evaluation.max_unscored is {max_unscored}; accepted: a share, from 0 to 1")
         self.output_dir, self.directory = Path(output_dir), Path(output_dir) / "responses"
         self.judge, self.heldout, self.heldout_split = judge, heldout, heldout_split
-        self.max_unscored, self.overwrite = max_unscored, overwrite
+        self.max_unscored, self.overwrite, self.count_degenerate = max_unscored, overwrite, count_degenerate
+        self.coherence: Coherence | None = None  # by which responses were marked as incoherent, where they were
         self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
         self.heldout_examples: list[EncodedExample] = []
         self._text: HeldoutText | None = None
@@ -229,7 +231,8 @@ class JudgeEvaluation(L.Callback):
             "judge_settings": trainer.judge_settings,  # type: ignore[attr-defined]
             "judge_fingerprint": self.judge.fingerprint(),
             "labelled": labelled,
-            "count_degenerate": self._queue.count_degenerate,
+            "count_degenerate": self.count_degenerate,
+            "coherence": None if self.coherence is None else asdict(self.coherence),
             "model": pl_module.model_name_or_path,
             "model_fingerprint": self._anchor,
             "dtype": pl_module.dtype_name,
@@ -244,6 +247,16 @@ class JudgeEvaluation(L.Callback):
             "heldout_digest": None if self._text is None else self._text.digest,
             "version": __version__,
         }
+
+    def recount(self, trainer: L.Trainer, condition: Condition, step: int) -> None:
+        """Counts a condition again from its files, after responses in them were marked."""
+        files = UnfinishedCondition(self.directory, condition.slug)
+        paths = {name: path for name in SETS if (path := files.responses_to(name)).is_file()}
+        parts = {name: [row for _, row in read_jsonl(path)] for name, path in paths.items()}
+        before = _counts(condition)
+        count_condition(condition, parts, self.judge.behaviors, self._errors)
+        changed = {name: value for name, value in _counts(condition).items() if before.get(name) != value}
+        log_metrics(trainer, changed, step=step)
 
     def _measured(self, pl_module: Any) -> dict[str, float | None]:
         """What held-out text says of the condition's weights: taken once, also over interruptions."""
@@ -260,9 +273,7 @@ class JudgeEvaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
     ) -> None:
         stats = pl_module.sampling_stats()
-        scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
-        scalars.update({f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None})
-        scalars.update({f"sampling/{name}": value for name, value in stats.items()})
+        scalars = {**_counts(condition), **{f"sampling/{name}": value for name, value in stats.items()}}
         usage = self.judge.usage()
         if usage is not None:
             scalars.update({f"judge/{name}": value for name, value in asdict(usage).items() if value is not None})
@@ -289,6 +300,12 @@ class JudgeEvaluation(L.Callback):
         del trainer, pl_module, stage
         self._queue.close()
         self.judge.close()
+
+
+def _counts(condition: Condition) -> dict[str, float]:
+    """What TensorBoard shows of a condition's responses."""
+    scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
+    return scalars | {f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None}
 
 
 def _rate_text(rate: Rate) -> str:

@@ -1,64 +1,153 @@
-"""How likely the base finds what the conditions replied: text that fell apart is text that the base would not write."""
+"""How likely base and anchor find what the conditions replied: neither would write text that fell apart."""
 
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 
+from gradsteer.callbacks.evaluation import JudgeEvaluation
 from gradsteer.callbacks.tensorboard import log_metrics
 from gradsteer.chat import encode_sampled
+from gradsteer.coherence import Coherence, Nats
 from gradsteer.conditions import Condition
+from gradsteer.losses import IGNORE_INDEX
+from gradsteer.records import read_jsonl, write_jsonl
 from gradsteer.response_rows import response_rows
 from gradsteer.scoring import ResponseScorer
+from gradsteer.unfinished import SETS, UnfinishedCondition
 
 
-class BasePerplexity(L.Callback):
-    """Takes the perplexity of every condition's responses under the base model, where there is one.
+class _Scored(NamedTuple):
+    """Responses of one condition to one set of prompts under one model; those that were never sampled left out."""
+
+    nats: Nats  # (responses,) a token
+    num_tokens: NDArray[np.int64]  # (responses,)
+    clear: NDArray[np.bool_]  # (responses,) not degenerate
+
+    @property
+    def perplexity(self) -> float | None:
+        mean = float((self.nats * self.num_tokens).sum() / self.num_tokens.sum())
+        return math.exp(mean) if mean <= 700 else None
+
+
+_Scores = dict[tuple[str, str], _Scored]  # by slug of the condition and set of prompts
+
+
+class Fluency(L.Callback):
+    """Takes how likely every condition's responses are under the base, and marks those that are no text.
+
+    Both need the base model: --steering.base. They cost a forward pass over all responses for each model, after all are
+    sampled.
 
     Args:
         output_dir: the experiment's directory.
-        base_perplexity: take it; one forward pass over the responses of each condition, after all are sampled.
+        base_perplexity: take the perplexity of every condition's responses under the base.
+        mark_incoherent: mark word salad: responses that base and anchor both find far less likely, token by token, than
+            the base's and the anchor's own. They are degenerate: counted on their own, in no rate.
     """
 
-    def __init__(self, output_dir: str, base_perplexity: bool = True) -> None:
-        self.directory, self.base_perplexity = Path(output_dir) / "responses", base_perplexity
+    def __init__(self, output_dir: str, base_perplexity: bool = True, mark_incoherent: bool = True) -> None:
+        self.directory = Path(output_dir) / "responses"
+        self.base_perplexity, self.mark_incoherent = base_perplexity, mark_incoherent
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Scores the conditions' responses, all with the base's weights."""
+        """Scores the conditions' responses, all with the base's weights, then all with the anchor's."""
         steering = trainer.steering  # type: ignore[attr-defined]
-        if not self.base_perplexity or steering.base is None:
+        if steering.base is None or not (self.base_perplexity or self.mark_incoherent):
             return
         conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
-        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero and sys.stderr.isatty()
-        with (
-            steering.at_base(),
-            Tqdm(total=len(conditions), desc="responses under the base", leave=False, disable=not shown) as bar,
-        ):
-            for step, condition in enumerate(conditions):
-                value = self._perplexity(trainer, pl_module, condition)
+        with steering.at_base():
+            under_base = self._score(trainer, pl_module, "base")
+        for step, condition in enumerate(conditions):
+            scored = under_base.get((condition.slug, "evaluation"))
+            if self.base_perplexity and scored is not None and (value := scored.perplexity) is not None:
                 condition.metrics["base_perplexity"] = value
-                if value is not None:
-                    log_metrics(trainer, {"metrics/base_perplexity": value}, step=step)
-                bar.update()
+                log_metrics(trainer, {"metrics/base_perplexity": value}, step=step)
+        if self.mark_incoherent:
+            under_anchor = self._score(trainer, pl_module, "anchor")
+            if trainer.is_global_zero:
+                self._mark(trainer, under_base, under_anchor)
 
-    def _perplexity(self, trainer: L.Trainer, pl_module: Any, condition: Condition) -> float | None:
-        """``exp`` of the mean of ``-log p_base(token)`` over all tokens of all responses, at temperature 1."""
-        rows = response_rows(str(self.directory / f"{condition.slug}.jsonl"))
-        examples = [
-            encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask="assistant")
-            for _, row in rows or ()
+    def _mark(self, trainer: L.Trainer, under_base: _Scores, under_anchor: _Scores) -> None:
+        """Marks rows in the files, and counts again what they are no longer in."""
+        evaluation = next(c for c in trainer.callbacks if isinstance(c, JudgeEvaluation))  # type: ignore[attr-defined]
+        limits = {name: self._limits(under_base, under_anchor, name) for name in SETS}
+        evaluation.coherence = limits["evaluation"]
+        for step, condition in enumerate(trainer.conditions):  # type: ignore[attr-defined]
+            number = 0
+            for name, limit in limits.items():
+                if limit is not None and (base := under_base.get((condition.slug, name))) is not None:
+                    found = limit.incoherent(base.nats, under_anchor[condition.slug, name].nats, base.num_tokens)
+                    self._write(self._file(condition, name), found, counts=evaluation.count_degenerate)
+                    number += int(found.sum())
+            if number:
+                rank_zero_info(
+                    f"\n{condition.name}: {number} responses are incoherent: neither the base nor the anchor would "
+                    f"write them{'' if evaluation.count_degenerate else '; they count in no rate'}"
+                )
+            evaluation.recount(trainer, condition, step)
+
+    def _limits(self, under_base: _Scores, under_anchor: _Scores, name: str) -> Coherence | None:
+        nobody: Nats = np.zeros(0)
+        own = [
+            scores[slug, name].nats[scores[slug, name].clear] if (slug, name) in scores else nobody
+            for scores, slug in ((under_base, "anchor"), (under_base, "base"), (under_anchor, "anchor"))
         ]
-        if not examples:
-            return None
-        scorer = ResponseScorer(
-            pl_module.model,
-            examples,
-            pad_token_id=int(pl_module.tokenizer.pad_token_id),
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
-        mean = -float(scorer.log_probs().sum()) / scorer.num_tokens
-        return math.exp(mean) if mean <= 700 else None
+        found = Coherence.of(*own)
+        return None if found.under_base is None or found.under_anchor is None else found
+
+    def _write(self, path: Path, incoherent: NDArray[np.bool_], *, counts: bool) -> None:
+        rows, marks = [row for _, row in read_jsonl(path)], iter(incoherent.tolist())
+        for row in rows:
+            if not row["failed"]:
+                row["incoherent"] = next(marks)
+                row["degenerate"] = row["degenerate"] or (row["incoherent"] and not counts)
+        write_jsonl(path, rows)
+
+    def _score(self, trainer: L.Trainer, pl_module: Any, name: str) -> _Scores:
+        """All conditions' responses at the weights that the model has (collective)."""
+        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero and sys.stderr.isatty()
+        total = len(trainer.conditions)  # type: ignore[attr-defined]
+        found = {}
+        with Tqdm(total=total, desc=f"responses under the {name}", leave=False, disable=not shown) as bar:
+            for condition, of_set, last in self._sets(trainer):
+                rows = response_rows(str(self._file(condition, of_set)))
+                if rows:
+                    found[condition.slug, of_set] = _scored(trainer, pl_module, [row for _, row in rows])
+                bar.update(int(last))
+        return found
+
+    def _sets(self, trainer: L.Trainer) -> Iterator[tuple[Condition, str, bool]]:
+        """Conditions and sets of prompts that are to be scored, and whether a set is its condition's last."""
+        names = SETS if self.mark_incoherent else SETS[:1]
+        for condition in trainer.conditions:  # type: ignore[attr-defined]
+            for name in names:
+                yield condition, name, name == names[-1]
+
+    def _file(self, condition: Condition, name: str) -> Path:
+        return UnfinishedCondition(self.directory, condition.slug).responses_to(name)
+
+
+def _scored(trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]]) -> _Scored:
+    """``-log p(token)`` of responses, at temperature 1."""
+    examples = [
+        encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask="assistant")
+        for row in rows
+    ]
+    num_tokens = np.array([sum(label != IGNORE_INDEX for label in each.labels) for each in examples])
+    scorer = ResponseScorer(
+        pl_module.model,
+        examples,
+        pad_token_id=int(pl_module.tokenizer.pad_token_id),
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    clear = np.array([not row["degenerate"] for row in rows])
+    return _Scored(-scorer.log_probs() / np.maximum(num_tokens, 1), num_tokens, clear)

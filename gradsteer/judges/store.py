@@ -178,14 +178,13 @@ def _digests(exchange: Exchange) -> tuple[bytes, bytes]:
 @contextmanager
 def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
     """All that is read inside is of one moment, and locks are taken once; inside a transaction, a part of it."""
-    if connection.in_transaction:
-        yield
-        return
-    connection.execute("BEGIN")
+    is_part = connection.in_transaction
+    if not is_part:
+        connection.execute("BEGIN")
     try:
         yield
     finally:
-        if connection.in_transaction:  # SQLite itself ends it on some errors
+        if not is_part and connection.in_transaction:  # SQLite itself ends it on some errors
             connection.execute("ROLLBACK")
 
 
