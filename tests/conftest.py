@@ -1,5 +1,6 @@
 """Tiny models and batches that the tests share; built from configs, never downloaded."""
 
+import signal
 import sys
 from functools import cache
 
@@ -16,6 +17,8 @@ from gradsteer.commands import TRAINER_COMMANDS
 from gradsteer.trainer import GradsteerTrainer
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv[1:] = []  # LightningCLI warns of words on the process's own command line, here pytest's
 
 # a parser is built for every command that a test runs, and most of that is reading the same docstrings again

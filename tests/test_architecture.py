@@ -8,16 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
 CORE = {
     "accumulation", "agreement", "applied", "assembly", "batching", "budgets", "calibration", "chat", "checkpoints",
-    "choosing", "classes", "coherence", "combinations", "comparisons", "conditions", "controls", "correction", "counting",
-    "curves", "degeneracy", "derivatives", "diff", "doses", "dosing", "edits", "entrywise", "figures", "fingerprints",
-    "forecasting", "forecasts", "formats", "generation", "graddiff", "gradients", "heldout", "importance", "judges",
-    "labels", "layers", "losses", "memory", "metrics", "models", "packing", "paired_counts", "parallel", "partial",
-    "parts", "percentiles", "permutations", "piles", "placement", "plans", "points", "preconditioning", "predictions",
-    "probing", "provenance", "realised", "records", "reductions", "refusals", "reports", "response_rows", "responses",
-    "rounding", "sampling", "sampling_cache", "sampling_memory", "scoring", "segments", "selection", "sign_flips",
-    "slopes", "specificity", "specificity_report", "statistics", "steering", "subspaces", "sums", "targets",
-    "tradeoff_figure", "tradeoffs", "transforms", "turns", "unfinished", "vector_metadata", "vectors", "version",
-    "weights",
+    "choosing", "classes", "coherence", "combinations", "comparisons", "conditions", "controls", "correction",
+    "counting", "curves", "degeneracy", "derivatives", "diff", "doses", "dosing", "edits", "entrywise", "figures",
+    "fingerprints", "forecasting", "forecasts", "formats", "generation", "graddiff", "gradients", "heldout",
+    "importance", "judges", "labels", "layers", "losses", "memory", "metrics", "models", "packing", "paired_counts",
+    "parallel", "partial", "parts", "percentiles", "permutations", "piles", "placement", "plans", "points",
+    "preconditioning", "predictions", "probing", "provenance", "realised", "records", "reductions", "refusals",
+    "reports", "response_rows", "responses", "rounding", "sampling", "sampling_cache", "sampling_memory", "scoring",
+    "segments", "selection", "sign_flips", "slopes", "specificity", "specificity_report", "statistics", "steering",
+    "subspaces", "sums", "targets", "tradeoff_figure", "tradeoffs", "transforms", "turns", "unfinished",
+    "vector_metadata", "vectors", "version", "weights",
 }  # fmt: skip
 ALLOWED = {
     "core": {"core"},

@@ -151,7 +151,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         ],
         "steer": [
             *(*common, *evaluation, *group("forecasting", forecasting), *group("steering", steering)),
-            *("--report", "--report.note", "--dry_run", *group("fluency", ["base_perplexity"])),
+            *("--report", "--report.note", "--dry_run", *group("fluency", ["base_perplexity", "mark_incoherent"])),
             *group("comparisons", ["draws", "seed"]),
         ],
     }

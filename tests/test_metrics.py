@@ -13,7 +13,6 @@ import gradsteer
 from gradsteer import degeneracy
 from gradsteer.degeneracy import compression_ratio, has_repeated_sentence, is_degenerate
 from gradsteer.metrics import (
-    degenerate_share,
     distinct_n,
     mean_compression,
     mean_length,
@@ -224,9 +223,6 @@ def test_response_metrics_by_hand():
         {"completion": "Sure.", "token_ids": [5], "finish_reason": "stop"},
     ]
     assert response_metrics(rows) == {
-        "perplexity": None,
-        "kl_to_anchor": None,
-        "base_perplexity": None,
         "repetition": 0.25,
         "compression": pytest.approx(
             sum(len(t) / len(zlib.compress(t.encode())) for t in (LOOP, "I must decline.", "Sure.")) / 3
@@ -237,12 +233,13 @@ def test_response_metrics_by_hand():
         "mean_length": 2.0,
         "unfinished": 0.25,
         "degenerate": 0.5,
+        "incoherent": None,
         "refusal": 0.25,
-        "refusal_benign": None,
-        "refusal_harmful": None,
-        "refusal_benign_judged": None,
-        "refusal_harmful_judged": None,
     }
+    marked = [{**row, "incoherent": number in (2, 3)} for number, row in enumerate(rows)]
+    found = response_metrics([*marked, {**rows[0], "incoherent": None}])
+    assert found["incoherent"] == 0.5
+    assert found["degenerate"] == 0.8  # two loops, one that is empty and incoherent, one that is incoherent
 
 
 def test_metrics_do_not_depend_on_the_order():
@@ -264,7 +261,6 @@ def test_rows_that_were_never_sampled_are_left_out_of_everything():
 
 def test_nothing_to_count_is_none_and_never_nan():
     assert set(response_metrics([]).values()) == {None}
-    assert degenerate_share([]) is None
     empty = [{"completion": "", "token_ids": [], "finish_reason": "length"}]
     assert {key for key, value in response_metrics(empty).items() if value is not None} == {
         "repetition",

@@ -81,16 +81,17 @@ class Fluency(L.Callback):
         limits = {name: self._limits(under_base, under_anchor, name) for name in SETS}
         evaluation.coherence = limits["evaluation"]
         for step, condition in enumerate(trainer.conditions):  # type: ignore[attr-defined]
-            number = 0
+            number = total = 0
             for name, limit in limits.items():
                 if limit is not None and (base := under_base.get((condition.slug, name))) is not None:
                     found = limit.incoherent(base.nats, under_anchor[condition.slug, name].nats, base.num_tokens)
                     self._write(self._file(condition, name), found, counts=evaluation.count_degenerate)
-                    number += int(found.sum())
+                    number, total = number + int(found.sum()), total + len(found)
             if number:
+                so = "" if evaluation.count_degenerate else "; they count in no rate"
                 rank_zero_info(
-                    f"\n{condition.name}: {number} responses are incoherent: neither the base nor the anchor would "
-                    f"write them{'' if evaluation.count_degenerate else '; they count in no rate'}"
+                    f"\n{condition.name}: {number} of {total} responses are incoherent: neither the base nor the "
+                    f"anchor would write them{so}"
                 )
             evaluation.recount(trainer, condition, step)
 

@@ -1,0 +1,188 @@
+"""Word salad is told from text: by the rule itself, and through the real command line."""
+
+import json
+import logging
+from dataclasses import replace
+from io import StringIO
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from judged import lines_of, rows_of, steer_words
+from road import run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer
+
+from gradsteer.coherence import Coherence, fence
+from gradsteer.conditions import slug_of
+from gradsteer.degeneracy import is_degenerate
+from gradsteer.models import load_causal_lm
+
+pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
+
+SALAD = "a alpha=+300"
+
+
+def test_the_fence_is_tukeys():
+    assert fence(np.arange(1.0, 10.0)) == pytest.approx(7 + 3 * (7 - 3))
+    assert fence(np.full(8, 2.0)) == 2.0
+    assert fence(np.arange(7.0)) is None
+    normal = np.random.default_rng(0).normal(size=100_000)
+    assert (normal > fence(normal)).sum() <= 2
+
+
+def test_incoherent_is_what_neither_model_would_write():
+    anchor, base = np.linspace(1, 2, 9), np.linspace(2, 3, 9)
+    limits = Coherence.of(anchor, base, anchor - 1)
+    assert limits == Coherence(fence(base), fence(anchor - 1)) == Coherence(pytest.approx(4.25), pytest.approx(2.25))
+    under_base, under_anchor = np.array([4.2, 4.3, 4.3, 4.3, 9.0]), np.array([9.0, 2.2, 2.3, 2.3, 9.0])
+    lengths = np.array([100, 100, 8, 7, 1])
+    assert limits.incoherent(under_base, under_anchor, lengths).tolist() == [False, False, True, False, False]
+    # one model alone says nothing
+    for unknown in (Coherence(None, 2.25), Coherence(4.25, None)):
+        assert not unknown.incoherent(under_base, under_anchor, lengths).any()
+    few = np.arange(3.0)
+    assert Coherence.of(few, few, few) == Coherence(None, None)
+    assert Coherence.of(anchor, few, anchor).under_base == fence(anchor)
+
+
+def salad_words(judged, out, **changes):
+    """A dose that makes nonsense of a model, beside one that does nothing."""
+    return steer_words(
+        judged, out,
+        **{
+            "steering__base": judged.base, "steering__alphas": "[0.01, 300]", "model__num_samples": 4,
+            "steering__allow_other_model": "true",
+            "data__max_prompts": 8, "model__max_new_tokens": 10, "evaluation__count_degenerate": "false", **changes,
+        },
+    )  # fmt: skip
+
+
+def nats(model, row):
+    """Nats a token of one response, one at a time and in double precision."""
+    prompt, response = row["prompt_token_ids"], row["token_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double()
+    log_p = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return -float(log_p[torch.arange(len(response)), torch.tensor(response)].mean())
+
+
+@pytest.fixture(scope="module")
+def sharp(judged, tmp_path_factory):
+    """Base and anchor that are sure of what they write: the tiny models' logits are nearly level."""
+    out = tmp_path_factory.mktemp("sharp")
+    for name in ("base", "anchor"):
+        model = load_causal_lm(str(getattr(judged, name)))
+        with torch.no_grad():
+            model.model.norm.weight *= 15
+        model.save_pretrained(out / name)
+        AutoTokenizer.from_pretrained(getattr(judged, name)).save_pretrained(out / name)
+    return replace(judged, anchor=out / "anchor", base=out / "base")
+
+
+@pytest.fixture(scope="module")
+def salad(sharp, tmp_path_factory):
+    """A run with everything, and what it said."""
+    out, said = tmp_path_factory.mktemp("salad"), StringIO()
+    logger, handler = logging.getLogger("lightning.pytorch.utilities.rank_zero"), logging.StreamHandler(said)
+    logger.addHandler(handler)
+    run(*salad_words(sharp, out, data__benign_prompts="gradsteer://refusal/benign.jsonl", trainer__logger=None))
+    logger.removeHandler(handler)
+    return SimpleNamespace(directory=out, said=said.getvalue(), rows=rows_of(out / "results.json"))
+
+
+def responses(directory, name):
+    return lines_of(directory / "responses" / f"{slug_of(name)}.jsonl")
+
+
+def test_what_neither_model_would_write_is_degenerate(salad, sharp):
+    anchor, base = load_causal_lm(str(sharp.anchor)), load_causal_lm(str(sharp.base))
+    found = {name: responses(salad.directory, name) for name in salad.rows}
+    clear = {name: [r for r in found[name] if not is_degenerate(r["completion"])] for name in ("base", "anchor")}
+    limits = [
+        max(fence(np.array([nats(base, row) for row in rows])) for rows in clear.values()),
+        fence(np.array([nats(anchor, row) for row in clear["anchor"]])),
+    ]
+    about = json.loads((salad.directory / "results.json").read_text())["evaluation"]
+    assert [about["coherence"]["under_base"], about["coherence"]["under_anchor"]] == pytest.approx(limits, rel=1e-4)
+    for name, rows in found.items():
+        expected = [
+            nats(base, row) > limits[0] and nats(anchor, row) > limits[1] and len(row["token_ids"]) >= 8 for row in rows
+        ]
+        loops = [is_degenerate(row["completion"]) for row in rows]
+        assert [row["incoherent"] for row in rows] == expected
+        assert [row["degenerate"] for row in rows] == [one or other for one, other in zip(expected, loops, strict=True)]
+        report = salad.rows[name]
+        assert report["metrics"]["incoherent"] == sum(expected) / len(rows)
+        assert report["metrics"]["degenerate"] == sum(row["degenerate"] for row in rows) / len(rows)
+        rate = report["behaviors"]["a"]
+        assert rate["num_degenerate"] == sum(row["degenerate"] for row in rows) == len(rows) - rate["num_scored"]
+        if name not in ("base", "anchor"):
+            assert report["comparisons"]["a"]["num_degenerate"] == rate["num_degenerate"]
+        benign = lines_of(salad.directory / "responses" / "refusals" / f"{slug_of(name)}.benign.jsonl")
+        number, total = sum(row["incoherent"] for row in [*rows, *benign]), len(rows) + len(benign)
+        says = (
+            f"{name}: {number} of {total} responses are incoherent: neither the base nor the anchor would write them; "
+        )
+        assert (says in salad.said) is (number > 0)
+    # what the text alone does not show; the dose that does nothing shows nothing
+    assert salad.rows[SALAD]["metrics"]["incoherent"] == 1
+    assert sum(is_degenerate(row["completion"]) for row in found[SALAD]) < len(found[SALAD]) / 2
+    assert {salad.rows[name]["metrics"]["incoherent"] for name in ("base", "anchor", "a alpha=+0.01")} == {0}
+
+
+def test_refusals_of_salad_are_not_counted(salad):
+    found = lines_of(salad.directory / "responses" / "refusals" / f"{slug_of(SALAD)}.benign.jsonl")
+    assert sum(row["incoherent"] for row in found) > len(found) / 2
+    assert not any(row["incoherent"] for row in found if len(row["token_ids"]) < 8)
+    clear = [row for row in found if not row["incoherent"] and not is_degenerate(row["completion"])]
+    assert len(clear) < len(found) / 2
+    assert salad.rows[SALAD]["refusals"]["benign"]["num_scored"] == len(clear)
+    assert salad.rows[SALAD]["refusals"]["benign"]["num_degenerate"] == len(found) - len(clear)
+
+
+def test_tensorboard_shows_the_rates_without_salad(salad):
+    (events,) = (salad.directory / "steer").glob("version_*/events*")
+    read = EventAccumulator(str(events)).Reload()
+    names = list(salad.rows)
+    for tag, values in (
+        ("metrics/incoherent", {name: row["metrics"]["incoherent"] for name, row in salad.rows.items()}),
+        ("metrics/degenerate", {name: row["metrics"]["degenerate"] for name, row in salad.rows.items()}),
+        ("metrics/base_perplexity", {name: row["metrics"]["base_perplexity"] for name, row in salad.rows.items()}),
+    ):
+        shown = {names[event.step]: event.value for event in read.Scalars(tag)}  # the last of a step
+        assert shown == pytest.approx(values)
+
+
+def test_salad_counts_where_degenerate_responses_do(salad, sharp, tmp_path):
+    run(*salad_words(sharp, tmp_path, evaluation__count_degenerate="true"))
+    row = rows_of(tmp_path / "results.json")[SALAD]
+    assert row["metrics"]["incoherent"] == 1
+    assert row["behaviors"]["a"]["num_degenerate"] == 0
+    assert row["behaviors"]["a"]["num_scored"] == len(responses(tmp_path, SALAD))
+    assert [each["degenerate"] for each in responses(tmp_path, SALAD)] == [False] * len(responses(tmp_path, SALAD))
+
+
+def test_without_marks_salad_passes_for_text(salad, sharp, tmp_path):
+    run(*salad_words(sharp, tmp_path, fluency__mark_incoherent="false"))
+    about = json.loads((tmp_path / "results.json").read_text())["evaluation"]
+    assert about["coherence"] is None
+    for name, row in rows_of(tmp_path / "results.json").items():
+        assert row["metrics"]["incoherent"] is None
+        assert row["metrics"]["base_perplexity"] == pytest.approx(salad.rows[name]["metrics"]["base_perplexity"])
+        assert {each["incoherent"] for each in responses(tmp_path, name)} == {None}
+        loops = sum(is_degenerate(each["completion"]) for each in responses(tmp_path, name))
+        assert row["behaviors"]["a"]["num_degenerate"] == loops
+
+
+def test_marks_do_not_need_the_perplexity_and_need_the_base(salad, sharp, tmp_path):
+    run(*salad_words(sharp, tmp_path / "marks", fluency__base_perplexity="false"))
+    rows = rows_of(tmp_path / "marks" / "results.json")
+    assert {name: row["metrics"]["incoherent"] for name, row in rows.items()} == {
+        name: row["metrics"]["incoherent"] for name, row in salad.rows.items()
+    }
+    assert {row["metrics"]["base_perplexity"] for row in rows.values()} == {None}
+    run(*salad_words(sharp, tmp_path / "no base", steering__base=None))
+    rows = rows_of(tmp_path / "no base" / "results.json")
+    assert {row["metrics"]["incoherent"] for row in rows.values()} == {None}
