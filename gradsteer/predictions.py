@@ -3,6 +3,7 @@
 Knows of report rows; knows nothing of models.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,17 +32,27 @@ class Agreement:
         num_cells: pairs that were forecast and measured.
         num_within: of these, those within 5 points.
         mean_error: mean absolute difference of the rates; None without cells.
+        num_intervals: pairs of which both have intervals.
+        num_consistent: of these, those that differ by no more than the two intervals let independent rates differ by;
+            about 95 of 100 where the intervals are right. Within 5 points says how useful a forecast is, this whether
+            it is as sure as it should be, however many responses there are.
     """
 
     num_cells: int
     num_within: int
     mean_error: float | None
+    num_intervals: int = 0
+    num_consistent: int = 0
 
     def __str__(self) -> str:
         if not self.num_cells or self.mean_error is None:
             return "none"
         share = f"{self.num_within} of {self.num_cells} ({100 * self.num_within / self.num_cells:.0f}%) within 5 points"
-        return f"{share}, mean error {100 * self.mean_error:.1f} points"
+        text = f"{share}, mean error {100 * self.mean_error:.1f} points"
+        if not self.num_intervals:
+            return text
+        share = f"{self.num_consistent} of {self.num_intervals} ({100 * self.num_consistent / self.num_intervals:.0f}%)"
+        return f"{text}; {share} as near as their intervals allow"
 
 
 Cell = tuple[Row, str, Mapping[str, Any], Mapping[str, Any]]  # row, behavior or class, forecast, measured
@@ -70,13 +81,24 @@ def agreement(rows: Sequence[Row], *, reliable: bool) -> Agreement:
     Over the classes of responses; where there is but one behavior, over it.
     """
     found = cells(rows, classes=True) or cells(rows)
-    errors = [
-        abs(forecast["rate"] - measured["rate"])
-        for row, _, forecast, measured in found
-        if row["predicted"]["reliable"] is reliable
-    ]
+    pairs = [(forecast, measured) for row, _, forecast, measured in found if row["predicted"]["reliable"] is reliable]
+    errors = [abs(forecast["rate"] - measured["rate"]) for forecast, measured in pairs]
     within = sum(error <= WITHIN for error in errors)
-    return Agreement(len(errors), within, sum(errors) / len(errors) if errors else None)
+    known = [consistent for pair in pairs if (consistent := _consistent(*pair)) is not None]
+    return Agreement(len(errors), within, sum(errors) / len(errors) if errors else None, len(known), sum(known))
+
+
+def _consistent(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Whether the interval of the difference of two independent rates holds 0; None where one has no interval.
+
+    The interval from those of the rates: the distances to the limits that face each other, squared and added
+    (Newcombe 1998, Statistics in Medicine 17:873, method 10, with any intervals).
+    """
+    if None in (one["ci_low"], one["ci_high"], other["ci_low"], other["ci_high"]):
+        return None
+    below, above = sorted((one, other), key=lambda rate: float(rate["rate"]))
+    reach = math.hypot(below["ci_high"] - below["rate"], above["rate"] - above["ci_low"])
+    return bool(above["rate"] - below["rate"] <= reach)
 
 
 def forecast_table(rows: Sequence[Row], title: str) -> "Table":

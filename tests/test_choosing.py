@@ -242,11 +242,27 @@ def test_agreement_by_hand():
     good = agreement(PAIRS, reliable=True)
     assert (good.num_cells, good.num_within) == (5, 4)
     assert good.mean_error == pytest.approx((0.02 + 0.05 + 0.10 + 0 + 0) / 5)
-    assert str(good) == "4 of 5 (80%) within 5 points, mean error 3.4 points"
+    close = "4 of 5 (80%) within 5 points, mean error 3.4 points"
+    assert str(good) == f"{close}; 4 of 5 (80%) as near as their intervals allow"
     bad = agreement(PAIRS, reliable=False)
     assert (bad.num_cells, bad.num_within, bad.mean_error) == (1, 0, pytest.approx(0.21))
+    assert (bad.num_intervals, bad.num_consistent) == (1, 0)
     assert agreement(PAIRS[:1], reliable=True) == Agreement(0, 0, None)
     assert str(Agreement(0, 0, None)) == "none"
+    assert str(Agreement(2, 1, 0.04)) == "1 of 2 (50%) within 5 points, mean error 4.0 points"
+
+
+def test_the_limits_that_face_each_other_decide():
+    """The roots of .03^2 + .08^2 and of .03^2 + .10^2 are .085 and .104; the rates are .1 apart."""
+    low, near = {"rate": 0.1, "ci_low": 0.0, "ci_high": 0.13}, {"rate": 0.2, "ci_low": 0.12, "ci_high": 0.4}
+    for above, consistent in ((near, 0), ({**near, "ci_low": 0.1}, 1)):
+        for one, other in ((low, above), (above, low)):
+            rows = [row("one", {"a": 0.5}, {**predicted({}), "rates": {"a": one}})]
+            rows[0]["behaviors"]["a"].update(other)
+            found = agreement(rows, reliable=True)
+            assert (found.num_intervals, found.num_consistent) == (1, consistent)
+    rows[0]["behaviors"]["a"]["ci_low"] = None
+    assert agreement(rows, reliable=True).num_intervals == 0
 
 
 CLASSES = ("only a", "only b", "a and b", "neither")
@@ -264,7 +280,7 @@ def test_agreement_is_over_the_classes_where_there_are_some():
     assert [name for _, name, _, _ in cells(rows, classes=True)] == list(CLASSES)
     assert [name for _, name, _, _ in cells(rows)] == ["a", "b"]
     found = agreement(rows, reliable=True)
-    assert (found.num_cells, found.num_within) == (4, 3)
+    assert (found.num_cells, found.num_within, found.num_intervals, found.num_consistent) == (4, 3, 4, 3)
     assert found.mean_error == pytest.approx((0 + 0.02 + 0.02 + 0.1) / 4)
     rows[0]["classes"]["only c"] = interval(0.0)  # judged for more behaviors than were forecast: other classes
     assert cells(rows, classes=True) == []

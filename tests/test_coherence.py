@@ -12,8 +12,10 @@ import torch
 from judged import lines_of, rows_of, steer_words
 from road import run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_distributed import finish_on_two, kill_both, start_on_two
 from transformers import AutoTokenizer
 
+from gradsteer.callbacks.fluency import Fluency
 from gradsteer.coherence import Coherence, fence
 from gradsteer.conditions import slug_of
 from gradsteer.degeneracy import is_degenerate
@@ -153,6 +155,47 @@ def test_tensorboard_shows_the_rates_without_salad(salad):
     ):
         shown = {names[event.step]: event.value for event in read.Scalars(tag)}  # the last of a step
         assert shown == pytest.approx(values)
+
+
+def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, tmp_path, monkeypatch):
+    words = salad_words(sharp, tmp_path, data__benign_prompts="gradsteer://refusal/benign.jsonl", trainer__logger=None)
+    write, written = Fluency._write, []
+
+    def breaking(self, path, *args, **options):
+        if len(written) == 3:
+            raise RuntimeError("the machine went away")
+        written.append(path)
+        write(self, path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fluency, "_write", breaking)
+        with pytest.raises(RuntimeError, match="went away"):
+            run(*words)
+    run(*words)
+    names = ["results.json", *(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("responses/**/*.jsonl"))]
+    assert len(names) == 1 + 2 * len(salad.rows)
+    assert {name: (tmp_path / name).read_bytes() for name in names} == {
+        name: (salad.directory / name).read_bytes() for name in names
+    }
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(120)
+def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, tmp_path):
+    words = salad_words(sharp, tmp_path, data__benign_prompts="gradsteer://refusal/benign.jsonl", trainer__logger=None)
+    process = start_on_two(
+        [*words[: words.index("--output_dir")], *words[words.index("--output_dir") + 2 :]], tmp_path, "ddp"
+    )
+    try:
+        said = finish_on_two(process, tmp_path)
+    finally:
+        kill_both(process)
+    assert "responses are incoherent" in said
+    two = tmp_path / "two"
+    names = ["results.json", *(str(path.relative_to(two)) for path in two.rglob("responses/**/*.jsonl"))]
+    assert len(names) == 1 + 2 * len(salad.rows)
+    for name in names:
+        assert (two / name).read_bytes() == (salad.directory / name).read_bytes(), name
 
 
 def test_salad_counts_where_degenerate_responses_do(salad, sharp, tmp_path):

@@ -80,7 +80,7 @@ class KeptSampling:
         self.trainer.unfinished.append(kept)  # type: ignore[attr-defined]
         if known:
             name = self.trainer.conditions[index].name  # type: ignore[attr-defined]
-            rank_zero_info(f"\n{name}: goes on from what was sampled before; the judge is asked for what is not stored")
+            rank_zero_info(f"\n{name}: goes on from what was sampled before; what has no stored verdict is judged")
         return kept
 
     def _left_by_others(self, responses: Path) -> Iterator[UnfinishedCondition]:
