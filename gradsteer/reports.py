@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradsteer.flat_rows import flatten
 from gradsteer.records import write_json, write_text
 from gradsteer.statistics import Rate
 
@@ -15,15 +16,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 Row = Mapping[str, Any]
-# a comparison's columns that a rate has too
-_COMPARED = {
-    "ci_low": "difference_low",
-    "ci_high": "difference_high",
-    "lowest": "difference_lowest",
-    "highest": "difference_highest",
-    "num_degenerate": "difference_num_degenerate",
-    "num_unscored": "difference_num_unscored",
-}
 
 
 def write_results(
@@ -52,7 +44,8 @@ def write_results(
         report["evaluation"] = dict(evaluation)
     write_json(path, {**report, "conditions": list(rows)})
     flat = [flatten(row) for row in rows]
-    columns = list(dict.fromkeys(column for row in flat for column in row))
+    # in the order of the fullest row: the base has no selectivity, say
+    columns = list(dict.fromkeys(column for row in sorted(flat, key=len, reverse=True) for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -70,54 +63,6 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if results.get("format") != FORMAT_VERSION:
         raise ValueError(f"{str(path)!r} has format {results.get('format')!r}; this gradsteer reads {FORMAT_VERSION}")
     return results
-
-
-def flatten(row: Row) -> dict[str, Any]:
-    """One level of keys: ``bridge_rate``, ``bridge_ci_low``, ..., ``perplexity``; lists joined by a plus sign."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if key in ("behaviors", "classes"):
-            for behavior, rate in value.items():
-                flat.update({f"{behavior}_{field}": number for field, number in rate.items()})
-        elif key == "refusals":
-            for name, rate in value.items():
-                flat.update({f"{name}_refused_{field}": number for field, number in rate.items()})
-        elif key == "metrics":
-            flat.update(value)
-        elif key == "predicted":
-            flat.update({f"predicted_{name}": number for name, number in _flat_prediction(value or {}).items()})
-        elif key == "realised":
-            flat.update({f"realised_{name}": number for name, number in (value or {}).items()})
-        elif key == "comparisons":
-            for behavior, found in (value or {}).items():
-                flat.update({f"{behavior}_{_COMPARED.get(name, name)}": number for name, number in found.items()})
-        elif key == "specificity":
-            flat.update(_flat_specificity(value or {}))
-        elif key == "corrected":
-            for behavior, found in (value or {}).items():
-                flat.update({f"{behavior}_corrected_{name}": number for name, number in (found or {}).items()})
-        elif key == "asked":
-            flat["asked"], flat["asked_value"] = (value["kind"], value["value"]) if value else (None, None)
-        else:
-            flat[key] = "+".join(value) if isinstance(value, list) else value
-    return flat
-
-
-def _flat_specificity(specificity: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {
-        f"{behavior}_against_none_{name}": number
-        for behavior, shift in specificity.get("shifts", {}).items()
-        for name, number in shift.items()
-    }
-    selectivity = specificity.get("selectivity") or {}
-    flat.update({"selectivity" if name == "value" else f"selectivity_{name}": n for name, n in selectivity.items()})
-    return flat
-
-
-def _flat_prediction(predicted: Mapping[str, Any]) -> dict[str, Any]:
-    rates = {**predicted.get("rates", {}), **predicted.get("classes", {})}
-    flat = {key: value for key, value in predicted.items() if key not in ("rates", "classes")}
-    return {**flat, **{f"{name}_{key}": number for name, rate in rates.items() for key, number in rate.items()}}
 
 
 # metric -> heading, format and factor

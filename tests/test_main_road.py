@@ -158,6 +158,11 @@ def test_results_csv_is_the_same_table_flat(experiment):
     assert float(flat[3]["a_p_holm"]) == compared["p_holm"]
     assert float(flat[3]["a_against_none_log_odds_shift"]) == specific["log_odds_shift"]
     assert flat[0]["alpha"] == ""
+    columns = list(flat[0])
+    assert columns[:7] == ["name", "kind", "model", "vector", "behavior", "transforms", "alpha"]
+    asked_for = ["a_rate", "selectivity", "perplexity", "asked", "a_p_holm"]
+    assert sorted(asked_for, key=columns.index) == asked_for
+    assert "a_behavior" not in columns
 
 
 def test_tensorboard_shows_losses_norms_rates_texts_and_figures(experiment):

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from gradsteer.conditions import METRICS, Condition
 from gradsteer.figures import rates_figure
+from gradsteer.flat_rows import flatten
 from gradsteer.reports import (
     FEW,
     OPEN,
     behavior_text,
-    flatten,
     marked_rate_text,
     rate_text,
     refusal_text,
