@@ -54,6 +54,24 @@ def count_condition(
         }
 
 
+def scalars_of(condition: Condition) -> dict[str, float]:
+    """The rates and metrics that there are, as loggers show them."""
+    scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
+    return scalars | {f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None}
+
+
+def rates_text(condition: Condition) -> str:
+    """The rates in a line: ``bridge 41.9% of 797, recipe of none: 12 degenerate``."""
+    return ", ".join(f"{name} {_rate_text(rate)}" for name, rate in condition.behaviors.items())
+
+
+def _rate_text(rate: Rate) -> str:
+    if rate.rate is not None:
+        return f"{100 * rate.rate:.1f}% of {rate.num_scored}"
+    missing = {"degenerate": rate.num_degenerate, "unscored": rate.num_unscored}
+    return "of none: " + (", ".join(f"{number} {name}" for name, number in missing.items() if number) or "no responses")
+
+
 def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: float) -> str | None:
     """Says so where the share of unscored verdicts on a behavior passes the limit; None where none does.
 

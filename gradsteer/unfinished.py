@@ -149,10 +149,13 @@ class UnfinishedCondition:
     def clear(self) -> None:
         """Removes the batches; and the directory above, where it is empty then."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        temporary = re.compile(rf"\.{re.escape(self.slug)}\.[0-9a-f]{{12}}\.tmp\.jsonl")  # as `replacing` names them
-        for path in self.responses.glob(".*.tmp.jsonl"):  # of a run that was killed
-            if temporary.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        for finished in map(self.responses_to, SETS):
+            temporary = re.compile(
+                rf"\.{re.escape(finished.stem)}\.[0-9a-f]{{12}}\.tmp\.jsonl"
+            )  # as `replacing` names it
+            for path in finished.parent.glob(".*.tmp.jsonl"):  # of a run that was killed
+                if temporary.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         # not there, not empty, or another command at another condition was faster
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()

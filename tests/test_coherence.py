@@ -16,37 +16,53 @@ from test_distributed import finish_on_two, kill_both, start_on_two
 from transformers import AutoTokenizer
 
 from gradsteer.callbacks.fluency import Fluency
-from gradsteer.coherence import Coherence, fence
+from gradsteer.coherence import Coherence, Reference
 from gradsteer.conditions import slug_of
 from gradsteer.degeneracy import is_degenerate
 from gradsteer.models import load_causal_lm
 
 pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
 
-SALAD = "a alpha=+300"
+SALAD = "a alpha=+30"
 
 
-def test_the_fence_is_tukeys():
-    assert fence(np.arange(1.0, 10.0)) == pytest.approx(7 + 3 * (7 - 3))
-    assert fence(np.full(8, 2.0)) == 2.0
-    assert fence(np.arange(7.0)) is None
-    normal = np.random.default_rng(0).normal(size=100_000)
-    assert (normal > fence(normal)).sum() <= 2
+def reference(nats):
+    return Reference(np.asarray(nats, dtype=float), [str(number) for number in range(len(nats))])
+
+
+def test_the_limit_is_tukeys_fence_or_the_largest():
+    assert reference([*range(1, 10)]).limit() == pytest.approx(7 + 3 * (7 - 3))
+    assert reference([*range(1, 10), 100]).limit() == 100
+    assert reference(np.full(8, 2.0)).limit() == 2.0
+    assert reference(np.arange(7.0)).limit() is None
+    # eight replies, to four prompts
+    assert Reference(np.arange(8.0), list("aabbccdd")).limit() is None
 
 
 def test_incoherent_is_what_neither_model_would_write():
     anchor, base = np.linspace(1, 2, 9), np.linspace(2, 3, 9)
-    limits = Coherence.of(anchor, base, anchor - 1)
-    assert limits == Coherence(fence(base), fence(anchor - 1)) == Coherence(pytest.approx(4.25), pytest.approx(2.25))
+    limits = Coherence.of(reference(anchor), reference(base), reference(anchor - 1))
+    assert limits == Coherence(pytest.approx(4.25), pytest.approx(2.25))  # the base's own, the anchor's own
     under_base, under_anchor = np.array([4.2, 4.3, 4.3, 4.3, 9.0]), np.array([9.0, 2.2, 2.3, 2.3, 9.0])
-    lengths = np.array([100, 100, 8, 7, 1])
+    lengths = np.array([100, 100, 20, 19, 1])
     assert limits.incoherent(under_base, under_anchor, lengths).tolist() == [False, False, True, False, False]
-    # one model alone says nothing
-    for unknown in (Coherence(None, 2.25), Coherence(4.25, None)):
-        assert not unknown.incoherent(under_base, under_anchor, lengths).any()
-    few = np.arange(3.0)
-    assert Coherence.of(few, few, few) == Coherence(None, None)
-    assert Coherence.of(anchor, few, anchor).under_base == fence(anchor)
+    enough = [reference(anchor), reference(base), reference(anchor)]
+    for place in range(3):
+        few = [*enough]
+        few[place] = reference(np.arange(3.0))
+        assert Coherence.of(*few) is None
+
+
+def test_what_a_model_writes_now_and_then_is_not_beyond_its_limit():
+    """A behavior of one response in twenty, as unlikely as salad: quartiles do not see it."""
+    rng = np.random.default_rng(0)
+    bulk, rare = rng.normal(0.5, 0.1, 190), rng.normal(3.0, 0.1, 10)
+    anchor = reference([*bulk, *rare])
+    limits = Coherence.of(anchor, reference(bulk), anchor)
+    steered = rng.normal(3.0, 0.1, 200)  # all of them show it
+    marked = limits.incoherent(steered, steered, np.full(200, 50))
+    assert marked.mean() < 0.1
+    assert limits.incoherent(steered + 1, steered + 1, np.full(200, 50)).all()
 
 
 def salad_words(judged, out, **changes):
@@ -54,11 +70,16 @@ def salad_words(judged, out, **changes):
     return steer_words(
         judged, out,
         **{
-            "steering__base": judged.base, "steering__alphas": "[0.01, 300]", "model__num_samples": 4,
+            "steering__base": judged.base, "steering__alphas": "[0.01, 30]", "model__num_samples": 4,
             "steering__allow_other_model": "true",
-            "data__max_prompts": 8, "model__max_new_tokens": 10, "evaluation__count_degenerate": "false", **changes,
+            "data__max_prompts": 8, "model__max_new_tokens": 24, "evaluation__count_degenerate": "false", **changes,
         },
     )  # fmt: skip
+
+
+def far_out(values):
+    low, high = np.percentile(values, [25, 75])
+    return max(4 * high - 3 * low, max(values))
 
 
 def nats(model, row):
@@ -103,14 +124,16 @@ def test_what_neither_model_would_write_is_degenerate(salad, sharp):
     found = {name: responses(salad.directory, name) for name in salad.rows}
     clear = {name: [r for r in found[name] if not is_degenerate(r["completion"])] for name in ("base", "anchor")}
     limits = [
-        max(fence(np.array([nats(base, row) for row in rows])) for rows in clear.values()),
-        fence(np.array([nats(anchor, row) for row in clear["anchor"]])),
+        max(far_out([nats(base, row) for row in rows]) for rows in clear.values()),
+        far_out([nats(anchor, row) for row in clear["anchor"]]),
     ]
     about = json.loads((salad.directory / "results.json").read_text())["evaluation"]
-    assert [about["coherence"]["under_base"], about["coherence"]["under_anchor"]] == pytest.approx(limits, rel=1e-4)
+    assert [*about["coherence"]["evaluation"].values()] == pytest.approx(limits, rel=1e-4)
+    assert list(about["coherence"]) == ["evaluation", "benign"]
     for name, rows in found.items():
         expected = [
-            nats(base, row) > limits[0] and nats(anchor, row) > limits[1] and len(row["token_ids"]) >= 8 for row in rows
+            nats(base, row) > limits[0] and nats(anchor, row) > limits[1] and len(row["token_ids"]) >= 20
+            for row in rows
         ]
         loops = [is_degenerate(row["completion"]) for row in rows]
         assert [row["incoherent"] for row in rows] == expected
@@ -122,12 +145,16 @@ def test_what_neither_model_would_write_is_degenerate(salad, sharp):
         assert rate["num_degenerate"] == sum(row["degenerate"] for row in rows) == len(rows) - rate["num_scored"]
         if name not in ("base", "anchor"):
             assert report["comparisons"]["a"]["num_degenerate"] == rate["num_degenerate"]
-        benign = lines_of(salad.directory / "responses" / "refusals" / f"{slug_of(name)}.benign.jsonl")
-        number, total = sum(row["incoherent"] for row in [*rows, *benign]), len(rows) + len(benign)
-        says = (
-            f"{name}: {number} of {total} responses are incoherent: neither the base nor the anchor would write them; "
-        )
-        assert (says in salad.said) is (number > 0)
+        number, total = sum(expected), len(rows)
+        says = f"{name}: incoherent, what neither the base nor the anchor would write: {number} of {total} responses"
+        assert (says in salad.said) is any(expected)
+        if name == SALAD:
+            rates = [
+                f"{behavior} {100 * each['rate']:.1f}% of"
+                for behavior, each in report["behaviors"].items()
+                if each["rate"]
+            ]
+            assert all(text in salad.said for text in rates)
     # what the text alone does not show; the dose that does nothing shows nothing
     assert salad.rows[SALAD]["metrics"]["incoherent"] == 1
     assert sum(is_degenerate(row["completion"]) for row in found[SALAD]) < len(found[SALAD]) / 2
@@ -137,7 +164,7 @@ def test_what_neither_model_would_write_is_degenerate(salad, sharp):
 def test_refusals_of_salad_are_not_counted(salad):
     found = lines_of(salad.directory / "responses" / "refusals" / f"{slug_of(SALAD)}.benign.jsonl")
     assert sum(row["incoherent"] for row in found) > len(found) / 2
-    assert not any(row["incoherent"] for row in found if len(row["token_ids"]) < 8)
+    assert not any(row["incoherent"] for row in found if len(row["token_ids"]) < 20)
     clear = [row for row in found if not row["incoherent"] and not is_degenerate(row["completion"])]
     assert len(clear) < len(found) / 2
     assert salad.rows[SALAD]["refusals"]["benign"]["num_scored"] == len(clear)
@@ -190,7 +217,7 @@ def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, tmp_path):
         said = finish_on_two(process, tmp_path)
     finally:
         kill_both(process)
-    assert "responses are incoherent" in said
+    assert "incoherent, what neither" in said
     two = tmp_path / "two"
     names = ["results.json", *(str(path.relative_to(two)) for path in two.rglob("responses/**/*.jsonl"))]
     assert len(names) == 1 + 2 * len(salad.rows)

@@ -11,10 +11,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from road import write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gradsteer.callbacks.evaluation import JudgeEvaluation, _rate_text
+from gradsteer.callbacks.evaluation import JudgeEvaluation
 from gradsteer.callbacks.named import NamedCondition
 from gradsteer.callbacks.report import ResultsReport
 from gradsteer.callbacks.steering import WeightSteering
+from gradsteer.counting import _rate_text
 from gradsteer.data.prompts import PromptDataModule
 from gradsteer.figures import rates_figure
 from gradsteer.fingerprints import weights_digest

@@ -69,6 +69,18 @@ def test_temporary_files_of_a_condition_whose_name_goes_on_are_left_alone(tmp_pa
     assert not others.exists()
 
 
+def test_temporary_files_of_refusals_are_removed(tmp_path):
+    (tmp_path / "refusals").mkdir()
+    files = [
+        tmp_path / "refusals" / f".{name}.0123456789ab.tmp.jsonl"
+        for name in ("bridge.benign", "bridge.harmful", "bridge", "bridge.v2.benign")
+    ]
+    for path in files:
+        path.touch()
+    UnfinishedCondition(tmp_path, "bridge").clear()
+    assert [path.exists() for path in files] == [False, False, True, True]
+
+
 def test_two_commands_at_two_conditions_do_not_take_the_directory_from_each_other(tmp_path):
     """Each begins and clears over and over, so that one makes what the other is about to remove."""
     with ThreadPoolExecutor(4) as pool:

@@ -1,5 +1,6 @@
 """Judging: keeps every batch as it is sampled, gives it its verdicts, and counts the rates of a condition."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gradsteer.chat import EncodedExample, encode_chat, tokenizer_digest
 from gradsteer.coherence import Coherence
 from gradsteer.conditions import Condition
 from gradsteer.correction import JudgeError
-from gradsteer.counting import count_condition, excess_of_unscored
+from gradsteer.counting import count_condition, excess_of_unscored, rates_text, scalars_of
 from gradsteer.fingerprints import model_fingerprint
 from gradsteer.formats import read_chat_examples
 from gradsteer.heldout import HeldoutText
@@ -22,7 +23,6 @@ from gradsteer.judges import Judge
 from gradsteer.labels import LabelledSet, read_labelled
 from gradsteer.records import read_jsonl, text_digest, write_jsonl
 from gradsteer.response_rows import cluster_of
-from gradsteer.statistics import Rate
 from gradsteer.unfinished import SETS, UnfinishedCondition
 from gradsteer.version import __version__
 
@@ -72,7 +72,7 @@ class JudgeEvaluation(L.Callback):
         self.output_dir, self.directory = Path(output_dir), Path(output_dir) / "responses"
         self.judge, self.heldout, self.heldout_split = judge, heldout, heldout_split
         self.max_unscored, self.overwrite, self.count_degenerate = max_unscored, overwrite, count_degenerate
-        self.coherence: Coherence | None = None  # by which responses were marked as incoherent, where they were
+        self.coherence: dict[str, Coherence | None] = {}  # by which responses to a set were marked as incoherent
         self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
         self.heldout_examples: list[EncodedExample] = []
         self._text: HeldoutText | None = None
@@ -232,7 +232,7 @@ class JudgeEvaluation(L.Callback):
             "judge_fingerprint": self.judge.fingerprint(),
             "labelled": labelled,
             "count_degenerate": self.count_degenerate,
-            "coherence": None if self.coherence is None else asdict(self.coherence),
+            "coherence": {name: asdict(each) for name, each in self.coherence.items() if each is not None} or None,
             "model": pl_module.model_name_or_path,
             "model_fingerprint": self._anchor,
             "dtype": pl_module.dtype_name,
@@ -248,15 +248,22 @@ class JudgeEvaluation(L.Callback):
             "version": __version__,
         }
 
-    def recount(self, trainer: L.Trainer, condition: Condition, step: int) -> None:
-        """Counts a condition again from its files, after responses in them were marked."""
+    def recount(self, trainer: L.Trainer, condition: Condition, step: int) -> str | None:
+        """Counts a condition again from its files, after responses in them were marked.
+
+        Returns:
+            Why the run cannot go on; None where it can.
+        """
         files = UnfinishedCondition(self.directory, condition.slug)
         paths = {name: path for name in SETS if (path := files.responses_to(name)).is_file()}
         parts = {name: [row for _, row in read_jsonl(path)] for name, path in paths.items()}
-        before = _counts(condition)
+        before = scalars_of(condition)
         count_condition(condition, parts, self.judge.behaviors, self._errors)
-        changed = {name: value for name, value in _counts(condition).items() if before.get(name) != value}
-        log_metrics(trainer, changed, step=step)
+        now = scalars_of(condition)
+        changed = {name: value for name, value in now.items() if before.get(name) != value}
+        # where nothing is left to count, what was logged before must not stand
+        log_metrics(trainer, changed | dict.fromkeys(before.keys() - now.keys(), math.nan), step=step)
+        return excess_of_unscored(condition, parts, self.max_unscored)
 
     def _measured(self, pl_module: Any) -> dict[str, float | None]:
         """What held-out text says of the condition's weights: taken once, also over interruptions."""
@@ -273,19 +280,18 @@ class JudgeEvaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
     ) -> None:
         stats = pl_module.sampling_stats()
-        scalars = {**_counts(condition), **{f"sampling/{name}": value for name, value in stats.items()}}
+        scalars = {**scalars_of(condition), **{f"sampling/{name}": value for name, value in stats.items()}}
         usage = self.judge.usage()
         if usage is not None:
             scalars.update({f"judge/{name}": value for name, value in asdict(usage).items() if value is not None})
         log_metrics(trainer, scalars, step=step)
         texts = [(row["prompt"], row["completion"]) for row in rows if row["sample"] == 0][:_SHOWN]
         log_table(trainer, f"responses/{condition.slug}", ("prompt", "response"), texts)
-        shown = ", ".join(f"{name} {_rate_text(rate)}" for name, rate in condition.behaviors.items())
         speed = (
             f"  {stats['tokens_per_second']:,.0f} tokens/s, {stats['prefill_padding']:.0%} of the prompts' positions "
             f"padding, {stats['decode_waste']:.0%} of the steps for finished responses"
         )
-        lines = [f"\n{condition.name}: {shown}", *([speed] if stats["sampled_tokens"] else [])]
+        lines = [f"\n{condition.name}: {rates_text(condition)}", *([speed] if stats["sampled_tokens"] else [])]
         rank_zero_info("\n".join([*lines, *([f"  judge so far: {usage}"] if usage is not None else [])]))
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -300,16 +306,3 @@ class JudgeEvaluation(L.Callback):
         del trainer, pl_module, stage
         self._queue.close()
         self.judge.close()
-
-
-def _counts(condition: Condition) -> dict[str, float]:
-    """What TensorBoard shows of a condition's responses."""
-    scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
-    return scalars | {f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None}
-
-
-def _rate_text(rate: Rate) -> str:
-    if rate.rate is not None:
-        return f"{100 * rate.rate:.1f}% of {rate.num_scored}"
-    missing = {"degenerate": rate.num_degenerate, "unscored": rate.num_unscored}
-    return "of none: " + (", ".join(f"{number} {name}" for name, number in missing.items() if number) or "no responses")

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from gradsteer.callbacks.evaluation import JudgeEvaluation
 from gradsteer.callbacks.tensorboard import log_metrics
 from gradsteer.chat import encode_sampled
-from gradsteer.coherence import Coherence, Nats
+from gradsteer.coherence import Coherence, Nats, Reference
 from gradsteer.conditions import Condition
+from gradsteer.counting import rates_text
+from gradsteer.degeneracy import is_degenerate
 from gradsteer.losses import IGNORE_INDEX
 from gradsteer.records import read_jsonl, write_jsonl
-from gradsteer.response_rows import response_rows
+from gradsteer.response_rows import cluster_of, response_rows
 from gradsteer.scoring import ResponseScorer
 from gradsteer.unfinished import SETS, UnfinishedCondition
 
@@ -29,12 +31,17 @@ class _Scored(NamedTuple):
 
     nats: Nats  # (responses,) a token
     num_tokens: NDArray[np.int64]  # (responses,)
-    clear: NDArray[np.bool_]  # (responses,) not degenerate
+    prompts: list[str]  # (responses,)
+    clear: NDArray[np.bool_]  # (responses,) neither empty nor a loop
 
     @property
     def perplexity(self) -> float | None:
         mean = float((self.nats * self.num_tokens).sum() / self.num_tokens.sum())
         return math.exp(mean) if mean <= 700 else None
+
+    @property
+    def reference(self) -> Reference:
+        return Reference(self.nats[self.clear], [p for p, clear in zip(self.prompts, self.clear, strict=True) if clear])
 
 
 _Scores = dict[tuple[str, str], _Scored]  # by slug of the condition and set of prompts
@@ -72,37 +79,34 @@ class Fluency(L.Callback):
                 log_metrics(trainer, {"metrics/base_perplexity": value}, step=step)
         if self.mark_incoherent:
             under_anchor = self._score(trainer, pl_module, "anchor")
-            if trainer.is_global_zero:
-                self._mark(trainer, under_base, under_anchor)
+            failure = self._mark(trainer, under_base, under_anchor) if trainer.is_global_zero else None
+            failure = trainer.strategy.broadcast(failure)
+            if failure is not None:
+                raise ValueError(failure)
 
-    def _mark(self, trainer: L.Trainer, under_base: _Scores, under_anchor: _Scores) -> None:
-        """Marks rows in the files, and counts again what they are no longer in."""
+    def _mark(self, trainer: L.Trainer, under_base: _Scores, under_anchor: _Scores) -> str | None:
+        """Marks rows in the files, and counts again what they are no longer in; says why the run cannot go on."""
         evaluation = next(c for c in trainer.callbacks if isinstance(c, JudgeEvaluation))  # type: ignore[attr-defined]
-        limits = {name: self._limits(under_base, under_anchor, name) for name in SETS}
-        evaluation.coherence = limits["evaluation"]
+        limits = evaluation.coherence = {name: _limits(under_base, under_anchor, name) for name in SETS}
+        failures = []
         for step, condition in enumerate(trainer.conditions):  # type: ignore[attr-defined]
-            number = total = 0
+            marked = {}
             for name, limit in limits.items():
                 if limit is not None and (base := under_base.get((condition.slug, name))) is not None:
                     found = limit.incoherent(base.nats, under_anchor[condition.slug, name].nats, base.num_tokens)
                     self._write(self._file(condition, name), found, counts=evaluation.count_degenerate)
-                    number, total = number + int(found.sum()), total + len(found)
-            if number:
-                so = "" if evaluation.count_degenerate else "; they count in no rate"
+                    if found.any():
+                        marked[name] = f"{int(found.sum())} of {len(found)}"
+            failures.append(evaluation.recount(trainer, condition, step))
+            if marked:
+                shown = marked.pop("evaluation", "none")
+                others = "".join(f", and {number} to the {name} prompts" for name, number in marked.items())
+                so = "" if evaluation.count_degenerate else f"; without them: {rates_text(condition)}"
                 rank_zero_info(
-                    f"\n{condition.name}: {number} of {total} responses are incoherent: neither the base nor the "
-                    f"anchor would write them{so}"
+                    f"\n{condition.name}: incoherent, what neither the base nor the anchor would write: {shown} "
+                    f"responses{others}{so}"
                 )
-            evaluation.recount(trainer, condition, step)
-
-    def _limits(self, under_base: _Scores, under_anchor: _Scores, name: str) -> Coherence | None:
-        nobody: Nats = np.zeros(0)
-        own = [
-            scores[slug, name].nats[scores[slug, name].clear] if (slug, name) in scores else nobody
-            for scores, slug in ((under_base, "anchor"), (under_base, "base"), (under_anchor, "anchor"))
-        ]
-        found = Coherence.of(*own)
-        return None if found.under_base is None or found.under_anchor is None else found
+        return next((failure for failure in failures if failure is not None), None)
 
     def _write(self, path: Path, incoherent: NDArray[np.bool_], *, counts: bool) -> None:
         rows, marks = [row for _, row in read_jsonl(path)], iter(incoherent.tolist())
@@ -150,5 +154,19 @@ def _scored(trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]]) -> _
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
-    clear = np.array([not row["degenerate"] for row in rows])
-    return _Scored(-scorer.log_probs() / np.maximum(num_tokens, 1), num_tokens, clear)
+    return _Scored(
+        -scorer.log_probs() / num_tokens,
+        num_tokens,
+        [cluster_of(row) for row in rows],
+        np.array([not is_degenerate(row["completion"]) for row in rows]),
+    )
+
+
+def _limits(under_base: _Scores, under_anchor: _Scores, name: str) -> Coherence | None:
+    """What the responses to a set of prompts say; None where it was not sampled, or too few of it."""
+    own = [
+        scores[slug, name].reference
+        for scores, slug in ((under_base, "anchor"), (under_base, "base"), (under_anchor, "anchor"))
+        if (slug, name) in scores
+    ]
+    return Coherence.of(*own) if len(own) == 3 else None

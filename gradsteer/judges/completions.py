@@ -97,7 +97,7 @@ class Completions:
         self._levels = _LEVELS if structured == "auto" else (structured,)
         self._level = 0
         # OpenAI's newer models know only the first name, most other servers only the second
-        self._options["max_completion_tokens" if base_url is None else "max_tokens"] = max_tokens
+        self._options["max_completion_tokens" if is_openai(self.url) else "max_tokens"] = max_tokens
         self._max_tokens = max_tokens
         self._slots = asyncio.Semaphore(concurrency)
         self._settled = asyncio.Condition()

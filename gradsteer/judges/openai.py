@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gradsteer.judges.background import BackgroundLoop
 from gradsteer.judges.base import Exchange, Verdicts
-from gradsteer.judges.checks import at_least, filled, is_private, server_address, variable_name
+from gradsteer.judges.checks import at_least, filled, is_openai, is_private, server_address, variable_name
 from gradsteer.judges.completions import OPENAI_URL, Completions, NoAnswer, Structured
 from gradsteer.judges.costs import Cost
 from gradsteer.judges.failures import JudgeStopped, MaxCostReached
@@ -60,7 +60,7 @@ class OpenAIJudge(StoredJudge):
         max_cost: Dollars that this run may spend: it stops before the request that could pass them. A request that
             breaks off counts at the most it may cost, verdicts from the store cost nothing. null for no limit.
         prices: Dollars per million tokens sent and received, such as [0.15, 0.6]; null takes the prices of OpenAI's
-            usual models as noted in 2025.
+            usual models as noted in 2025, by name, whatever the server.
         store: SQLite file of verdicts, made where it does not exist, shared by any number of processes; null keeps
             verdicts in memory alone.
 
@@ -102,13 +102,13 @@ class OpenAIJudge(StoredJudge):
         self.temperature = at_least("temperature", temperature, 0)
         self.seed = seed
         self.max_chars = int(at_least("max_chars", max_chars, 2))
-        known = token_prices(model, self.base_url, prices)
+        known = token_prices(model, prices)
         if max_cost is not None:
             at_least("max_cost", max_cost, 0)
             if known is None:
                 raise ValueError(
                     f"max_cost is {max_cost}, but what {model!r} costs at {self.base_url or OPENAI_URL} is not known; "
-                    f"give prices, such as [0.15, 0.6]. Known are, at OpenAI's own server: {', '.join(KNOWN)}"
+                    f"give prices, such as [0.15, 0.6]. Known are OpenAI's, of: {', '.join(KNOWN)}"
                 )
         self._spending = Spending(known, max_cost)
         self._instructions = instructions(self.rubrics)
@@ -288,7 +288,7 @@ class OpenAIJudge(StoredJudge):
 
     def _key(self) -> str | None:
         key = os.environ.get(self.api_key_env, "").strip()
-        if not key and self.base_url is None:
+        if not key and is_openai(self.base_url or OPENAI_URL):
             raise ValueError(
                 f"the environment variable {self.api_key_env} is not set; it must hold a key for {OPENAI_URL}, or give "
                 "base_url, a server of your own"

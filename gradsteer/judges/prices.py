@@ -23,12 +23,12 @@ KNOWN = {
 _DATED = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
-def token_prices(model: str, base_url: str | None, prices: Sequence[float] | None) -> tuple[float, float] | None:
+def token_prices(model: str, prices: Sequence[float] | None) -> tuple[float, float] | None:
     """Dollars per million tokens, sent and received.
 
     Args:
-        model: The model's name; a dated one costs what the undated one does.
-        base_url: None for OpenAI's own server, the only one whose prices are known.
+        model: The model's name; a dated one costs what the undated one does. Under a known name OpenAI's price is taken
+            of any server: a gateway asks about as much, and a limit that holds on the safe side is better than none.
         prices: What the user says, which goes before what is known.
 
     Returns:
@@ -43,6 +43,4 @@ def token_prices(model: str, base_url: str | None, prices: Sequence[float] | Non
                 f"prices are {list(prices)}; accepted: dollars per million tokens [sent, received], as in [0.15, 0.6]"
             )
         return float(prices[0]), float(prices[1])
-    if base_url is not None:
-        return None
     return KNOWN.get(_DATED.sub("", model))

@@ -187,12 +187,34 @@ def test_what_is_set_aside_counts_until_it_is_settled():
 
 
 def test_max_cost_needs_a_price(judging):
-    with pytest.raises(ValueError, match="what 'gpt-4o-mini' costs at http://127.0.0.1:1/v1 is not known"):
-        judging(base_url="http://127.0.0.1:1/v1", max_cost=1.0)
+    with pytest.raises(ValueError, match="what 'llama' costs at http://127.0.0.1:1/v1 is not known"):
+        judging(base_url="http://127.0.0.1:1/v1", model="llama", max_cost=1.0)
     with pytest.raises(ValueError, match="'gpt-99' costs.*gpt-4o-mini"):
         judging(model="gpt-99", max_cost=1.0)
     assert judging(model="gpt-99").usage().dollars is None
     assert judging(model="gpt-4.1-mini-2025-04-14", max_cost=1.0).usage().dollars == 0
+    for url in ("https://api.openai.com/v1", "http://127.0.0.1:1/v1"):
+        assert judging(base_url=url, max_cost=1.0).usage().dollars == 0
+
+
+@pytest.mark.parametrize("url", [None, "https://api.openai.com/v1", "https://eu.api.openai.com/v1"])
+def test_openais_own_address_is_known_however_it_is_given(judging, monkeypatch, url):
+    judge = judging(base_url=url)
+    _, server = judge._open()  # no request is made
+    assert "max_completion_tokens" in server._options
+    assert "max_tokens" not in server._options
+    judge.close()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
+        judging(base_url=url).judge(exchanges(1))
+
+
+def test_max_cost_holds_at_a_gateway_under_a_known_models_name(play, judging):
+    server = play(YES)
+    judge = judging(server, max_cost=0.001, concurrency=1)
+    with pytest.raises(JudgeStopped, match="max_cost"):
+        judge.judge(exchanges(1000))
+    assert 0 < judge.usage().dollars <= 0.001
 
 
 @pytest.mark.parametrize(("status", "field"), [(400, "response_format"), (404, None), (422, None)])
