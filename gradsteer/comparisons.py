@@ -15,7 +15,7 @@ import numpy as np
 from gradsteer.importance import Interval, percentile_interval
 from gradsteer.paired_counts import prompt_bootstrap
 from gradsteer.response_rows import cluster_of, verdict_of
-from gradsteer.sign_flips import LEAST_P, sign_flip, stratified
+from gradsteer.sign_flips import LEAST_P, paired_or_dealt, sign_flip
 from gradsteer.statistics import expanded, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
@@ -104,8 +104,9 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     prompts move either way alike, ``w_k d_k`` would be as likely to have the other sign, for each prompt by itself but
     for all of its replies at once. With one reply it is McNemar's test. It holds whether or not the conditions share
     seeds, since it takes nothing for granted about replies to one prompt. With more replies on one side the sign is not
-    symmetric: the p-value is then the larger one of it and of the exact Cochran-Mantel-Haenszel test over the prompts'
-    2 x 2 tables (`gradsteer.sign_flips.stratified`), which holds where replies to a prompt are independent or shared
+    symmetric: the p-value is then the larger one of it and of one that flips the prompts with as many replies on both
+    sides and deals the replies to the others as the exact Cochran-Mantel-Haenszel test does
+    (`gradsteer.sign_flips.paired_or_dealt`), which holds where replies to these prompts are independent or shared
     seeds make them alike. A p-value from the bootstrap does not hold at small counts: for 5 of 100 prompts with the
     behavior before and none after it is .01, the exact test's .06. In simulations without a difference (30 prompts, 8
     replies, rate 5%, intraclass correlation 0.2) it is .05 or less in 7.3% of the comparisons, the sign-flip test's in
@@ -164,9 +165,6 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with `p_holm`, Holm's correction over all that have a p-value (1979, Scand. J. Stat. 6:65).
 
-    Those in which no prompt differs do not count: their p is 1 whatever the level is, so they cannot be found by chance
-    (Tarone 1990, Biometrics 46:515).
-
     Args:
         comparisons: a whole table's, every behavior of every condition; those without a p-value take no part.
 
@@ -175,7 +173,7 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    tested = [number for number, each in enumerate(comparisons) if each.p is not None and each.num_differing]
+    tested = [number for number, each in enumerate(comparisons) if each.p is not None]
     values = [comparisons[number].p for number in tested]
     plain = dict(zip(tested, multipletests(values, method="holm")[1] if values else (), strict=True))
 
@@ -225,7 +223,7 @@ class _Pairs:
             return
         self.p = sign_flip(self.numerators, both)
         if (self.sizes[0] != self.sizes[1]).any():
-            self.test, self.p = "sign_flip, cmh", max(self.p, stratified(self.positives, self.sizes))
+            self.test, self.p = "sign_flip, cmh", max(self.p, paired_or_dealt(self.positives, self.sizes))
 
     def interval(self, few: bool, draws: int, seed: int) -> Interval:
         """The bootstrap's, where counts are small or all draws agree not within Newcombe's; around the difference."""

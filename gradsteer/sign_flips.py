@@ -80,13 +80,17 @@ def _sampled(sizes: np.ndarray, minority: int) -> float:
     return (extreme + 1) / (num + 1)
 
 
-def stratified(positives: np.ndarray, sizes: np.ndarray) -> float:
-    """Two-sided p-value of the exact Cochran-Mantel-Haenszel test over 2 x 2 tables, one a prompt.
+def paired_or_dealt(positives: np.ndarray, sizes: np.ndarray) -> float:
+    """Two-sided p-value of a difference over prompts, of which some have more replies on one side.
 
-    Given a prompt's replies and how many of them are positive, the number of those after is hypergeometric where the
-    two sides do not differ. The sum over prompts is compared with its distribution, the convolution of these (Mantel
-    and Haenszel 1959, J. Natl. Cancer Inst. 22:719; exact: Birch 1964, J. R. Stat. Soc. B 26:313). It is computed here
-    because statsmodels' stratified tables know the normal approximation alone.
+    The statistic is the Cochran-Mantel-Haenszel test's, the positives after less those expected, summed over prompts. A
+    prompt with as many replies on both sides comes out with either sign, as in `sign_flip`: that takes nothing for
+    granted about replies to one prompt. Where one side has more, the sign is not symmetric; given the prompt's replies
+    and how many of them are positive, the number of those after is hypergeometric where the sides do not differ (Mantel
+    and Haenszel 1959, J. Natl. Cancer Inst. 22:719; exact: Birch 1964, J. R. Stat. Soc. B 26:313). The sum is compared
+    with its distribution, the convolution of all of these. With equal sides everywhere it is `sign_flip`, with none it
+    is the exact Cochran-Mantel-Haenszel test. It is computed here because statsmodels' stratified tables know the
+    normal approximation alone.
 
     Args:
         positives: (2, prompts) positive replies before and after.
@@ -97,10 +101,17 @@ def stratified(positives: np.ndarray, sizes: np.ndarray) -> float:
     """
     from scipy.stats import hypergeom
 
-    chances = np.ones(1)
+    chances, observed = np.ones(1), 0  # of the sum, each prompt's part counted from its least
     for (before, after), (some, others) in zip(positives.T.astype(int), sizes.T.astype(int), strict=True):
-        drawn = hypergeom.pmf(np.arange(others + 1), some + others, before + after, others)
-        chances = np.convolve(chances, drawn)
-    observed = int(positives[1].sum())
+        if some == others:
+            size = abs(after - before)
+            part = np.zeros(size + 1)
+            part[0] += 0.5
+            part[size] += 0.5
+            observed += max(after - before, 0)
+        else:
+            part = hypergeom.pmf(np.arange(others + 1), some + others, before + after, others)
+            observed += after
+        chances = np.convolve(chances, part)
     tails = chances[: observed + 1].sum(), chances[observed:].sum()
     return float(min(max(2 * min(tails), LEAST_P), 1.0))

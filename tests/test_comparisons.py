@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from gradsteer.comparisons import Comparison, compare, holm
 from gradsteer.realised import realised_shift
 from gradsteer.response_rows import cluster_of, prompt_digest
-from gradsteer.sign_flips import sign_flip, stratified
+from gradsteer.sign_flips import paired_or_dealt, sign_flip
 from gradsteer.specificity import Selectivity, Shift, Specificity, measure_specificity
 
 
@@ -123,15 +123,63 @@ def test_more_replies_on_one_side_are_dealt_in_all_ways():
     tails = [np.mean(np.array(sums) <= observed), np.mean(np.array(sums) >= observed)]
     sizes = np.array([[4, 4, 4], [2, 2, 2]], dtype=float)
     positives = np.array([[3, 1, 2], [0, 1, 0]], dtype=float)
-    assert stratified(positives, sizes) == pytest.approx(min(1, 2 * min(tails)))
-    assert stratified(positives[::-1], sizes[::-1]) == pytest.approx(stratified(positives, sizes))
+    assert paired_or_dealt(positives, sizes) == pytest.approx(min(1, 2 * min(tails)))
+    assert paired_or_dealt(positives[::-1], sizes[::-1]) == pytest.approx(paired_or_dealt(positives, sizes))
     assert found.p == max(
-        stratified(positives, sizes), sign_flip(found_numerators(positives, sizes), sizes.sum(axis=0))
+        paired_or_dealt(positives, sizes), sign_flip(found_numerators(positives, sizes), sizes.sum(axis=0))
     )
 
 
 def found_numerators(positives, sizes):
     return positives[1] * sizes[0] - positives[0] * sizes[1]
+
+
+def test_with_equal_sides_replies_are_flipped_and_with_some_unequal_ones_these_alone_are_dealt():
+    rng = np.random.default_rng(18)
+    before, after = rng.binomial(3, 0.4, (2, 6)).astype(float)
+    equal = np.full((2, 6), 3.0)
+    flips = sign_flip(after - before)
+    assert paired_or_dealt(np.stack([before, after]), equal) == pytest.approx(flips)
+    # the first prompt lost a reply after: all ways to deal its five, with all flips of the others
+    unequal, positives = equal.copy(), np.stack([before, after])
+    unequal[1, 0], positives[1, 0] = 2, min(after[0], 2)
+    replies = [1] * int(positives[:, 0].sum()) + [0] * int(5 - positives[:, 0].sum())
+    dealt = [sum(chosen) for chosen in itertools.combinations(replies, 2)]
+    flipped = [sum(signs) for signs in itertools.product(*((d / 2, -d / 2) for d in after[1:] - before[1:]))]
+    sums = np.array([one + other for one in dealt for other in flipped])
+    observed = positives[1, 0] + (after[1:] - before[1:]).sum() / 2
+    expected = min(1, 2 * min(np.mean(sums <= observed), np.mean(sums >= observed)))
+    assert paired_or_dealt(positives, unequal) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("correlation", [0, 0.5])
+def test_a_lost_reply_does_not_undo_the_pairing(correlation, shared):
+    """Three replies of 800 have no verdict: what is found hardly changes."""
+    rng = np.random.default_rng(19)
+    ratios = []
+    for before, after in zip(*simulated(rng, 20, 100, 8, (0.3, 0.2), correlation, shared), strict=True):
+        whole = compare(rows_of(before, 8), rows_of(after, 8), "bridge", draws=100)
+        lost = {f"prompt {number}" for number in rng.choice(100, 3, replace=False)}
+        rows = looping(rows_of(before, 8), lambda row, lost=lost: row["id"] in lost and row["sample"] == 7)
+        ratios.append(compare(rows, rows_of(after, 8), "bridge", draws=100).p / whole.p)
+    assert np.median(ratios) < 3
+
+
+@pytest.mark.parametrize("lost", [0.02, 0.3])
+@pytest.mark.parametrize("own_rates", [True, False])
+def test_no_difference_is_found_too_often_where_replies_got_lost(lost, own_rates):
+    """Whether each condition has prompts' rates of its own, or both have the same."""
+    rng = np.random.default_rng(20)
+    found = 0
+    for _ in range(300):
+        rates = rng.beta(0.5, 1.5, (2 if own_rates else 1, 40, 1))
+        replies = rng.random((2, 40, 8)) < rates
+        kept = rng.random((2, 40, 8)) >= lost
+        sizes, positives = kept.sum(axis=2).astype(float), (replies & kept).sum(axis=2).astype(float)
+        p = sign_flip(found_numerators(positives, sizes), sizes.sum(axis=0))
+        found += max(p, paired_or_dealt(positives, sizes)) <= 0.05
+    assert found <= 0.065 * 300
 
 
 @pytest.mark.parametrize(("prompts", "kept", "rate"), [(30, 1, 0.05), (30, 2, 0.05), (100, 1, 0.02)])
@@ -143,7 +191,7 @@ def test_no_difference_is_found_too_often_where_a_side_lost_most_of_its_replies(
         sizes = np.stack([np.full(prompts, 8.0), np.full(prompts, float(kept))])
         p = sign_flip(found_numerators(positives, sizes), sizes.sum(axis=0))
         flips += p <= 0.05
-        found += max(p, stratified(positives, sizes)) <= 0.05
+        found += max(p, paired_or_dealt(positives, sizes)) <= 0.05
     assert found <= 13
     assert flips > found
 
@@ -286,14 +334,15 @@ def test_holm_corrects_over_the_table_and_skips_what_has_no_p():
     table = [Comparison(f"behavior {i}", 1, 1, 1, p=value) for i, value in enumerate(values)]
     assert [row.p_holm for row in holm(table)] == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
     assert [row.behavior for row in holm(table)] == [row.behavior for row in table]
-    # nothing can be found where nothing differs: it costs the others nothing
+    # the whole table: whatever was looked at counts, also where nothing differs
     same = Comparison("same", 9, 9, 0, p=1.0)
-    assert [row.p_holm for row in holm([*table, same, same])][:4] == [row.p_holm for row in holm(table)]
+    plain = multipletests([0.01, 0.04, 0.03, 1.0, 1.0], method="holm")[1]
+    assert [row.p_holm for row in holm([*table, same, same]) if row.p is not None] == pytest.approx(list(plain))
     assert holm([same])[0].p_holm == 1.0
     # unless replies without a verdict may differ
     open_ended = replace(same, difference=0.0, lowest=-0.9, highest=0.0, p_lowest=0.02, p_highest=1.0)
     assert not holm([open_ended])[0].robust
-    assert holm([open_ended, replace(same, num_differing=1, p=0.8), replace(same, num_differing=2, p=0.9)])[0].robust
+    assert holm([open_ended, same, replace(same, num_differing=2, p=0.9)])[0].robust
     assert holm([]) == []
     assert holm([table[1]]) == [table[1]]
 
