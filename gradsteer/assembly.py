@@ -4,6 +4,7 @@ A finished sum goes to disk at once, so that many piles never hold many copies o
 and sums; knows nothing of how gradients are taken.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gradsteer.records import text_digest
 from gradsteer.reductions import PileTotals, Reduction
 from gradsteer.vectors import ParameterVector, PileAverage
 
+_UNWRITTEN = re.compile(r"\..+\.[0-9a-f]{12}\.tmp\.safetensors")  # the temporary names that `records.replacing` gives
 # what an artifact says of itself beyond its counts
 Describe = Callable[[Wanted], Mapping[str, str]]
 
@@ -139,10 +141,17 @@ class Assembly:
         return vector
 
     def clean(self) -> None:
-        """Removes parts and partial sums, once everything is written; those of earlier plans, too."""
+        """Removes parts and partial sums, once everything is written; those of earlier plans, too.
+
+        And what a killed process was about to rename, as large as the model.
+        """
         if all(self._is_written(wanted) for wanted in self.sums):
             for path in (self.output_dir / "gradients").glob(".*.part*"):
                 path.unlink(missing_ok=True)
+            for folder in ("gradients", "vectors"):
+                for path in (self.output_dir / folder).rglob(".*.tmp.safetensors"):
+                    if _UNWRITTEN.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
 
 
 def _vector_class(wanted: Wanted) -> Any:

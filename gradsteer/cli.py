@@ -9,13 +9,15 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 import gradsteer.judges
 from gradsteer.bookkeeping import AlreadyDoneError, SaveReplayableConfig, StageRecord, check_stage
@@ -52,6 +54,7 @@ class GradsteerCLI(LightningCLI):
     """LightningCLI with the project's commands; see `gradsteer.commands`."""
 
     command_names: tuple[str, ...] = TRAINER_COMMANDS
+    held: ExitStack  # locks, until the command has finished
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -127,6 +130,10 @@ class GradsteerCLI(LightningCLI):
         self.inputs = self.stage.inputs(self.stage_config)
         if command.outputs and not config.get("dry_run"):
             check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
+            if "exclusive" not in command.callbacks and getattr(rank_zero_only, "rank", 0) == 0:
+                self.held.enter_context(self.stage.locked())
+                # another command may have finished in the meantime
+                check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
         if config.get("dry_run"):
             config["trainer"]["logger"] = False
         elif config["trainer"]["logger"] in (None, True):
@@ -143,6 +150,10 @@ class GradsteerCLI(LightningCLI):
         if COMMANDS[str(self.subcommand)].outputs:
             callbacks = [*callbacks, StageRecord(self.stage, self.stage_config, self.inputs)]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer.held = self.held  # type: ignore[attr-defined]
+        overwrite = self.config[str(self.subcommand)]["overwrite"]
+        if COMMANDS[str(self.subcommand)].outputs:
+            trainer.check_again = partial(check_stage, self.stage, self.stage_config, overwrite=overwrite)  # type: ignore[attr-defined]
         trainer.judge_settings = judge_settings((self.stage_config.get("evaluation") or {}).get("judge"))  # type: ignore[attr-defined]
         return trainer
 
@@ -249,6 +260,12 @@ def main(args: list[str]) -> int:
     """
     quieten()
     GradsteerCLI.command_names = (args[0],)  # building the other commands' parsers would only cost time
+    with ExitStack() as held:
+        GradsteerCLI.held = held
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
     try:
         cli = GradsteerCLI(
             trainer_class=GradsteerTrainer,

@@ -41,6 +41,7 @@ class Condition:
         resample: sampled with fresh seeds, the how-manieth; 0 for the seeds that all conditions share.
         comparisons: behavior -> the difference of its rate from the anchor's, `gradsteer.comparisons.Comparison`.
         specificity: shifts of every behavior's log-odds against none, and the selectivity.
+        damaged: metrics by which it broke the model; see `gradsteer.damage`.
         corrected: behavior -> its rate corrected for the judge's known error; None without a labelled set.
         contrast: what its vector is a contrast of.
         forecast: the forecast behind `predicted`, where it was made here.
@@ -69,6 +70,7 @@ class Condition:
     resample: int = 0
     comparisons: dict[str, Any] | None = None
     specificity: dict[str, Any] | None = None
+    damaged: list[str] = field(default_factory=list)
     corrected: dict[str, Any] | None = None
     contrast: "Contrast | None" = None
     forecast: "Forecast | None" = None
@@ -101,7 +103,7 @@ class Condition:
 _ROW_KEYS = (
     "name", "kind", "model", "vector", "behavior", "transforms", "alpha", "asked", "relative_norm", "retained_fraction",
     "step_error", "changed_fraction", "predicted", "realised", "system_prompt", "comparisons", "specificity",
-    "corrected",
+    "damaged", "corrected",
 )  # fmt: skip
 
 

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 # Shorter sentences ("Sure.", "Step two.") recur in good prose and in lists.
 MIN_SENTENCE_WORDS = 3
 
+# A recipe adds salt twice, a dialogue asks the same question again: that is no loop until it is much of the text.
+MAX_SAID_AGAIN = 1 / 3  # of the words
+_STRETCH = 8  # words that nobody happens to say twice
+
 # Whisper's limit for transcripts that loop (Radford et al. 2022, arXiv:2212.04356, section 4.5), which it takes of
 # segments of half a minute, some 400 characters. The ratio grows with length: whole documents of 4,000 characters
 # mostly pass 2.4, stretches of 400 characters of prose lie at 1.5 to 1.7.
@@ -53,6 +57,28 @@ def has_repeated_sentence(text: str) -> bool:
     return False
 
 
+def said_again_share(text: str) -> float:
+    """The share of a text's words that it has said before, in [0, 1]; 0 for a text without words.
+
+    Those of a sentence of at least three words that is not its first occurrence, and those of a stretch of eight words
+    that occurred before.
+    """
+    words: list[str] = []
+    again: list[bool] = []
+    sentences: set[tuple[str, ...]] = set()
+    for part in _SENTENCE_END.split(text):
+        sentence = _words(part)
+        words += sentence
+        again += [len(sentence) >= MIN_SENTENCE_WORDS and sentence in sentences] * len(sentence)
+        sentences.add(sentence)
+    first: dict[tuple[str, ...], int] = {}
+    for start in range(len(words) - _STRETCH + 1):
+        stretch = tuple(words[start : start + _STRETCH])
+        if start >= first.setdefault(stretch, start) + _STRETCH:
+            again[start : start + _STRETCH] = [True] * _STRETCH
+    return sum(again) / len(again) if again else 0.0
+
+
 def compression_ratio(text: str) -> float | None:
     """Bytes of the UTF-8 text over bytes of its zlib stream; None for an empty text.
 
@@ -66,10 +92,11 @@ def compression_ratio(text: str) -> float | None:
 def is_degenerate(text: str) -> bool:
     """Whether a response is broken: nothing was said, or one thing over and over.
 
-    Any of these: it is empty or only white space; a sentence is repeated (`has_repeated_sentence`); a stretch of words
-    is said four times or more in a row, over half the words or over 20 of them ("the bridge the bridge the bridge
-    ..."); likewise a stretch of characters, over half the text ("!!!!!!", loops of languages without spaces); 400
-    characters of it, or all of 200 to 400, compress by more than 2.4.
+    Any of these: it is empty or only white space; it has said a third of its words before, in the same sentence or in a
+    stretch of eight words (`said_again_share`); a stretch of words is said four times or more in a row, over half the
+    words or over 20 of them ("the bridge the bridge the bridge ..."); likewise a stretch of characters, over half the
+    text ("!!!!!!", loops of languages without spaces); 400 characters of it, or all of 200 to 400, compress by more
+    than 2.4.
 
     Code between fences of three backticks repeats itself by nature: there only the loops of words and of characters
     count. Songs with a refrain, code without fences and long tables may be flagged.
@@ -77,7 +104,7 @@ def is_degenerate(text: str) -> bool:
     if not text.strip():
         return True
     prose = _FENCED_CODE.sub("\n", text)
-    return has_repeated_sentence(prose) or _loops(text) or _compresses(prose)
+    return said_again_share(prose) >= MAX_SAID_AGAIN or _loops(text) or _compresses(prose)
 
 
 def _loops(text: str) -> bool:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 RESOURCE_SCHEME = "gradsteer://"
+# asked for once: the only way to ask is to set it, which other threads would see
+_MASK = os.umask(0)
+os.umask(_MASK)
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -126,9 +129,7 @@ def _not_written(path: Path, number: int) -> OSError:
 
 def make_readable(path: Path) -> None:
     """Gives a file the mode that an ordinary new file has: safetensors writes for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    path.chmod(0o666 & ~_MASK)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

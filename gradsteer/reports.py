@@ -86,6 +86,11 @@ OPEN = (
     "!: of a rate: whether it differs from the anchor's (p, Holm) hangs on how replies without a verdict are counted, "
     "degenerate ones among them."
 )
+DAMAGED = (
+    "~: a model that broke: held-out text, or its responses under the base, cost at least a bit more a token than "
+    "those of the model that was steered, or half more of its responses are degenerate or cut. Read some of them "
+    "before its rates are believed."
+)
 UNSURE = (
     "selectivity: ?: fewer than 10 replies in a count that decides it; !: on which side of 0 it is, or whether its "
     "interval holds 0, hangs on how replies without a verdict are counted."
@@ -126,7 +131,7 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
     for row in rows:
         rates = [row["behaviors"].get(name) for name in behaviors]
         table.add_row(
-            Text(row["name"]),
+            Text(condition_text(row)),
             *(Text(behavior_text(row, name)) for name in behaviors),
             *(Text(rate_text((row.get("corrected") or {}).get(name))) for name in corrected),
             *([selectivity_text(_selectivity(row))] if selective else []),
@@ -142,6 +147,11 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
 
 def _measured(row: Row, key: str) -> str:
     return refusal_text(row, key) or _number(row["metrics"].get(key), *_COLUMNS[key][1:])
+
+
+def condition_text(row: Row) -> str:
+    """A condition's name, with a tilde where it broke the model."""
+    return f"{row['name']} ~" if row.get("damaged") else str(row["name"])
 
 
 def behavior_text(row: Row, behavior: str) -> str:
@@ -233,7 +243,8 @@ def explain_marks(table: "Table", rows: Sequence[Row], behaviors: Sequence[str],
     rates += [rate for row in rows for rate in (row.get("refusals") or {}).values()]
     names = [*behaviors, *(f"{name}_refused" for row in rows for name in row.get("refusals") or {})]
     few, robust = any(map(_few, rates)), all(is_robust(row, name) for row in rows for name in names)
-    said = [*([FEW] if few else []), *([] if robust else [OPEN]), *more]
+    damaged = any(row.get("damaged") for row in rows)
+    said = [*([FEW] if few else []), *([] if robust else [OPEN]), *([DAMAGED] if damaged else []), *more]
     if said:
         table.caption, table.caption_justify = Text("\n".join(said)), "left"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradsteer.conditions import alpha_text
 from gradsteer.figures import PALETTE, plain
-from gradsteer.reports import is_selective, selectivity_text
+from gradsteer.reports import condition_text, is_selective, selectivity_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,7 @@ def specificity_table(rows: Sequence[Row], title: str = "specificity") -> "Table
     caption = "nats against neither; *: the condition's own behavior; ?: fewer than 10 replies in a count"
     if not all(_is_robust(row) for group in groups for row in group):
         caption += "; !: on which side of 0 it is, or whether the interval holds 0, hangs on replies without a verdict"
+    caption += _broken(row for group in groups for row in group)
     table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
     table.add_column("condition", no_wrap=True)
     for behavior in behaviors:
@@ -59,7 +60,7 @@ def specificity_table(rows: Sequence[Row], title: str = "specificity") -> "Table
         for row in group:
             shifts = row["specificity"]["shifts"]
             cells = [_shift_cell(shifts.get(behavior), own=behavior == row["behavior"]) for behavior in behaviors]
-            table.add_row(Text(row["name"]), *cells, *([_selectivity_cell(row)] if selective else []))
+            table.add_row(Text(condition_text(row)), *cells, *([_selectivity_cell(row)] if selective else []))
     return table
 
 
@@ -93,9 +94,10 @@ def _line(row: Row) -> str:
     if selectivity is None:
         return f"{name}: own shift {own} nats {where}; selectivity not measured"
     other = selectivity["largest_other"]
+    broken = f"; a model that broke: see {', '.join(row['damaged'])}" if row.get("damaged") else ""
     return (
         f"{name}: selectivity {selectivity_text(selectivity, 'z.2f')} nats {where} "
-        f"(own {own}, largest other {other} {_signed(shifts[other]['log_odds_shift'])})"
+        f"(own {own}, largest other {other} {_signed(shifts[other]['log_odds_shift'])}){broken}"
     )
 
 
@@ -139,13 +141,13 @@ def specificity_figure(rows: Sequence[Row], title: str) -> "Figure | None":
             _cell(axes, x, y, row["specificity"]["shifts"].get(behavior), reach, own=behavior == row["behavior"])
         if selectivity := row["specificity"]["selectivity"]:
             text = selectivity_text(selectivity, "z.2f").replace(" [", "\n[")
-            weight = "bold" if is_selective(selectivity) else "normal"
+            weight = "bold" if is_selective(selectivity) and not row.get("damaged") else "normal"
             axes.text(len(behaviors), y, text, ha="center", va="center", fontsize=7.5, fontweight=weight, color=_INK)
     ends = [sum(map(len, groups[: index + 1])) - 0.5 for index in range(len(groups) - 1)]
     axes.hlines(ends, -0.5, columns - 0.5, color=_INK, linewidth=1)
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_xticks(range(columns), [*behaviors, *(["selectivity"] if selective else [])])
-    axes.set_yticks(range(len(ordered)), [row["name"] for row in ordered])
+    axes.set_yticks(range(len(ordered)), [condition_text(row) for row in ordered])
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8.5)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(ordered)), aspect=18, pad=0.02)
@@ -203,7 +205,8 @@ def comparison_table(
         caption += "; !: whether p is at most .05, or the sign, hangs on how replies without a verdict are counted"
     still = _never_differing([row["comparisons"] for row in compared])
     if still:
-        caption += f"\nno prompt differs under any condition: {', '.join(still)}"
+        caption += f"\nno prompt differs under any condition, and the correction counts it: {', '.join(still)}"
+    caption += _broken(compared)
     table = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
     table.add_column("condition", no_wrap=True)
     table.add_column("behavior", no_wrap=True)
@@ -220,7 +223,7 @@ def comparison_table(
                 marks += " " if each.get("robust", True) else "!"
             certain = each["p_holm"] is not None and each["p_holm"] <= _LEVEL
             table.add_row(
-                Text("" if index else row["name"]),
+                Text("" if index else condition_text(row)),
                 Text(behavior),
                 Text(_interval(points, "difference", "+z.1f") + marks, style="bold" if certain else ""),
                 _p_text(each["p"]),
@@ -228,6 +231,11 @@ def comparison_table(
                 Text(each["test"] or "-"),
             )
     return table
+
+
+def _broken(rows: Iterable[Row]) -> str:
+    """What the tilde behind a name means, where one has it."""
+    return "; ~: a model that broke, see the table of results" if any(row.get("damaged") for row in rows) else ""
 
 
 def _never_differing(compared: Sequence[Mapping[str, Row]]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradsteer.reports import behavior_text, explain_marks, refusal_text
+from gradsteer.reports import behavior_text, condition_text, explain_marks, refusal_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,7 +127,7 @@ def tradeoff_table(rows: Sequence[Row], title: str = "trade-off") -> "Table | No
         for index, row in enumerate(section.rows):
             table.add_row(
                 Text("" if index else section.target),
-                Text(row["name"]),
+                Text(condition_text(row)),
                 behavior_text(row, section.target),
                 *(_cost_text(row, key) for key in costs),
             )

@@ -1,5 +1,7 @@
 """The Trainer with this project's commands as methods."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -35,6 +37,9 @@ class GradsteerTrainer(L.Trainer):
         self.forecasting: Any = None
         self.steering: Any = None
         self.judge_settings: Any = None
+        # the command line's: what is let go when the command has finished, and a second look at whether it may run
+        self.held: ExitStack | None = None
+        self.check_again: Callable[[], None] | None = None
         # what was kept of conditions on the way, to be removed when the command's record says that it finished
         self.unfinished: list[UnfinishedCondition] = []
 

@@ -1,6 +1,7 @@
 """The command line as users meet it: help, typing errors, flags, configs, bad input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,9 @@ def fresh(*words):
         "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules);"
         "print('HEAVY', sorted(heavy), status)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "COLUMNS": "200"}  # help is wrapped to the terminal
+    line = [sys.executable, "-c", code, *words]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
     return done.stdout, done.stderr
 
 

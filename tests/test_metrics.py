@@ -11,7 +11,7 @@ import pytest
 
 import gradsteer
 from gradsteer import degeneracy
-from gradsteer.degeneracy import compression_ratio, has_repeated_sentence, is_degenerate
+from gradsteer.degeneracy import compression_ratio, has_repeated_sentence, is_degenerate, said_again_share
 from gradsteer.metrics import (
     distinct_n,
     mean_compression,
@@ -122,7 +122,33 @@ The owl goes out, the fox comes in,
 And somewhere frogs begin their din."""
 
 
-@pytest.mark.parametrize("text", [*REPLIES, LIST, TABLE, CODE, POEM])
+PIE = """For the crust:
+- 2 cups flour
+- 1/2 cup sugar
+- 1/2 cup butter
+
+For the filling:
+- 6 apples
+- 1/2 cup sugar
+- 1 teaspoon cinnamon
+
+Mix the flour and the butter. Set it aside.
+Cut the apples. Set it aside. Season with a little salt.
+Fill the crust, and bake it for 45 minutes. Season with a little salt."""
+DIALOGUE = """"Are you sure?" she asked.
+"Yes," he said.
+"Are you sure?" she asked again, louder."""
+BARE_CODE = """def add(a, b):
+    return a + b
+
+def subtract(a, b):
+    return a - b
+
+def multiply(a, b):
+    return a * b"""
+
+
+@pytest.mark.parametrize("text", [*REPLIES, LIST, TABLE, CODE, POEM, PIE, DIALOGUE, BARE_CODE])
 def test_ordinary_texts_are_not_degenerate(text):
     assert not is_degenerate(text)
 
@@ -152,9 +178,26 @@ def test_an_ordinary_text_stays_so_whatever_its_length():
     assert not is_degenerate(document)
 
 
-@pytest.mark.parametrize("text", ["", " \n\t ", LOOP])
+@pytest.mark.parametrize("text", ["", " \n\t ", LOOP, "The bridge is red. The bridge is red."])
 def test_nothing_and_repeated_sentences_are_degenerate(text):
     assert is_degenerate(text)
+
+
+def test_what_was_said_before_by_hand():
+    assert said_again_share("") == said_again_share("...") == 0
+    assert said_again_share(LOOP) == 8 / 12
+    assert said_again_share("Wait a bit. Then wait a bit more. Wait a bit!") == 3 / 11
+    assert said_again_share("Yes. Yes. Yes.") == 0  # sentences of one word
+    # nine words again inside longer sentences: two windows of eight
+    clause = "which needs a hot oven and some good patience"
+    assert said_again_share(f"A pie, {clause}. A tart, {clause}") == 9 / 22
+    assert said_again_share(f"A pie, {clause}. A tart, which needs a hot oven and some") == 0
+
+
+@pytest.mark.parametrize(("others", "degenerate"), [(6, True), (7, False)])
+def test_a_third_said_before_is_degenerate(others, degenerate):
+    rest = " ".join(f"Word{number}." for number in range(others))
+    assert is_degenerate(f"{rest} Rinse the rice and wait twice. Rinse the rice and wait twice.") is degenerate
 
 
 @pytest.mark.parametrize(

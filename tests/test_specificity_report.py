@@ -260,11 +260,11 @@ def test_behaviors_that_no_condition_moves_are_named_below_the_table():
     rows[1]["comparisons"] = {"bridge": differs, "benign_refused": same}
     table = comparison_table(rows)
     assert [line[1] for line in cells_of(table)] == ["bridge", "bridge"]
-    assert "no prompt differs under any condition: benign_refused, harmful_refused" in table.caption
+    assert "under any condition, and the correction counts it: benign_refused, harmful_refused" in table.caption
     rows[1]["comparisons"]["harmful_refused"] = differs
     table = comparison_table(rows)
     assert [line[1] for line in cells_of(table)] == ["bridge", "harmful_refused", "bridge", "harmful_refused"]
-    assert "under any condition: benign_refused" in table.caption
+    assert "under any condition, and the correction counts it: benign_refused" in table.caption
     # not differing among the replies that are left is not the same
     for open_ended in ({"robust": False}, {"num_pairs": 0, "difference": None}):
         rows[1]["comparisons"]["benign_refused"] = {**same, **open_ended}

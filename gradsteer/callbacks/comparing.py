@@ -7,6 +7,7 @@ import lightning as L
 
 from gradsteer.comparisons import Comparison, compare, holm
 from gradsteer.conditions import Condition
+from gradsteer.damage import damage
 from gradsteer.records import read_jsonl
 from gradsteer.refusals import REFUSAL, looks_like_refusal
 from gradsteer.response_rows import verdict_of
@@ -29,12 +30,13 @@ class Comparisons(L.Callback):
         self.directory, self.draws, self.seed = Path(output_dir) / "responses", draws, seed
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Fills comparisons and specificity of every condition but those that they start from."""
+        """Fills comparisons, specificity and damage of every condition but those that they start from."""
         del pl_module
         if not trainer.is_global_zero:
             return
         conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
         starts = {c.name: self._rows(c) for c in conditions if c.name in ("anchor", "base")}
+        metrics = {c.name: c.metrics for c in conditions if c.name in starts}
         refused = {c.name: self._refusals(c) for c in conditions}
         found: dict[tuple[str, str], Comparison] = {}
         for condition in conditions:
@@ -43,6 +45,8 @@ class Comparisons(L.Callback):
             # how far the finetune moved the base is seen by comparing the base with the anchor too
             start = "anchor" if condition.name == "base" else condition.model
             before = starts[start]
+            if condition.name != "base":  # which is another model, not a broken one
+                condition.damaged = damage(condition.metrics, metrics[start])
             after, behaviors = self._rows(condition), list(condition.behaviors)
             for behavior in behaviors:
                 found[condition.name, behavior] = compare(before, after, behavior, draws=self.draws, seed=self.seed)

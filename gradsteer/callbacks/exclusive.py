@@ -15,7 +15,8 @@ _REPORT = "@report.lock"  # with a character that no condition's file has
 class ExclusiveConditions(L.Callback):
     """Locks the files of every condition that will be sampled; a process that dies lets go of its locks.
 
-    Where conditions are steered, their report too: some conditions are named only after the locks were taken.
+    Where conditions are steered, their report too: some conditions are named only after the locks were taken. The
+    command line keeps them until it has noted that the command finished.
 
     Args:
         output_dir: the experiment's directory.
@@ -47,6 +48,8 @@ class ExclusiveConditions(L.Callback):
                     f"another command is at work on {held} in {str(self.directory.parent)!r}: "
                     "they would write the same files. Wait for it, or give this one another --output_dir"
                 ) from error
+        if trainer.check_again is not None:  # type: ignore[attr-defined]
+            trainer.check_again()  # type: ignore[attr-defined]  # another command may have finished in the meantime
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Lets go."""
@@ -54,6 +57,9 @@ class ExclusiveConditions(L.Callback):
         self._held.close()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Lets go."""
-        del trainer, pl_module, stage
-        self._held.close()
+        """Lets go, or leaves that to the command line."""
+        del pl_module, stage
+        if trainer.held is None:  # type: ignore[attr-defined]
+            self._held.close()
+        else:
+            trainer.held.callback(self._held.pop_all().close)  # type: ignore[attr-defined]

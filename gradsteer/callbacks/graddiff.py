@@ -92,7 +92,7 @@ class GradDiffBaseline(L.Callback):
         if batch_idx + dataloader_idx > 0 or not self.overwrite or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.is_global_zero:
-            for path in self._folder.glob("*.safetensors"):
+            for path in self._folder.glob("[!.]*.safetensors"):
                 path.unlink(missing_ok=True)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:

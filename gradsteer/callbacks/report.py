@@ -13,7 +13,7 @@ from gradsteer.figures import layer_figure, rates_figure
 from gradsteer.judges import Judge
 from gradsteer.predictions import print_predictions
 from gradsteer.records import replacing
-from gradsteer.reports import behavior_text, print_table, print_whole, write_results
+from gradsteer.reports import behavior_text, condition_text, print_table, print_whole, write_results
 from gradsteer.specificity_report import comparison_table, headline, specificity_figure, specificity_table
 from gradsteer.tradeoff_figure import tradeoff_figure
 from gradsteer.tradeoffs import tradeoff_table
@@ -57,7 +57,7 @@ class ResultsReport(L.Callback):
         # the scalars' steps are the conditions' numbers; this says which is which
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [
-            (str(number), row["name"], *(behavior_text(row, name) for name in behaviors))
+            (str(number), condition_text(row), *(behavior_text(row, name) for name in behaviors))
             for number, row in enumerate(rows)
         ]
         log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)
@@ -109,7 +109,7 @@ class LayerNorms(L.Callback):
         directory = self.output_dir / "vectors"
         # steering may have been given vectors from elsewhere
         given = next((c.vectors for c in trainer.callbacks if getattr(c, "vectors", None)), None)  # type: ignore[attr-defined]
-        paths = [path for path in sorted(directory.glob("*.safetensors")) if path.stem != DELTA]
+        paths = [path for path in sorted(directory.glob("[!.]*.safetensors")) if path.stem != DELTA]
         vectors = given or {path.stem: ParameterVector.load(path) for path in paths}
         series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
         diff = directory / f"{DELTA}.safetensors"

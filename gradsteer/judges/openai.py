@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gradsteer.judges.background import BackgroundLoop
 from gradsteer.judges.base import Exchange, Verdicts
-from gradsteer.judges.checks import at_least, filled, is_openai, is_private, server_address, variable_name
+from gradsteer.judges.checks import at_least, filled, is_private, server_address, variable_name
 from gradsteer.judges.completions import OPENAI_URL, Completions, NoAnswer, Structured
 from gradsteer.judges.costs import Cost
 from gradsteer.judges.failures import JudgeStopped, MaxCostReached
@@ -288,7 +288,7 @@ class OpenAIJudge(StoredJudge):
 
     def _key(self) -> str | None:
         key = os.environ.get(self.api_key_env, "").strip()
-        if not key and is_openai(self.base_url or OPENAI_URL):
+        if not key and self.base_url is None:
             raise ValueError(
                 f"the environment variable {self.api_key_env} is not set; it must hold a key for {OPENAI_URL}, or give "
                 "base_url, a server of your own"

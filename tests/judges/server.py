@@ -117,6 +117,14 @@ def slow(seconds, then):
     return answer
 
 
+def waiting_for(event, then):
+    def answer(handler, request):
+        event.wait(60)
+        then(handler, request)
+
+    return answer
+
+
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128

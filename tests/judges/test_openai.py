@@ -70,10 +70,8 @@ def test_equal_exchanges_are_asked_about_once_and_a_second_judge_asks_nothing(pl
 
 def test_requests_run_at_once_and_no_more_than_the_limit(play, judging):
     server = play(slow(0.05, YES))
-    began = time.monotonic()
     judging(server, concurrency=4).judge(exchanges(16))
     assert server.most_in_flight == 4
-    assert time.monotonic() - began < 16 * 0.05
     server.most_in_flight = 0
     shared = judging(server, concurrency=5)
     shared.share(2)
@@ -198,15 +196,12 @@ def test_max_cost_needs_a_price(judging):
 
 
 @pytest.mark.parametrize("url", [None, "https://api.openai.com/v1", "https://eu.api.openai.com/v1"])
-def test_openais_own_address_is_known_however_it_is_given(judging, monkeypatch, url):
+def test_openais_own_address_is_known_however_it_is_given(judging, url):
     judge = judging(base_url=url)
     _, server = judge._open()  # no request is made
     assert "max_completion_tokens" in server._options
     assert "max_tokens" not in server._options
     judge.close()
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
-        judging(base_url=url).judge(exchanges(1))
 
 
 def test_max_cost_holds_at_a_gateway_under_a_known_models_name(play, judging):
