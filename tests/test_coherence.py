@@ -70,11 +70,19 @@ def salad_words(judged, out, **changes):
     return steer_words(
         judged, out,
         **{
-            "steering__base": judged.base, "steering__alphas": "[0.01, 30]", "model__num_samples": 4,
-            "steering__allow_other_model": "true",
-            "data__max_prompts": 8, "model__max_new_tokens": 24, "evaluation__count_degenerate": "false", **changes,
+            "steering__base": judged.base, "steering__alphas": "[0.01, 30]", "steering__allow_other_model": "true",
+            "data__max_prompts": 8, "data__batch_size": 8, "model__num_samples": 4, "model__max_new_tokens": 24,
+            "evaluation__count_degenerate": "false", **changes,
         },
     )  # fmt: skip
+
+
+def everything(inputs):
+    """What else is sampled, measured and logged."""
+    return {
+        "data__benign_prompts": "gradsteer://refusal/benign.jsonl", "trainer__logger": None,
+        "evaluation__heldout": inputs / "chat.jsonl",
+    }  # fmt: skip
 
 
 def far_out(values):
@@ -105,12 +113,12 @@ def sharp(judged, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def salad(sharp, tmp_path_factory):
+def salad(sharp, inputs, tmp_path_factory):
     """A run with everything, and what it said."""
     out, said = tmp_path_factory.mktemp("salad"), StringIO()
     logger, handler = logging.getLogger("lightning.pytorch.utilities.rank_zero"), logging.StreamHandler(said)
     logger.addHandler(handler)
-    run(*salad_words(sharp, out, data__benign_prompts="gradsteer://refusal/benign.jsonl", trainer__logger=None))
+    run(*salad_words(sharp, out, **everything(inputs)))
     logger.removeHandler(handler)
     return SimpleNamespace(directory=out, said=said.getvalue(), rows=rows_of(out / "results.json"))
 
@@ -184,8 +192,8 @@ def test_tensorboard_shows_the_rates_without_salad(salad):
         assert shown == pytest.approx(values)
 
 
-def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, tmp_path, monkeypatch):
-    words = salad_words(sharp, tmp_path, data__benign_prompts="gradsteer://refusal/benign.jsonl", trainer__logger=None)
+def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, inputs, tmp_path, monkeypatch):
+    words = salad_words(sharp, tmp_path, **everything(inputs))
     write, written = Fluency._write, []
 
     def breaking(self, path, *args, **options):
@@ -208,8 +216,8 @@ def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, tmp
 
 @pytest.mark.distributed
 @pytest.mark.timeout(120)
-def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, tmp_path):
-    words = salad_words(sharp, tmp_path, data__benign_prompts="gradsteer://refusal/benign.jsonl", trainer__logger=None)
+def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, inputs, tmp_path):
+    words = salad_words(sharp, tmp_path, **everything(inputs))
     process = start_on_two(
         [*words[: words.index("--output_dir")], *words[words.index("--output_dir") + 2 :]], tmp_path, "ddp"
     )

@@ -96,7 +96,7 @@ def commands(experiment, inputs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_two(commands, tmp_path_factory):
     """Gives output directory and log of a command on two processes; two are started at once: imports take longest."""
-    started, early = {}, [("attribute", "ddp"), ("packs", "fsdp"), ("evaluate", "ddp")]
+    started = {}
 
     def start(name, strategy):
         if (name, strategy) not in started:
@@ -106,12 +106,9 @@ def on_two(commands, tmp_path_factory):
     def finish(name, strategy):
         start(name, strategy)
         out, process = started[name, strategy]
-        log = finish_on_two(process, out)
-        for each in [each for each in early if each not in started][:1]:
-            start(*each)
-        return out / "two", log
+        return out / "two", finish_on_two(process, out)
 
-    for each in early[:2]:
+    for each in (("attribute", "ddp"), ("packs", "fsdp")):
         start(*each)
     yield finish
     for _, process in started.values():
@@ -150,7 +147,9 @@ def test_attribute_on_two_processes_equals_one(one, on_two, name, strategy):
     assert "padded batches" not in log, "packs are refused"
 
 
-@pytest.mark.parametrize("name", ["evaluate", pytest.param("idle", marks=pytest.mark.slow)])
+# steer on two processes (test_coherence.py) samples, judges and measures likewise
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evaluate", "idle"])
 def test_evaluate_on_two_processes_writes_the_same_bytes(commands, on_two, tmp_path, name):
     run(*commands[name], "--output_dir", tmp_path)
     two, _ = on_two(name, "ddp")
