@@ -156,13 +156,8 @@ def test_what_neither_model_would_write_is_degenerate(salad, sharp):
         number, total = sum(expected), len(rows)
         says = f"{name}: incoherent, what neither the base nor the anchor would write: {number} of {total} responses"
         assert (says in salad.said) is any(expected)
-        if name == SALAD:
-            rates = [
-                f"{behavior} {100 * each['rate']:.1f}% of"
-                for behavior, each in report["behaviors"].items()
-                if each["rate"]
-            ]
-            assert all(text in salad.said for text in rates)
+    assert f"; without them: a of none: {len(found[SALAD])} degenerate, b of none" in salad.said
+    assert " responses to the benign prompts; without" in salad.said
     # what the text alone does not show; the dose that does nothing shows nothing
     assert salad.rows[SALAD]["metrics"]["incoherent"] == 1
     assert sum(is_degenerate(row["completion"]) for row in found[SALAD]) < len(found[SALAD]) / 2

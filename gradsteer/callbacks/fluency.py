@@ -99,12 +99,12 @@ class Fluency(L.Callback):
                         marked[name] = f"{int(found.sum())} of {len(found)}"
             failures.append(evaluation.recount(trainer, condition, step))
             if marked:
-                shown = marked.pop("evaluation", "none")
-                others = "".join(f", and {number} to the {name} prompts" for name, number in marked.items())
-                so = "" if evaluation.count_degenerate else f"; without them: {rates_text(condition)}"
+                sets = {"evaluation": ""} | {name: f" to the {name} prompts" for name in SETS if name != "evaluation"}
+                shown = " and ".join(f"{number} responses{sets[name]}" for name, number in marked.items())
+                counted = evaluation.count_degenerate or "evaluation" not in marked
+                rates = "" if counted else f"; without them: {rates_text(condition)}"
                 rank_zero_info(
-                    f"\n{condition.name}: incoherent, what neither the base nor the anchor would write: {shown} "
-                    f"responses{others}{so}"
+                    f"\n{condition.name}: incoherent, what neither the base nor the anchor would write: {shown}{rates}"
                 )
         return next((failure for failure in failures if failure is not None), None)
 
