@@ -1,5 +1,6 @@
 """What a command line leaves beside its artifacts: a config that replays it, and the record of its stage."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,45 @@ class SaveReplayableConfig(SaveConfigCallback):
 
 
 class StageRecord(L.Callback):
-    """Notes that a command started when its first batch does: bad input found before that leaves no record."""
+    """Notes that a command started when its first batch does: bad input found before that leaves no record.
 
-    def __init__(self, stage: Stage, config: dict[str, Any], inputs: dict[str, str]) -> None:
-        self.stage, self.config, self.inputs = stage, config, inputs
-        self._written = False
+    Args:
+        stage: the command at its output directory.
+        config: what the record holds.
+        inputs: digests of what is read.
+        exclusive: keep others from the stage until the command has finished; false where finer locks do.
+    """
+
+    def __init__(
+        self, stage: Stage, config: dict[str, Any], inputs: dict[str, str], *, exclusive: bool = False
+    ) -> None:
+        self.stage, self.config, self.inputs, self.exclusive = stage, config, inputs, exclusive
+        self._written, self._held = False, ExitStack()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Takes the lock, before the model is loaded.
+
+        Raises:
+            ValueError: another command is at work on the stage, or has finished it with another configuration.
+            AlreadyDoneError: another command has finished it with this one.
+        """
+        del pl_module, stage
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.exclusive and trainer.is_global_zero and not dry:
+            self._held.enter_context(self.stage.locked())
+            if trainer.check_again is not None:  # type: ignore[attr-defined]
+                trainer.check_again()  # type: ignore[attr-defined]
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Lets go."""
+        del trainer, pl_module, exception
+        self._held.close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves letting go to the command line, which notes that the command finished."""
+        del pl_module, stage
+        if trainer.held is not None:  # type: ignore[attr-defined]
+            trainer.held.callback(self._held.pop_all().close)  # type: ignore[attr-defined]
 
     def _write(self, trainer: L.Trainer) -> None:
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 import gradsteer.judges
 from gradsteer.bookkeeping import AlreadyDoneError, SaveReplayableConfig, StageRecord, check_stage
@@ -130,10 +130,6 @@ class GradsteerCLI(LightningCLI):
         self.inputs = self.stage.inputs(self.stage_config)
         if command.outputs and not config.get("dry_run"):
             check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
-            if "exclusive" not in command.callbacks and getattr(rank_zero_only, "rank", 0) == 0:
-                self.held.enter_context(self.stage.locked())
-                # another command may have finished in the meantime
-                check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
         if config.get("dry_run"):
             config["trainer"]["logger"] = False
         elif config["trainer"]["logger"] in (None, True):
@@ -147,12 +143,14 @@ class GradsteerCLI(LightningCLI):
         """Adds the callback that notes the start of the work."""
         callbacks = self.config_init[str(self.subcommand)]["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if COMMANDS[str(self.subcommand)].outputs:
-            callbacks = [*callbacks, StageRecord(self.stage, self.stage_config, self.inputs)]
+        command = COMMANDS[str(self.subcommand)]
+        if command.outputs:
+            exclusive = "exclusive" not in command.callbacks
+            callbacks = [*callbacks, StageRecord(self.stage, self.stage_config, self.inputs, exclusive=exclusive)]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         trainer.held = self.held  # type: ignore[attr-defined]
-        overwrite = self.config[str(self.subcommand)]["overwrite"]
-        if COMMANDS[str(self.subcommand)].outputs:
+        overwrite = self.config[command.name]["overwrite"]
+        if command.outputs:
             trainer.check_again = partial(check_stage, self.stage, self.stage_config, overwrite=overwrite)  # type: ignore[attr-defined]
         trainer.judge_settings = judge_settings((self.stage_config.get("evaluation") or {}).get("judge"))  # type: ignore[attr-defined]
         return trainer

@@ -20,7 +20,7 @@ _FAR_OUT = 3.0
 
 @dataclass(frozen=True)
 class Reference:
-    """Responses of a model that are known to be text, or as good as the model is.
+    """Responses of a model of at least 20 tokens that are known to be text, or as good as the model is.
 
     Attributes:
         nats: (responses,) nats a token.

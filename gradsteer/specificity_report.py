@@ -91,10 +91,10 @@ def _line(row: Row) -> str:
     shifts, selectivity = row["specificity"]["shifts"], row["specificity"]["selectivity"]
     own = _signed(shifts[row["behavior"]]["log_odds_shift"])
     where = f"at alpha={alpha_text(row['alpha'])}"
-    if selectivity is None:
-        return f"{name}: own shift {own} nats {where}; selectivity not measured"
-    other = selectivity["largest_other"]
     broken = f"; a model that broke: see {', '.join(row['damaged'])}" if row.get("damaged") else ""
+    if selectivity is None:
+        return f"{name}: own shift {own} nats {where}; selectivity not measured{broken}"
+    other = selectivity["largest_other"]
     return (
         f"{name}: selectivity {selectivity_text(selectivity, 'z.2f')} nats {where} "
         f"(own {own}, largest other {other} {_signed(shifts[other]['log_odds_shift'])}){broken}"

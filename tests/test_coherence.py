@@ -70,8 +70,9 @@ def salad_words(judged, out, **changes):
     return steer_words(
         judged, out,
         **{
-            "steering__base": judged.base, "steering__alphas": "[0.01, 30]", "steering__allow_other_model": "true",
-            "data__max_prompts": 8, "data__batch_size": 8, "model__num_samples": 4, "model__max_new_tokens": 24,
+            "steering__base": judged.base, "steering__alphas": "[0.01, 30]", "steering__both_signs": "false",
+            "steering__allow_other_model": "true",
+            "data__max_prompts": 8, "data__batch_size": 8, "model__num_samples": 6, "model__max_new_tokens": 24,
             "evaluation__count_degenerate": "false", **changes,
         },
     )  # fmt: skip
@@ -130,7 +131,10 @@ def responses(directory, name):
 def test_what_neither_model_would_write_is_degenerate(salad, sharp):
     anchor, base = load_causal_lm(str(sharp.anchor)), load_causal_lm(str(sharp.base))
     found = {name: responses(salad.directory, name) for name in salad.rows}
-    clear = {name: [r for r in found[name] if not is_degenerate(r["completion"])] for name in ("base", "anchor")}
+    clear = {
+        name: [row for row in found[name] if not is_degenerate(row["completion"]) and len(row["token_ids"]) >= 20]
+        for name in ("base", "anchor")
+    }
     limits = [
         max(far_out([nats(base, row) for row in rows]) for rows in clear.values()),
         far_out([nats(anchor, row) for row in clear["anchor"]]),

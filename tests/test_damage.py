@@ -81,3 +81,10 @@ def test_every_table_and_the_headline_say_so(broken):
     assert any("alpha=+300 (" in line for line in said)
     fine = [row for row in rows if not row["damaged"]]
     assert "~" not in "".join([*map(shown, (results_table(fine, "t"), specificity_table(fine))), *headline(fine)])
+
+
+def test_the_headline_says_so_also_without_a_selectivity(broken):
+    row = {**broken["a alpha=+300"]}
+    row["specificity"] = {**row["specificity"], "selectivity": None}
+    [line] = headline([row])
+    assert "selectivity not measured; a model that broke: see perplexity" in line

@@ -1,11 +1,14 @@
 """A finetune that is killed is resumed by the same command and ends with the same weights."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from road import kill_when
+from tokenizers_zoo import chatml_tokenizer
 
 from gradsteer.__main__ import main
+from gradsteer.callbacks.saving import save_pretrained
 from gradsteer.records import file_digest
 
 
@@ -51,3 +54,24 @@ def test_a_directory_that_fit_did_not_make_is_never_replaced(words, experiment, 
     assert main([*words, "--output_dir", str(tmp_path), "--overwrite", "true"]) == 2
     assert f"{str(precious)!r} exists and was not made by fit" in capsys.readouterr().err
     assert file_digest(precious) == before
+
+
+def test_a_model_that_cannot_be_put_in_its_place_is_kept_and_so_is_the_one_before(llama, tmp_path, monkeypatch):
+    tokenizer = chatml_tokenizer()
+    save_pretrained(llama, tokenizer, tmp_path / "anchor")
+    rename, renamed = Path.rename, []
+
+    def failing(self, target):
+        renamed.append(self)
+        if len(renamed) == 2:
+            raise OSError("the disk went away")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="went away"):
+        save_pretrained(llama, tokenizer, tmp_path / "anchor")
+    monkeypatch.undo()
+    assert (tmp_path / "anchor" / "model.safetensors").is_file()
+    [kept] = [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    assert (kept / "model.safetensors").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".old")]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gradsteer.callbacks.evaluation import JudgeEvaluation
 from gradsteer.callbacks.tensorboard import log_metrics
 from gradsteer.chat import encode_sampled
-from gradsteer.coherence import Coherence, Nats, Reference
+from gradsteer.coherence import MIN_TOKENS, Coherence, Nats, Reference
 from gradsteer.conditions import Condition
 from gradsteer.counting import rates_text
 from gradsteer.degeneracy import is_degenerate
@@ -41,7 +41,8 @@ class _Scored(NamedTuple):
 
     @property
     def reference(self) -> Reference:
-        return Reference(self.nats[self.clear], [p for p, clear in zip(self.prompts, self.clear, strict=True) if clear])
+        counts = self.clear & (self.num_tokens >= MIN_TOKENS)  # shorter ones are never marked, and one may be far out
+        return Reference(self.nats[counts], [each for each, one in zip(self.prompts, counts, strict=True) if one])
 
 
 _Scores = dict[tuple[str, str], _Scored]  # by slug of the condition and set of prompts

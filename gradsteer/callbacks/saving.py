@@ -121,11 +121,16 @@ def save_pretrained(model: Any, tokenizer: Any, directory: Path, *, base: str | 
         tokenizer.save_pretrained(temporary)
         if base is not None:
             record_base(base, temporary)
-        old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-        if directory.exists():
-            directory.rename(old)
-        temporary.rename(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    if directory.exists():
+        directory.rename(old)
+    try:
+        temporary.rename(directory)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise  # what was trained stays under its temporary name
     shutil.rmtree(old, ignore_errors=True)
