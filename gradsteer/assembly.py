@@ -4,7 +4,6 @@ A finished sum goes to disk at once, so that many piles never hold many copies o
 and sums; knows nothing of how gradients are taken.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from torch import Tensor
 from gradsteer.partial import PartialSum
 from gradsteer.parts import Part, Wanted, wanted_sums
 from gradsteer.preconditioning import SecondMoment
-from gradsteer.records import text_digest
+from gradsteer.records import is_leftover, text_digest
 from gradsteer.reductions import PileTotals, Reduction
 from gradsteer.vectors import ParameterVector, PileAverage
 
-_UNWRITTEN = re.compile(r"\..+\.[0-9a-f]{12}\.tmp\.safetensors")  # the temporary names that `records.replacing` gives
 # what an artifact says of itself beyond its counts
 Describe = Callable[[Wanted], Mapping[str, str]]
 
@@ -150,7 +148,7 @@ class Assembly:
                 path.unlink(missing_ok=True)
             for folder in ("gradients", "vectors"):
                 for path in (self.output_dir / folder).rglob(".*.tmp.safetensors"):
-                    if _UNWRITTEN.fullmatch(path.name):
+                    if is_leftover(path):
                         path.unlink(missing_ok=True)
 
 

@@ -1,12 +1,13 @@
 """What a command line leaves beside its artifacts: a config that replays it, and the record of its stage."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 
+from gradsteer.callbacks.exclusive import LockHolder
+from gradsteer.locks import locked
 from gradsteer.provenance import git_sha
 from gradsteer.records import write_text
 from gradsteer.stages import Stage
@@ -38,21 +39,12 @@ class SaveReplayableConfig(SaveConfigCallback):
         write_text(path, f"{head.rstrip()}\n{text}")
 
 
-class StageRecord(L.Callback):
-    """Notes that a command started when its first batch does: bad input found before that leaves no record.
+class ExclusiveStage(LockHolder):
+    """Keeps others from a stage, where its command has no finer locks."""
 
-    Args:
-        stage: the command at its output directory.
-        config: what the record holds.
-        inputs: digests of what is read.
-        exclusive: keep others from the stage until the command has finished; false where finer locks do.
-    """
-
-    def __init__(
-        self, stage: Stage, config: dict[str, Any], inputs: dict[str, str], *, exclusive: bool = False
-    ) -> None:
-        self.stage, self.config, self.inputs, self.exclusive = stage, config, inputs, exclusive
-        self._written, self._held = False, ExitStack()
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Takes the lock, before the model is loaded.
@@ -62,22 +54,17 @@ class StageRecord(L.Callback):
             AlreadyDoneError: another command has finished it with this one.
         """
         del pl_module, stage
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.exclusive and trainer.is_global_zero and not dry:
-            self._held.enter_context(self.stage.locked())
-            if trainer.check_again is not None:  # type: ignore[attr-defined]
-                trainer.check_again()  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = self.stage.path.parent / ".locks" / f"{self.stage.key}.lock"
+            self.hold(trainer, [locked(path, repr(self.stage.key), self.stage.directory)])
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Lets go."""
-        del trainer, pl_module, exception
-        self._held.close()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leaves letting go to the command line, which notes that the command finished."""
-        del pl_module, stage
-        if trainer.held is not None:  # type: ignore[attr-defined]
-            trainer.held.callback(self._held.pop_all().close)  # type: ignore[attr-defined]
+class StageRecord(L.Callback):
+    """Notes that a command started when its first batch does: bad input found before that leaves no record."""
+
+    def __init__(self, stage: Stage, config: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.stage, self.config, self.inputs = stage, config, inputs
+        self._written = False
 
     def _write(self, trainer: L.Trainer) -> None:
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]

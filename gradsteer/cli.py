@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 import gradsteer.judges
-from gradsteer.bookkeeping import AlreadyDoneError, SaveReplayableConfig, StageRecord, check_stage
+from gradsteer.bookkeeping import AlreadyDoneError, ExclusiveStage, SaveReplayableConfig, StageRecord, check_stage
 from gradsteer.callbacks.dry_run import DryRunDoneError
 from gradsteer.callbacks.saving import SavePretrained
 from gradsteer.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
@@ -145,8 +145,8 @@ class GradsteerCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         command = COMMANDS[str(self.subcommand)]
         if command.outputs:
-            exclusive = "exclusive" not in command.callbacks
-            callbacks = [*callbacks, StageRecord(self.stage, self.stage_config, self.inputs, exclusive=exclusive)]
+            locks = [] if "exclusive" in command.callbacks else [ExclusiveStage(self.stage)]
+            callbacks = [*callbacks, *locks, StageRecord(self.stage, self.stage_config, self.inputs)]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         trainer.held = self.held  # type: ignore[attr-defined]
         overwrite = self.config[command.name]["overwrite"]

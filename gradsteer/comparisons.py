@@ -180,7 +180,7 @@ def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     def corrected(number: int, p: float | None) -> float | None:
         """This p-value in the place of one comparison's, beside the others' own."""
         if p is None or p == comparisons[number].p:
-            return None if p is None else float(plain.get(number, 1.0))
+            return None if p is None else float(plain[number])
         others = np.sort([comparisons[other].p for other in tested if other != number])
         least = others[others < p]  # (rank,): statsmodels would sort, and collect garbage, for each of them
         steps = np.append(least, p) * (len(others) + 1 - np.arange(len(least) + 1))

@@ -81,8 +81,8 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
     Returns:
         Those of a condition's metrics that are seen in its rows alone: `repetition`; `compression`, which grows with
         length; `distinct_1`, `distinct_2`, `distinct_3`, over token ids, which show the sameness of text without words
-        too; `mean_length` in token ids; `unfinished`; `degenerate`, at least the empty ones, most of `repetition` and
-        all that are marked `incoherent`; `incoherent`, where the rows say whether they are; `refusal`, over the rows
+        too; `mean_length` in token ids; `unfinished`; `degenerate`, the empty ones, the loops and all
+        that are marked `incoherent`; `incoherent`, where the rows say whether they are; `refusal`, over the rows
         that are not marked `degenerate`. Each is None where there is nothing to count, never NaN.
     """
     sampled = [row for row in rows if not row.get("failed")]

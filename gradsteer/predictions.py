@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradsteer.reports import print_whole, rate_text
+from gradsteer.reports import condition_text, print_whole, rate_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -164,7 +164,7 @@ def predictions_table(rows: Sequence[Row], title: str) -> "Table | None":
         said = row["predicted"]
         size = said.get("effective_sample_size")
         table.add_row(
-            Text(row["name"]),
+            Text(condition_text(row)),
             _number(row["alpha"], "+.4g"),
             _number(row["relative_norm"], "+.2g"),
             _number(predicted_shift(row), "+.2f"),

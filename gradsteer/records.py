@@ -122,6 +122,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_leftover(path: Path, stem: str | None = None) -> bool:
+    """Whether a file is one that `replacing` was about to rename when its process was killed.
+
+    Args:
+        path: the file; nobody may be writing it now.
+        stem: of the file that it was to become; None for any.
+    """
+    of = ".+" if stem is None else re.escape(stem)
+    return re.fullmatch(rf"\.{of}\.[0-9a-f]{{12}}\.tmp(\.\w+)?", path.name) is not None
+
+
 def _not_written(path: Path, number: int) -> OSError:
     kept = "what was written before is kept; the same command goes on from there"
     return OSError(number, f"{os.strerror(number)} ({kept})", str(path))

@@ -9,7 +9,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,27 +98,6 @@ class Stage:
             ValueError: it is not one of ours.
         """
         return read_record(self.path)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes from the same stage; a process that dies lets go.
-
-        Raises:
-            ValueError: another process is at work on it.
-        """
-        from filelock import FileLock, Timeout
-
-        path = self.path.parent / ".locks" / f"{self.key}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(path, timeout=0).acquire()
-        except Timeout as error:
-            raise ValueError(
-                f"another command is at work on {self.key!r} in {str(self.directory)!r}: they would write the same "
-                "files. Wait for it, or give this one another --output_dir"
-            ) from error
-        with lock:
-            yield
 
     def resolve(self, value: str) -> str:
         """A value of a configuration with the placeholders of the output directory filled in."""

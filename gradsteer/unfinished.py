@@ -9,13 +9,12 @@ responses. Knows of batches of rows and of files; knows nothing of models or jud
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsteer.records import file_digest, read_jsonl, text_digest, write_json, write_jsonl
+from gradsteer.records import file_digest, is_leftover, read_jsonl, text_digest, write_json, write_jsonl
 
 SETS = ("evaluation", "benign", "harmful")
 _PLAN, _MEASURED = "plan.json", "measured.json"
@@ -150,11 +149,8 @@ class UnfinishedCondition:
         """Removes the batches; and the directory above, where it is empty then."""
         shutil.rmtree(self.directory, ignore_errors=True)
         for finished in map(self.responses_to, SETS):
-            temporary = re.compile(
-                rf"\.{re.escape(finished.stem)}\.[0-9a-f]{{12}}\.tmp\.jsonl"
-            )  # as `replacing` names it
             for path in finished.parent.glob(".*.tmp.jsonl"):  # of a run that was killed
-                if temporary.fullmatch(path.name):
+                if is_leftover(path, finished.stem):
                     path.unlink(missing_ok=True)
         # not there, not empty, or another command at another condition was faster
         with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ from judged import rows_of, steer_words
 from road import run
 
 from gradsteer.damage import damage
+from gradsteer.predictions import predictions_table
 from gradsteer.reports import DAMAGED, condition_text, results_table
 from gradsteer.specificity_report import comparison_table, headline, specificity_table
 from gradsteer.tradeoffs import tradeoff_table
@@ -76,6 +77,7 @@ def test_every_table_and_the_headline_say_so(broken):
         assert "a alpha=+300 ~" in text
         assert "a alpha=+0.01 ~" not in text
         assert "~: a model that broke" in text
+    assert "a alpha=+300 ~" in shown(predictions_table(rows, "t"))
     assert " ".join(DAMAGED.split()) in shown(results_table(rows, "t"))
     said = [line for line in headline(rows) if "a model that broke: see perplexity" in line]
     assert any("alpha=+300 (" in line for line in said)

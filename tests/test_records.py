@@ -13,6 +13,7 @@ import pytest
 from gradsteer.__main__ import main
 from gradsteer.records import (
     file_digest,
+    is_leftover,
     read_jsonl,
     replacing,
     resolve_resource,
@@ -135,6 +136,17 @@ for write in (
     except OSError as error:
         print(type(error).__name__, error)
 """
+
+
+def test_what_replacing_left_is_told_from_other_files(tmp_path):
+    with replacing(tmp_path / "a.b.jsonl") as left:
+        left.touch()
+        assert is_leftover(left)
+        assert is_leftover(left, "a.b")
+        assert not is_leftover(left, "a")
+        assert not is_leftover(left, "b")
+    others = "a.b.jsonl", ".a.b.jsonl", ".a.tmp.jsonl", ".a.0123456789ab.jsonl", "a.0123456789ab.tmp.jsonl"
+    assert not any(is_leftover(tmp_path / name) for name in others)
 
 
 def test_replacing_says_what_a_full_disk_cost(tmp_path):

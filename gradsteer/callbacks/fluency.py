@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +99,8 @@ class Fluency(L.Callback):
                         marked[name] = f"{int(found.sum())} of {len(found)}"
             failures.append(evaluation.recount(trainer, condition, step))
             if marked:
-                sets = {"evaluation": ""} | {name: f" to the {name} prompts" for name in SETS if name != "evaluation"}
-                shown = " and ".join(f"{number} responses{sets[name]}" for name, number in marked.items())
+                to = {name: "" if name == "evaluation" else f" to the {name} prompts" for name in marked}
+                shown = " and ".join(f"{number} responses{to[name]}" for name, number in marked.items())
                 counted = evaluation.count_degenerate or "evaluation" not in marked
                 rates = "" if counted else f"; without them: {rates_text(condition)}"
                 rank_zero_info(
@@ -120,22 +119,17 @@ class Fluency(L.Callback):
     def _score(self, trainer: L.Trainer, pl_module: Any, name: str) -> _Scores:
         """All conditions' responses at the weights that the model has (collective)."""
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero and sys.stderr.isatty()
-        total = len(trainer.conditions)  # type: ignore[attr-defined]
+        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
+        sets = SETS if self.mark_incoherent else SETS[:1]
         found = {}
-        with Tqdm(total=total, desc=f"responses under the {name}", leave=False, disable=not shown) as bar:
-            for condition, of_set, last in self._sets(trainer):
-                rows = response_rows(str(self._file(condition, of_set)))
-                if rows:
-                    found[condition.slug, of_set] = _scored(trainer, pl_module, [row for _, row in rows])
-                bar.update(int(last))
+        with Tqdm(total=len(conditions), desc=f"responses under the {name}", leave=False, disable=not shown) as bar:
+            for condition in conditions:
+                for of_set in sets:
+                    rows = response_rows(str(self._file(condition, of_set)))
+                    if rows:
+                        found[condition.slug, of_set] = _scored(trainer, pl_module, [row for _, row in rows])
+                bar.update()
         return found
-
-    def _sets(self, trainer: L.Trainer) -> Iterator[tuple[Condition, str, bool]]:
-        """Conditions and sets of prompts that are to be scored, and whether a set is its condition's last."""
-        names = SETS if self.mark_incoherent else SETS[:1]
-        for condition in trainer.conditions:  # type: ignore[attr-defined]
-            for name in names:
-                yield condition, name, name == names[-1]
 
     def _file(self, condition: Condition, name: str) -> Path:
         return UnfinishedCondition(self.directory, condition.slug).responses_to(name)

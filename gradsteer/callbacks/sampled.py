@@ -1,6 +1,5 @@
 """What a run of sampled conditions keeps, removes and compares: never another run's responses."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ from gradsteer.conditions import Condition, slug_of
 from gradsteer.forecasts import other_prompts
 from gradsteer.judges import Judge
 from gradsteer.realised import realised_shift
-from gradsteer.records import read_jsonl, write_json
+from gradsteer.records import is_leftover, read_jsonl, write_json
 from gradsteer.reports import read_results
 from gradsteer.response_rows import prompt_digest
 from gradsteer.unfinished import UnfinishedCondition
-
-_UNWRITTEN = re.compile(r"\.steps\.[0-9a-f]{12}\.tmp\.json")  # the temporary names that `records.replacing` gives
 
 
 class SampledConditions(L.Callback):
@@ -87,7 +84,7 @@ class SampledConditions(L.Callback):
         if batch_idx + dataloader_idx > 0 or not trainer.is_global_zero:
             return
         for path in self.output_dir.glob(".steps.*.tmp.json"):  # nobody else writes it: the report's lock is held
-            if _UNWRITTEN.fullmatch(path.name):
+            if is_leftover(path, "steps"):
                 path.unlink(missing_ok=True)
         report = self.output_dir / "results.json"
         if report.is_file():
