@@ -16,6 +16,7 @@ MIN_PROMPTS = 8  # below, quartiles say nothing
 # The mean over a few tokens says little: a short answer where a long one was likely is a surprise, and coherent.
 MIN_TOKENS = 20
 _FAR_OUT = 3.0
+_NOISE = 0.01  # of a limit: in another batch the same response comes out differently by less, also in bfloat16
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ class Coherence:
         return cls(max(known[:2]), known[2]) if len(known) == len(limits) else None
 
     def incoherent(self, under_base: Nats, under_anchor: Nats, num_tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(responses,) whether each is incoherent; never one of fewer than 20 tokens.
+        """(responses,) whether each is beyond both limits, and not by rounding; never one of fewer than 20 tokens.
 
         Args:
             under_base: (responses,) nats a token.
             under_anchor: (responses,) likewise.
             num_tokens: (responses,) their lengths.
         """
-        beyond = (under_base > self.under_base) & (under_anchor > self.under_anchor)
+        limits = (1 + _NOISE) * self.under_base, (1 + _NOISE) * self.under_anchor
+        beyond = (under_base > limits[0]) & (under_anchor > limits[1])
         return np.asarray(beyond & (num_tokens >= MIN_TOKENS))

@@ -53,6 +53,15 @@ def test_incoherent_is_what_neither_model_would_write():
         assert Coherence.of(*few) is None
 
 
+def test_what_a_model_wrote_is_not_beyond_its_limit_in_another_batch():
+    own = np.linspace(1, 2, 30) ** 3  # the fence is wide, the largest is the limit of a heavier tail
+    heavy = reference([*own, 60.0])
+    limits = Coherence.of(heavy, heavy, heavy)
+    assert limits == Coherence(60.0, 60.0)
+    again = np.array([60.0 * (1 + 1e-6), 60.2, 61.0])  # as float32 and bfloat16 may have it, and another response
+    assert limits.incoherent(again, again, np.full(3, 30)).tolist() == [False, False, True]
+
+
 def test_what_a_model_writes_now_and_then_is_not_beyond_its_limit():
     """A behavior of one response in twenty, as unlikely as salad: quartiles do not see it."""
     rng = np.random.default_rng(0)
