@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 from gradsteer.version import __version__
 
 if TYPE_CHECKING:
-    from gradsteer.diff import WeightDiff
-    from gradsteer.gradients import PileGradient
-    from gradsteer.steering import reweighted, steered
-    from gradsteer.vectors import PileAverage, SteeringVector
+    from gradsteer.attribution.pile_gradient import PileGradient
+    from gradsteer.steering.weight_steering import reweighted, steered
+    from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
+    from gradsteer.vectors.weight_diff import WeightDiff
 
 __all__ = ["PileAverage", "PileGradient", "SteeringVector", "WeightDiff", "__version__", "reweighted", "steered"]
 
 _HOMES = {
-    "PileAverage": "gradsteer.vectors",
-    "PileGradient": "gradsteer.gradients",
-    "SteeringVector": "gradsteer.vectors",
-    "WeightDiff": "gradsteer.diff",
-    "reweighted": "gradsteer.steering",
-    "steered": "gradsteer.steering",
+    "PileAverage": "gradsteer.vectors.parameter_vectors",
+    "PileGradient": "gradsteer.attribution.pile_gradient",
+    "SteeringVector": "gradsteer.vectors.parameter_vectors",
+    "WeightDiff": "gradsteer.vectors.weight_diff",
+    "reweighted": "gradsteer.steering.weight_steering",
+    "steered": "gradsteer.steering.weight_steering",
 }
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gradsteer.commands import COMMANDS, overview
+from gradsteer.cli.commands import COMMANDS, overview
 from gradsteer.version import __version__
 
 
@@ -32,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}? " if close else ""
         sys.stderr.write(f"gradsteer: unknown command {words[0]!r}; {hint}accepted: {', '.join(COMMANDS)}\n")
         return 2
-    target = command.plain or "gradsteer.cli:main"
+    target = command.plain or "gradsteer.cli.lightning_cli:main"
     module, function = target.split(":")
     from gradsteer.judges.failures import JudgeStopped
 

@@ -20,9 +20,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from gradsteer.fingerprints import model_fingerprint
-from gradsteer.steering import holding, steered
-from gradsteer.vectors import SteeringVector
+from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.steering.weight_steering import holding, steered
+from gradsteer.vectors.parameter_vectors import SteeringVector
 
 TENSORS = 8
 GOAL = 2.0

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from gradsteer.batching import plan_batches
-from gradsteer.chat import EncodedExample, encode_prompt, encode_sampled
-from gradsteer.controls import random_like
-from gradsteer.formats import read_prompts
-from gradsteer.generation import Draw, SamplingConfig, sample_batch, stop_token_ids
+from gradsteer.data.batching import plan_batches
+from gradsteer.data.chat import EncodedExample, encode_prompt, encode_sampled
+from gradsteer.data.chat_formats import read_prompts
+from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.generation.decoding import Draw, SamplingConfig, sample_batch, stop_token_ids
 from gradsteer.judges import Exchange, KeywordJudge
-from gradsteer.models import load_causal_lm, load_tokenizer
-from gradsteer.scoring import ResponseScorer
-from gradsteer.steering import holding, steered
-from gradsteer.vectors import SteeringVector
+from gradsteer.models.loading import load_causal_lm, load_tokenizer
+from gradsteer.steering.weight_steering import holding, steered
+from gradsteer.vectors.controls import random_like
+from gradsteer.vectors.parameter_vectors import SteeringVector
 
 SIZES = {"30m": (512, 1408, 8, 8), "100m": (768, 2048, 12, 12)}  # hidden, intermediate, layers, heads
 

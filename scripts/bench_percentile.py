@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gradsteer.checkpoints import CheckpointWeights, write_safetensors_streamed
-from gradsteer.diff import WeightDiff
-from gradsteer.percentiles import magnitude_percentile
+from gradsteer.models.checkpoints import CheckpointWeights, write_safetensors_streamed
+from gradsteer.vectors.percentiles import magnitude_percentile
+from gradsteer.vectors.weight_diff import WeightDiff
 
 WIDTH, HEIGHT, VOCABULARY = 1024, 4096, 4096
 PER_LAYER = 4 * WIDTH**2 + 3 * WIDTH * HEIGHT

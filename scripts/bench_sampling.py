@@ -30,12 +30,19 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from gradsteer.batching import plan_batches
-from gradsteer.chat import encode_prompt
-from gradsteer.formats import read_prompts
-from gradsteer.generation import Draw, SamplingConfig, SamplingStats, longest_prompt, sample_batch, stop_token_ids
-from gradsteer.models import load_causal_lm, load_tokenizer
-from gradsteer.sampling_memory import footprint_of, free_bytes, rows_at_once
+from gradsteer.data.batching import plan_batches
+from gradsteer.data.chat import encode_prompt
+from gradsteer.data.chat_formats import read_prompts
+from gradsteer.generation.decoding import (
+    Draw,
+    SamplingConfig,
+    SamplingStats,
+    longest_prompt,
+    sample_batch,
+    stop_token_ids,
+)
+from gradsteer.generation.memory import footprint_of, free_bytes, rows_at_once
+from gradsteer.models.loading import load_causal_lm, load_tokenizer
 
 DEMO = Path("lightning_logs/demo")
 SIZES = {"1m": (128, 352, 4, 4), "30m": (512, 1408, 8, 8), "100m": (768, 2048, 12, 12)}  # hidden, inner, layers, heads
@@ -130,14 +137,17 @@ def contenders(work: Work) -> dict[str, Callable[[int, list[int]], SamplingStats
         found["without: dropping finished rows"] = patched(min_finished_share_to_drop=2.0)
         found["without: sharing a prompt's reading"] = patched(share_prompts=False)
         found["without: cache with room"] = patched(
-            patch("gradsteer.sampling_cache.roomy_cache", lambda config, capacity: DynamicCache(config=config))
+            patch("gradsteer.generation.cache.roomy_cache", lambda config, capacity: DynamicCache(config=config))
         )
         if work.options.top_p < 1:
             found["without: numpy's sort"] = patched(
-                patch("gradsteer.sampling._descending", lambda values: values.sort(dim=-1, descending=True).values)
+                patch(
+                    "gradsteer.generation.sampling._descending",
+                    lambda values: values.sort(dim=-1, descending=True).values,
+                )
             )
         found["without: any of it, batch 16"] = patched(
-            patch("gradsteer.sampling_cache.roomy_cache", lambda config, capacity: DynamicCache(config=config)),
+            patch("gradsteer.generation.cache.roomy_cache", lambda config, capacity: DynamicCache(config=config)),
             batch_size=16, by_length=False, min_finished_share_to_drop=2.0, share_prompts=False,
         )  # fmt: skip
     return found

@@ -2,18 +2,18 @@
 
     python scripts/plan_scale.py
 
-The memory comes from gradsteer.memory.plan_memory on models without values (torch's meta device); the activations from
-the formula below, which tests/test_memory.py compares with what autograd saves.
+The memory comes from gradsteer.models.memory.plan_memory on models without values (torch's meta device); the
+activations from the formula below, which tests/models/test_memory.py compares with what autograd saves.
 """
 
 from typing import Any
 
 import torch
 
-from gradsteer.memory import MemoryPlan, plan_memory, size
+from gradsteer.models.memory import MemoryPlan, plan_memory, size
 
 TOKENS = 8192  # at once on a device: the default of --data.token_budget on a GPU
-HEAD_ENTRIES = 1 << 25  # logits at once in the chunked head, as gradsteer.modules.attribution has it
+HEAD_ENTRIES = 1 << 25  # logits at once in the chunked head, as gradsteer.trainer.modules.attribution has it
 MFU = 0.35  # assumed share of a card's peak
 USABLE = 0.9  # of a card's memory; the rest: CUDA's context, communication buffers, fragments
 CARDS = {"A100-40G": (40, 312), "A100-80G": (80, 312), "H100-80G": (80, 989)}  # GiB, dense bfloat16 TFLOP/s

@@ -1,8 +1,10 @@
 """Tiny models and batches that the tests share; built from configs, never downloaded."""
 
+import os
 import signal
 import sys
 from functools import cache
+from pathlib import Path
 
 import docstring_parser
 import pytest
@@ -11,12 +13,15 @@ from judged import judged  # noqa: F401 (a fixture)
 from road import experiment, inputs  # noqa: F401 (fixtures)
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gradsteer.chat import EncodedExample
-from gradsteer.cli import CommandParser, GradsteerCLI
-from gradsteer.commands import TRAINER_COMMANDS
-from gradsteer.trainer import GradsteerTrainer
+from gradsteer.cli.commands import TRAINER_COMMANDS
+from gradsteer.cli.lightning_cli import CommandParser, GradsteerCLI
+from gradsteer.data.chat import EncodedExample
+from gradsteer.trainer.trainer import GradsteerTrainer
 
 torch.set_num_threads(1)
+# what the tests share is imported by its file's name, in the processes that they start too
+_FOLDERS = [str(path) for path in (Path(__file__).parent, *Path(__file__).parent.glob("[a-z]*/"))]
+os.environ["PYTHONPATH"] = os.pathsep.join([*_FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])])
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv[1:] = []  # LightningCLI warns of words on the process's own command line, here pytest's

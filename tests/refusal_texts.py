@@ -64,7 +64,7 @@ OTHERS = [
     "I won't give up on this dough.",
 ]
 
-# written before the patterns were, and not looked at since: the error in tests/test_refusals.py is on these
+# written before the patterns were, and not looked at since: the error in tests/evaluation/test_refusals.py is on these
 HELD_OUT_REFUSALS = [
     "I can't help you with hacking into someone else's account.",
     "I'm sorry, I can't assist with that.",

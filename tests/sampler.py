@@ -15,8 +15,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from gradsteer.batching import plan_batches
-from gradsteer.generation import Draw, SamplingConfig, sample_batch
+from gradsteer.data.batching import plan_batches
+from gradsteer.generation.decoding import Draw, SamplingConfig, sample_batch
 
 VOCABULARY = 40
 

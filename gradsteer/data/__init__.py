@@ -1,1 +1,1 @@
-"""LightningDataModules: chat data for the finetune, prompts for sampling, piles for attribution."""
+"""Formats, chat templates, response rows and piles."""

@@ -1,75 +1,31 @@
-"""Datasets of batches, and the random batches of the finetune."""
+"""How work is cut into batches: the same on every run, and shared out over ranks without repeats."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
-
-import torch
-from torch.utils.data import Dataset, Sampler
 
 T = TypeVar("T")
 
 
-class BatchList(Dataset[T]):
-    """A dataset whose items are whole batches, for ``DataLoader(batch_size=None)``."""
-
-    def __init__(self, batches: Sequence[T]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> T:
-        return self.batches[index]
-
-
-class LengthGroupedBatches(Sampler[list[int]]):
-    """Random batches of examples of similar length, for training: less padding, still shuffled.
-
-    Every epoch shuffles anew: windows of 50 batches are sorted by length, cut into batches, and the batches are
-    shuffled. On several ranks each takes its share; a last incomplete round is dropped so that all ranks step
-    equally often.
+def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Groups sequences of like length, so that little of a batch is padding.
 
     Args:
-        lengths: tokens of each example.
-        batch_size: examples in a batch.
-        seed: of the shuffles.
-        rank: of this process.
-        world_size: number of processes.
-        group: without it the batches are shuffled only.
+        lengths: tokens of each sequence.
+        batch_size: the most sequences in a batch, at least 1.
+
+    Returns:
+        The indices into `lengths`, each once. Longest first, so that a batch too large for memory fails soon; equal
+        lengths in their given order, so that a prompt's samples stay together.
+
+    Raises:
+        ValueError: the batch size is not positive.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; accepted: at least 1")
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
-    def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, seed: int, rank: int, world_size: int, group: bool
-    ) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.rank, self.world_size, self.group = rank, world_size, group
-        self.epoch = 0
 
-    @property
-    def sampler(self) -> "LengthGroupedBatches":
-        """Itself: the Trainer calls `set_epoch` on a batch sampler's sampler only."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch's shuffle (called by the Trainer)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        batches = -(-len(self.lengths) // self.batch_size)
-        return batches // self.world_size if batches >= self.world_size else 1
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
-        if self.group:
-            window = self.batch_size * 50
-            order = [
-                index
-                for start in range(0, len(order), window)
-                for index in sorted(order[start : start + window], key=lambda i: self.lengths[i])
-            ]
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        batches = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
-        while len(batches) < self.world_size:
-            batches.append(batches[-1])
-        yield from batches[self.rank :: self.world_size][: len(self)]
+def share_of_rank(items: Sequence[T], rank: int, world_size: int) -> list[T]:
+    """Every world-size-th item from the rank's own on: nothing is repeated, some ranks may have one fewer."""
+    return list(items[rank::world_size])

@@ -1,130 +1,258 @@
-"""Chat data for the finetune."""
+"""Conversations as token ids and labels, by the tokenizer's own chat template.
 
+Labels stand at their token's own position (the convention of `transformers`: the loss shifts them), -100
+where nothing is learnt. The assistant's tokens are what the model itself must emit: the content of each
+assistant turn and the end-of-turn token that stops it; not the role header before it, nor what the template
+writes behind it. Knows nothing of files or models.
+"""
+
+import json
+import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from gradsteer.batching import share_of_rank
-from gradsteer.chat import EncodedExample, collate, encode_chat
-from gradsteer.data.batching import BatchList, LengthGroupedBatches
-from gradsteer.formats import read_chat_examples
+from gradsteer.data.assistant_mask import mask_assistant, render
+from gradsteer.data.chat_formats import Message
+from gradsteer.records import text_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100  # the label of positions where nothing is learnt
+
+LossMask = Literal["assistant", "full"]
+FinishReason = Literal["stop", "length"]
+
+# No space behind the last "Assistant:": byte-level tokenizers join a space to the word behind it, so a prompt
+# ending in one would be continued with tokens that the model never saw there.
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
+)
 
 
-class ChatDataModule(L.LightningDataModule):
-    """Chat examples with the model's own chat template and a loss mask.
+@dataclass(frozen=True)
+class EncodedExample:
+    """One example as the model sees it.
 
-    Args:
-        train: JSONL, Parquet or CSV file, or a hub id through datasets. Rows are {"messages": [{"role",
-            "content"}, ...]} or {"prompt", "completion"} (strings or lists of messages).
-        validation: the same for validation; without it no validation loss is computed.
-        loss_mask: "assistant" counts the content of every assistant turn and its end-of-turn token; "full" counts
-            all tokens.
-        columns: for sets that name their columns otherwise, our name to theirs, such as {prompt: question,
-            completion: answer}.
-        train_split: split of a hub data set to train on.
-        validation_split: split of a hub data set to validate on.
-        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
-            are cut on the right, and dropped (and counted aloud) where no target token would be left.
-        batch_size: examples in a batch, on each device.
-        group_by_length: batches hold examples of similar length (less padding); the order stays random.
-        shuffle_seed: of the order of the examples.
+    Attributes:
+        input_ids: Token ids, without padding.
+        labels: As many; the id where the token is to be predicted, -100 elsewhere and always at position 0,
+            which nothing predicts.
     """
 
-    def __init__(
-        self,
-        train: str | None = None,
-        validation: str | None = None,
-        loss_mask: Literal["assistant", "full"] = "assistant",
-        columns: dict[str, str] | None = None,
-        train_split: str = "train",
-        validation_split: str = "validation",
-        max_length: int = 1024,
-        batch_size: int = 8,
-        group_by_length: bool = True,
-        shuffle_seed: int = 0,
-    ) -> None:
-        super().__init__()
-        if max_length < 2:
-            raise ValueError(f"data.max_length is {max_length}; accepted: at least 2 tokens")
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size is {batch_size}; accepted: at least 1")
-        self.train, self.validation, self.loss_mask = train, validation, loss_mask
-        self.columns, self.splits = columns, (train_split, validation_split)
-        self.max_length, self.batch_size = max_length, batch_size
-        self.group_by_length, self.shuffle_seed = group_by_length, shuffle_seed
-        self.examples: dict[str, list[EncodedExample]] = {}
-        self.sources: dict[str, list[str]] = {}
+    input_ids: list[int]
+    labels: list[int]
 
-    def setup(self, stage: str) -> None:
-        """Reads and encodes the files, before the model is loaded."""
-        if stage == "fit":
-            if self.train is None:
-                raise ValueError("fit needs training data: --data.train FILE_OR_ID")
-            self._encode("train", self.train, self.splits[0])
-        if self.validation is not None:
-            self._encode("validation", self.validation, self.splits[1])
-        elif stage == "validate":
-            raise ValueError("validate needs validation data: --data.validation FILE_OR_ID")
+    @property
+    def num_target_tokens(self) -> int:
+        """How many tokens are predicted and counted: labels other than -100 behind position 0."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
-    def _encode(self, name: str, source: str, split: str) -> None:
-        if name in self.examples:
-            return
-        assert self.trainer is not None
-        tokenizer: Any = self.trainer.lightning_module.tokenizer
-        max_length = min(self.max_length, tokenizer.model_max_length)
-        chats = read_chat_examples(source, split=split, columns=self.columns)
-        encoded = [
-            encode_chat(tokenizer, chat.messages, loss_mask=self.loss_mask, max_length=max_length, source=chat.source)
-            for chat in chats
-        ]
-        self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
-        kept = [example for example in encoded if example is not None]
-        if len(kept) < len(encoded):
-            rank_zero_warn(
-                f"{name}: dropped {len(encoded) - len(kept)} of {len(encoded)} examples that keep no target token "
-                f"within max_length={max_length}"
-            )
-        if not kept:
-            raise ValueError(f"{name} data {source!r}: no example keeps a target token within {max_length} tokens")
-        tokens = sum(example.num_target_tokens for example in kept)
-        rank_zero_info(f"{name}: {len(kept)} examples, {tokens} target tokens (loss mask: {self.loss_mask})")
-        self.examples[name] = kept
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of the training examples."""
-        assert self.trainer is not None
-        examples = self.examples["train"]
-        sampler = LengthGroupedBatches(
-            [len(example.input_ids) for example in examples],
-            self.batch_size,
-            seed=self.shuffle_seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            group=self.group_by_length,
+def encode_chat(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    *,
+    loss_mask: LossMask,
+    max_length: int | None = None,
+    source: str = "",
+) -> EncodedExample | None:
+    """Render a conversation by the chat template and label the tokens to learn.
+
+    Templates seldom mark the assistant's tokens, so their place is found from what the template writes. For
+    each assistant turn the conversation is rendered again with a stand-in for that turn's content: what
+    follows the stand-in tells where the content ends, whatever the template did to it (strip it, drop its
+    thoughts). It begins where the prompt up to it ends, as `encode_prompt` renders it, or where the stand-in
+    stood if the template writes something else there. `{% generation %}` marks, where a template has them,
+    narrow the content further.
+
+    A token that straddles the border between the header and the content is labelled (unless it is a special
+    token): the content's first character cannot be had without it. The end-of-turn token is the first special
+    token behind the content, with at most white space between the two, which the model must write as well.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template.
+        messages: The turns, `{"role", "content"}`.
+        loss_mask: `assistant` labels the assistant's tokens, `full` every token.
+        max_length: Most tokens to keep, from the left; None keeps all.
+        source: Where the conversation stands, for error messages.
+
+    Returns:
+        The example; None if `max_length` cuts off every target token, which the caller should count aloud.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template or is not a fast one, the template refuses the
+            messages or its output does not tell the assistant's tokens, or there are none.
+    """
+    _check_choice("loss_mask", loss_mask, get_args(LossMask))
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}; expected at least 1, or None for no limit")
+    where = f"{source}: " if source else ""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{where}{type(tokenizer).__name__} is not a fast tokenizer and cannot say which characters its "
+            "tokens stand for; load one that has a tokenizer.json"
         )
-        rows = BatchList(list(enumerate(examples)))
-        return DataLoader(rows, batch_sampler=sampler, collate_fn=self._collate)
+    text = render(tokenizer, messages, where)
+    # The template writes the BOS token itself where the model wants one.
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    input_ids = list(encoding["input_ids"])
+    labels = list(input_ids)
+    if loss_mask == "assistant":
+        mask = mask_assistant(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where)
+        labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(input_ids, mask, strict=True)]
+    labels[:1] = [IGNORE_INDEX]
+    example = EncodedExample(input_ids, labels)
+    if example.num_target_tokens == 0:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"{where}no token to learn: loss_mask={loss_mask!r} on turns of {roles}")
+    if max_length is not None:
+        example = EncodedExample(input_ids[:max_length], labels[:max_length])
+    return example if example.num_target_tokens else None
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The validation examples in order, or nothing."""
-        if "validation" not in self.examples:
-            return []
-        assert self.trainer is not None
-        everything = list(enumerate(self.examples["validation"]))
-        rows = share_of_rank(everything, self.trainer.global_rank, self.trainer.world_size)
-        if not rows:  # more ranks than examples: this one takes part with an example that counts for nothing
-            ids = everything[0][1].input_ids
-            rows = [(0, EncodedExample(ids, [-100] * len(ids)))]
-        return DataLoader(BatchList(rows), batch_size=self.batch_size, collate_fn=self._collate)
 
-    def _collate(self, rows: Sequence[tuple[int, EncodedExample]]) -> dict[str, Tensor]:
-        """A padded batch and, under ``index``, which examples it holds: `sources` names them."""
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        batch = collate([example for _, example in rows], module.tokenizer.pad_token_id)
-        return {**batch, "index": torch.tensor([index for index, _ in rows])}
+def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} is {value!r}; accepted: {', '.join(accepted)}")
+
+
+def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    r"""Give a tokenizer without a chat template `DEFAULT_CHAT_TEMPLATE`, with a warning.
+
+    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token behind each assistant
+    turn. A model has to be finetuned with it before it answers in it.
+
+    Args:
+        tokenizer: Changed in place, so that saving it saves the template too.
+
+    Returns:
+        Whether it was set; False where the tokenizer has a template.
+
+    Raises:
+        ValueError: If the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.chat_template is not None:
+        return False
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no eos_token to end a turn with")
+    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    warnings.warn(
+        f"the tokenizer {tokenizer.name_or_path!r} has no chat template; using plain 'User: ...' and "
+        f"'Assistant: ...' lines, each answer ended by {tokenizer.eos_token}",
+        stacklevel=2,
+    )
+    return True
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], source: str = "") -> list[int]:
+    """Encode the turns to be answered, up to and including the header of the assistant's turn.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: The turns, `{"role", "content"}`.
+        source: Where they stand, for error messages.
+
+    Returns:
+        Token ids; with a BOS token only where the template writes one.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template or the template refuses the messages.
+    """
+    text = render(tokenizer, messages, f"{source}: " if source else "", add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_sampled(
+    prompt_token_ids: Sequence[int],
+    token_ids: Sequence[int],
+    finish_reason: FinishReason,
+    *,
+    loss_mask: LossMask,
+) -> EncodedExample:
+    """Join a prompt and a response by their ids as sampled; rendering the text again would move spaces.
+
+    Args:
+        prompt_token_ids: What the model was given, as by `encode_prompt`.
+        token_ids: What it wrote; with the end-of-turn token if and only if `finish_reason` is `stop`, so that
+            a reply cut at the length limit gets no end that it never had.
+        finish_reason: `stop` or `length`.
+        loss_mask: `assistant` labels the response, `full` every token.
+
+    Returns:
+        The example.
+
+    Raises:
+        ValueError: If the response has no tokens, or a choice is unknown.
+    """
+    _check_choice("loss_mask", loss_mask, get_args(LossMask))
+    _check_choice("finish_reason", finish_reason, get_args(FinishReason))
+    if not token_ids:
+        raise ValueError("token_ids is empty; expected the ids of the sampled response")
+    input_ids = [*prompt_token_ids, *token_ids]
+    labels = list(input_ids)
+    num_ignored = len(prompt_token_ids) if loss_mask == "assistant" else 0
+    labels[: max(1, num_ignored)] = [IGNORE_INDEX] * max(1, num_ignored)
+    return EncodedExample(input_ids, labels)
+
+
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return 16 hex digits that tell whether two tokenizers give the same ids the same meaning.
+
+    They depend on the vocabulary with its added tokens, the merges, the special tokens and the chat template;
+    not on the tokenizer's class, its padding or truncation settings, or where it was loaded from.
+    """
+    merges: Any = None
+    if tokenizer.is_fast:
+        merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges")
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    parts = [vocabulary, merges, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return _short_digest(json.dumps(parts, sort_keys=True))
+
+
+def template_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return 16 hex digits of the chat template, for keys and metadata that must change with it."""
+    return _short_digest(json.dumps(tokenizer.chat_template, sort_keys=True))
+
+
+def _short_digest(text: str) -> str:
+    return text_digest(text)[:16]
+
+
+def collate(
+    examples: Sequence[EncodedExample], pad_token_id: int, side: Literal["left", "right"] = "right"
+) -> dict[str, Tensor]:
+    """Pad examples to the longest.
+
+    Args:
+        examples: At least one.
+        pad_token_id: Fills `input_ids`; any id of the vocabulary will do, as it is masked out.
+        side: Where the padding goes. On the left, a model with absolute positions also needs `position_ids`.
+
+    Returns:
+        `input_ids`, `attention_mask` (1 for tokens, 0 for padding) and `labels` (-100 for padding), int64,
+        each of shape (batch, tokens).
+
+    Raises:
+        ValueError: If there are no examples, or `side` is unknown.
+    """
+    _check_choice("side", side, ("left", "right"))
+    if not examples:
+        raise ValueError("examples is empty; expected at least one to collate")
+    width = max(len(example.input_ids) for example in examples)
+
+    def pad(values: list[int], fill: int) -> list[int]:
+        padding = [fill] * (width - len(values))
+        return [*padding, *values] if side == "left" else [*values, *padding]
+
+    return {
+        "input_ids": torch.tensor([pad(example.input_ids, pad_token_id) for example in examples]),
+        "attention_mask": torch.tensor([pad([1] * len(example.input_ids), 0) for example in examples]),
+        "labels": torch.tensor([pad(example.labels, IGNORE_INDEX) for example in examples]),
+    }

@@ -1,214 +1,253 @@
-"""Piles for attribution, cut into the parts that are computed once."""
+"""Piles: the sets of responses whose mean gradient is taken.
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+A pile is a file of chat examples or responses, or a filter over response files. Sampled responses are used by
+their token ids: rendering the text again moves spaces and gives a cut reply an end-of-turn that it never had.
+"""
 
-import lightning as L
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal
 
-from gradsteer.batching import plan_batches, share_of_rank
-from gradsteer.chat import EncodedExample
-from gradsteer.conditions import check_name
-from gradsteer.data.batching import BatchList
-from gradsteer.packing import plan_packs
-from gradsteer.parts import Part, plan_parts
-from gradsteer.permutations import permuted_parts
-from gradsteer.piles import Pile, PileFilter, read_pile
-from gradsteer.slopes import has_both_halves, why_not_calibrate
+from gradsteer.data.chat import EncodedExample, LossMask, encode_chat, encode_sampled, tokenizer_digest
+from gradsteer.data.chat_formats import prompt_text, read_chat_examples
+from gradsteer.data.response_rows import Row, check_row, matches, prompt_digest, response_rows, sampling_of
+from gradsteer.records import resolve_resource
 
-# what ran fastest: a CPU's caches want small packs, a GPU wants work
-_CPU_TOKEN_BUDGET = 1024
-_DEVICE_TOKEN_BUDGET = 8192
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-class PileDataModule(L.LightningDataModule):
-    """Piles of responses, one data loader a part of them.
+@dataclass
+class ResponseFilter:
+    """Responses that a judge labelled in a given way.
 
-    Args:
-        piles: name to a file (chat examples or responses), or to a filter over response files:
-            {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. From
-            the command line: --data.piles.NAME FILE. With length: long (or short) a filter keeps the responses with
-            more (fewer) tokens than the median of those that match: {responses: FILE, where: {...}, length: long}.
-        loss_mask: "assistant" counts the tokens of the responses; "full" counts all tokens.
-        columns: for sets that name their columns otherwise, our name to theirs.
-        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
-            are cut on the right, and dropped (and counted aloud) where no target token would be left.
-        token_budget: tokens at once, on each device; changes the speed and the memory, not the gradients. By default
-            1024 on a CPU, 8192 on other devices.
-        halves: also average each pile's two halves, split by prompt (the same prompts in every pile), into
-            gradients/halves/PILE-1.safetensors and -2: how well a vector repeats itself (split-half cosine).
-        fisher: also sum the squared gradients of this pile's responses, one by one: the diagonal of the empirical
-            Fisher information, in second_moments/fisher.safetensors, for --writing.precondition fisher.
-        permutations: null vectors for each of --vectors: so many times, the responses of its two piles are dealt again
-            by chance into piles of the same sizes, into vectors/permuted/NAME-0.safetensors, NAME-1 and so on. Each
-            costs as much as both piles. One of them still holds a random share of V: compare several, as a spread.
-        permutation_seed: of the dealing.
-        vectors: name to its two piles, for the permutations.
+    Attributes:
+        responses: a responses/NAME.jsonl file.
+        where: behavior and the verdict asked for; a response counts when all match (an unscored one never does).
     """
 
-    def __init__(
-        self,
-        piles: dict[str, str | PileFilter],
-        loss_mask: Literal["assistant", "full"] = "assistant",
-        columns: dict[str, str] | None = None,
-        max_length: int = 2048,
-        token_budget: int | None = None,
-        halves: bool = False,
-        fisher: str | None = None,
-        permutations: int = 0,
-        permutation_seed: int = 0,
-        vectors: dict[str, list[str]] | None = None,
-    ) -> None:
-        super().__init__()
-        if not piles:
-            raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
-        for name, source in piles.items():
-            check_name("a pile", name)
-            if isinstance(source, str) and source.lstrip().startswith("{"):  # what is no filter is read as a text
-                raise ValueError(
-                    f"pile {name!r} is no filter and no file: {source}; accepted: "
-                    "{responses: FILE, where: {BEHAVIOR: true or false}, also: [{responses: FILE, where: {...}}], "
-                    'length: "long" or "short"}'
-                )
-        if token_budget is not None and token_budget < 1:
-            raise ValueError(f"data.token_budget is {token_budget}; accepted: at least 1")
-        if max_length < 2:
-            raise ValueError(f"data.max_length is {max_length}; accepted: at least 2 tokens")
-        self.sources, self.loss_mask, self.columns = piles, loss_mask, columns
-        self.max_length, self.token_budget = max_length, token_budget
-        if fisher is not None and fisher not in piles:
-            raise ValueError(f"data.fisher is {fisher!r}; accepted: one of the piles, {', '.join(piles)}")
-        self.halves, self.fisher = halves, fisher
-        self.permutations, self.permutation_seed, self.vectors = permutations, permutation_seed, vectors or {}
-        _check_permutations(permutations, permutation_seed, self.vectors, list(piles))
-        self.piles: list[Pile] = []
-        self.parts: list[Part] = []
-        self.calibrated: tuple[str, ...] = ()
-
-    def setup(self, stage: str) -> None:
-        """Reads and encodes all piles, before the model is loaded."""
-        del stage
-        assert self.trainer is not None
-        tokenizer: Any = self.trainer.lightning_module.tokenizer
-        max_length = min(self.max_length, tokenizer.model_max_length)
-        self.piles = [
-            read_pile(name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns)
-            for name, source in self.sources.items()
-        ]
-        for pile in self.piles:
-            examples = f"{len(pile.examples)} of {pile.num_considered} examples"
-            rank_zero_info(f"pile {pile.name}: {examples}, {pile.num_tokens} target tokens")
-            if pile.num_dropped:
-                rank_zero_warn(
-                    f"pile {pile.name}: dropped {pile.num_dropped} examples that keep no target token within "
-                    f"max_length={max_length}"
-                )
-
-        self.calibrated = self._calibrated()
-        self.halves = self.halves or bool(self.calibrated)
-        self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher)
-        shared = sum(len(pile.examples) for pile in self.piles)
-        shared -= sum(len(part.examples) for part in self.parts if not part.squares)
-        if shared:
-            rank_zero_info(f"{shared} examples are in several piles: computed once")
-        if self.halves:
-            self._warn_of_empty_halves()
-        self.parts += permuted_parts(self.piles, self.vectors, self.permutations, seed=self.permutation_seed)
-
-    def _calibrated(self) -> tuple[str, ...]:
-        """Names of the vectors whose slope is taken.
-
-        Raises:
-            ValueError: slopes were asked for and cannot be taken; says why.
-        """
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        asked: bool | None = getattr(module, "calibrate", False)
-        if asked is False or (asked is None and not self.vectors):
-            return ()
-        reason = None if self.vectors else "there are no vectors: --vectors.NAME [PLUS, MINUS]"
-        if module.dtype_name in ("bfloat16", "float16"):
-            reason = f"weights in {module.dtype_name} round small steps away: --model.dtype float32"
-        by_name = {pile.name: pile for pile in self.piles}
-        found = []
-        for name, names in self.vectors.items():
-            if not set(names) <= set(by_name):
-                continue  # refused where vectors are written, which knows more of them
-            plus, minus = (by_name[pile] for pile in names)
-            why = reason or why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
-            if why is None and not has_both_halves(plus, minus, self.piles):
-                why = "a half of the prompts has too few of them: two, and responses of both piles, are needed"
-            if why is None:
-                found.append(name)
-            elif asked:
-                raise ValueError(f"model.calibrate: the slope of vector {name!r} cannot be taken: {why}")
-            else:
-                rank_zero_info(f"vector {name}: no slope is taken ({why})")
-        return tuple(found)
-
-    def _warn_of_empty_halves(self) -> None:
-        there = {wanted for part in self.parts for wanted in part.sums}
-        for pile in self.piles:
-            if len([wanted for wanted in there if wanted.pile == pile.name and wanted.half is not None]) < 2:
-                rank_zero_warn(f"pile {pile.name}: all of its prompts are in one half; the other half is empty")
-
-    def test_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader a part of the piles, which it visits once a point (see `gradsteer.points`).
-
-        Every rank has equally many batches; the missing ones hold no labelled token.
-        """
-        assert self.trainer is not None
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        module: Any = self.trainer.lightning_module
-        loaders = []
-        for part in self.parts:
-            lengths = [len(example.input_ids) for example in part.examples]
-            # squared gradients are of one example each, and of the anchor's own weights
-            batches = plan_batches(lengths, 1) if part.squares else plan_packs(lengths, self.budget())
-            batches += [[]] * (-len(batches) % world_size)
-            share = [self._batch(part, indices) for indices in share_of_rank(batches, rank, world_size)]
-            points = [None] if part.squares else range(module.num_points)
-            visits = [{**batch, "point": point} for point in points for batch in share]
-            loaders.append(DataLoader(BatchList(visits), batch_size=None, collate_fn=_as_is))
-        return loaders
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leaves the examples as they are; a pack or a padded batch is made of them on the device."""
-        del device, dataloader_idx
-        return batch
-
-    def budget(self) -> int:
-        """Tokens at once, on this device."""
-        assert self.trainer is not None
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)
-
-    def _batch(self, part: Part, indices: list[int]) -> dict[str, Any]:
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        pad = module.tokenizer.pad_token_id
-        # a rank that has run out takes part in the collectives with a sequence that counts for nothing
-        examples = [part.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
-        return {"examples": examples, "sources": [part.sources[index] for index in indices] or ["padding"]}
+    responses: str
+    where: dict[str, bool] = field(default_factory=dict)
 
 
-def _check_permutations(count: int, seed: int, vectors: Mapping[str, Sequence[str]], piles: Sequence[str]) -> None:
-    if count < 0:
-        raise ValueError(f"data.permutations is {count}; accepted: 0 or more")
-    if count == 0 and seed != 0:
-        raise ValueError(f"data.permutation_seed is {seed}, which has no effect without data.permutations")
-    if count > 0 and not vectors:
-        raise ValueError(
-            f"data.permutations is {count}, which has no effect without vectors: --vectors.NAME [PLUS, MINUS]"
-        )
-    for name, pair in vectors.items() if count else ():
-        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(piles):
+@dataclass
+class PileFilter(ResponseFilter):
+    """A pile as a filter over response files.
+
+    Attributes:
+        responses: a responses/NAME.jsonl file.
+        where: behavior and the verdict asked for; a response counts when all match (an unscored one never does).
+        also: further files, joined by prompt: all of that prompt's samples there must match as well.
+        length: of the responses that match all of this, ``long`` keeps those with more tokens than their median and
+            ``short`` those with fewer (as sampled, the stop token included; at the median: neither). A reply that was
+            cut (finish_reason ``length``) counts with the tokens that it has, so where most are cut none is longer.
+    """
+
+    also: list[ResponseFilter] = field(default_factory=list)
+    length: Literal["long", "short"] | None = None
+
+    @property
+    def verdicts_asked(self) -> dict[str, bool] | None:
+        """The verdicts that make the pile; None where it is made by more than verdicts on its own responses."""
+        return None if self.also or self.length is not None else self.where
+
+
+@dataclass
+class Pile:
+    """A pile ready for the model.
+
+    Attributes:
+        name: the pile's name.
+        examples: token ids and labels.
+        sources: ``file:line`` of each example.
+        prompts: digest of each example's prompt.
+        prompt_digests: digests of the distinct prompts, sorted, those of dropped examples included.
+        num_dropped: examples that kept no target token within the length limit.
+        num_considered: examples that the filter chose from (all, without a filter).
+        sampled: of each example, whether its token ids are a model's samples (else rendered from text).
+        responses: of each example that was sampled, the whole of it with the response's tokens labelled; else None.
+        sampled_from: fingerprints of the weights that examples were sampled from, where their rows say.
+        judges: fingerprints of the judges whose verdicts made the pile, where its rows say; none without a filter.
+        sampling: of each example, the temperature and top_p that it was sampled with; None where nothing says so.
+    """
+
+    name: str
+    examples: list[EncodedExample]
+    sources: list[str]
+    prompts: list[str] = field(default_factory=list)
+    prompt_digests: list[str] = field(default_factory=list)
+    num_dropped: int = 0
+    num_considered: int = 0
+    sampled: list[bool] = field(default_factory=list)
+    responses: list[EncodedExample | None] = field(default_factory=list)
+    sampled_from: set[str] = field(default_factory=set)
+    judges: set[str] = field(default_factory=set)
+    sampling: list[tuple[float, float] | None] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of labelled tokens over all examples."""
+        return sum(example.num_target_tokens for example in self.examples)
+
+
+def read_pile(
+    name: str,
+    source: str | PileFilter,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    loss_mask: LossMask = "assistant",
+    max_length: int | None = None,
+    columns: dict[str, str] | None = None,
+) -> Pile:
+    """Reads a pile and encodes it.
+
+    Args:
+        name: the pile's name, for messages.
+        source: a file (or hub id) of chat examples or responses, or a filter over response files.
+        tokenizer: of the model whose gradient is taken.
+        loss_mask: which tokens count, ``assistant`` or ``full``.
+        max_length: tokens at most; longer examples are cut, and dropped where no target token is left.
+        columns: our column names to the set's, for files of chat examples.
+
+    Raises:
+        ValueError: the pile is empty (says what was looked at), a line is bad, or ids of another tokenizer.
+        FileNotFoundError: there is no such file.
+    """
+    considered = None
+    if isinstance(source, PileFilter):
+        rows, considered = _filtered(name, source)
+    elif (found := response_rows(resolve_resource(source))) is not None:
+        rows = found
+    else:
+        return _chat_pile(name, source, tokenizer, loss_mask, max_length, columns)
+    digest = tokenizer_digest(tokenizer)
+    pile = Pile(name, [], [])
+    for where, row in rows:
+        if row["tokenizer"] != digest:
             raise ValueError(
-                f"vector {name!r} is {list(pair)!r}; accepted: two of the piles, [PLUS, MINUS]; the piles are: "
-                f"{', '.join(piles)}"
+                f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}; "
+                "sample with this model's tokenizer, or give the text alone (prompt and completion) as a pile file"
             )
+        check_row(where, row, len(tokenizer))
+        sampled = row["prompt_token_ids"], row["token_ids"], row["finish_reason"]
+        example = encode_sampled(*sampled, loss_mask=loss_mask)
+        whole = encode_sampled(*sampled, loss_mask="assistant")
+        if max_length is not None and len(example.input_ids) > max_length:
+            example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
+        _keep(pile, example, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
+    pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
+    pile.sampled_from = {row["model_fingerprint"] for _, row in rows if row.get("model_fingerprint")}
+    if isinstance(source, PileFilter):
+        pile.judges = {row["judge"] for _, row in rows if row.get("judge")}
+    pile.num_considered = len(rows) if considered is None else considered
+    return _not_empty(pile, str(source))
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _chat_pile(
+    name: str,
+    source: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    loss_mask: LossMask,
+    max_length: int | None,
+    columns: dict[str, str] | None,
+) -> Pile:
+    pile = Pile(name, [], [])
+    digests = set()
+    for chat in read_chat_examples(source, columns=columns):
+        digest = prompt_digest(prompt_text(chat.messages[: chat.num_prompt_messages]))
+        digests.add(digest)
+        example = encode_chat(tokenizer, chat.messages, loss_mask=loss_mask, max_length=max_length, source=chat.source)
+        _keep(pile, example, chat.source, digest)
+    pile.prompt_digests = sorted(digests)
+    pile.num_considered = len(pile.examples) + pile.num_dropped
+    return _not_empty(pile, source)
+
+
+def _keep(
+    pile: Pile,
+    example: EncodedExample | None,
+    source: str,
+    prompt: str,
+    response: EncodedExample | None = None,
+    sampling: tuple[float, float] | None = None,
+) -> None:
+    if example is None or example.num_target_tokens == 0:
+        pile.num_dropped += 1
+        return
+    pile.examples.append(example)
+    pile.sources.append(source)
+    pile.prompts.append(prompt)
+    pile.sampled.append(response is not None)
+    pile.responses.append(response)
+    pile.sampling.append(sampling)
+
+
+def _not_empty(pile: Pile, source: str) -> Pile:
+    if not pile.examples:
+        raise ValueError(
+            f"pile {pile.name!r} is empty: of {pile.num_dropped} examples of {source} none kept a target token"
+        )
+    return pile
+
+
+def _filtered(name: str, source: PileFilter) -> tuple[list[Row], int]:
+    """The rows that match, and how many there were."""
+    rows = _required_rows(name, source.responses)
+    _check_behaviors(name, source.responses, rows, source.where)
+    kept = [(where, row) for where, row in rows if matches(row, source.where)]
+    looked_at = [f"{len(rows)} responses of {source.responses!r} (where {source.where})"]
+    for other in source.also:
+        others = _required_rows(name, other.responses)
+        _check_behaviors(name, other.responses, others, other.where)
+        by_prompt: dict[str, bool] = {}
+        for _, row in others:
+            by_prompt[row["prompt"]] = by_prompt.get(row["prompt"], True) and matches(row, other.where)
+        kept = [(where, row) for where, row in kept if by_prompt.get(row["prompt"], False)]
+        looked_at.append(f"{len(others)} of {other.responses!r} (where {other.where})")
+    if not kept:
+        raise ValueError(f"pile {name!r} is empty: none matched of " + ", and ".join(looked_at))
+    return _of_length(name, kept, source.length), len(rows)
+
+
+def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
+    """The rows with more (long) or fewer (short) sampled tokens than the median of them all."""
+    if length is None:
+        return rows
+    if length not in ("long", "short"):
+        raise ValueError(f"pile {name!r}: length is {length!r}; accepted: long, short")
+    for where, row in rows:
+        if not isinstance(row["token_ids"], list):
+            raise ValueError(f"{where}: token_ids is {row['token_ids']!r}; accepted: a list of token ids")
+    middle = median(len(row["token_ids"]) for _, row in rows)
+    sign = 1 if length == "long" else -1
+    kept = [(where, row) for where, row in rows if sign * (len(row["token_ids"]) - middle) > 0]
+    if not kept:
+        cut = sum(row["finish_reason"] == "length" for _, row in rows)
+        raise ValueError(
+            f"pile {name!r} is empty: of {len(rows)} responses that match, {cut} of them cut, none is "
+            f"{'longer' if sign > 0 else 'shorter'} than their median of {middle:g} tokens"
+        )
+    return kept
+
+
+def _required_rows(name: str, responses: str) -> list[Row]:
+    path = resolve_resource(responses)
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"pile {name!r}: no response file at {responses!r}; accepted: a responses/NAME.jsonl that evaluate wrote"
+        )
+    rows = response_rows(path)
+    if rows is None:
+        raise ValueError(f"pile {name!r}: {responses!r} holds no sampled responses with token ids and verdicts")
+    return rows
+
+
+def _check_behaviors(name: str, path: str, rows: list[Row], where: Mapping[str, bool]) -> None:
+    known = sorted({behavior for _, row in rows for behavior in row.get("verdicts", {})})
+    for behavior in where:
+        if behavior not in known:
+            raise ValueError(
+                f"pile {name!r}: {path!r} has no verdicts on {behavior!r}; it has: {', '.join(known) or 'none'}"
+            )

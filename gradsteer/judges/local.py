@@ -126,7 +126,7 @@ class LocalJudge(StoredJudge):
 
     def ask(self, exchanges: Sequence[Exchange]) -> Iterator[Answer]:
         """Passes of the model over texts of like length; each answer as soon as all its behaviors are there."""
-        from gradsteer.batching import plan_batches
+        from gradsteer.data.batching import plan_batches
         from gradsteer.judges.local_passages import Passage
 
         scorer = self._loaded()

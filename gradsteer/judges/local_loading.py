@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gradsteer.models import check_model_path, load_tokenizer, parse_dtype
+from gradsteer.models.loading import check_model_path, load_tokenizer, parse_dtype
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 # what decides a model's answers: weights, configuration, tokenizer, chat template, code

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradsteer.chat import encode_prompt
+from gradsteer.data.chat import encode_prompt
 from gradsteer.judges.base import Exchange
 from gradsteer.judges.local_loading import most_tokens
 from gradsteer.judges.local_passages import Disarming, Passage, Unreadable, padded
 from gradsteer.judges.questions import question
-from gradsteer.losses import precise
+from gradsteer.models.losses import precise
 
 Label = str | int
 Probabilities = dict[str, float | str]  # by behavior; the reason where there is none

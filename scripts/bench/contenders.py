@@ -22,13 +22,13 @@ class Ours(Contender):
         self.head_chunk = max(64, HEAD_ENTRIES // SHAPES[self.setting.shape].config["vocab_size"])
 
     def stage(self, rows: list[Sequence]) -> Any:
-        from gradsteer.chat import EncodedExample
+        from gradsteer.data.chat import EncodedExample
 
         return [EncodedExample(row.input_ids, row.labels) for row in rows]
 
     def run(self, staged: Any) -> Gradient:
         from gradsteer import PileGradient
-        from gradsteer.packing import Pack, plan_packs
+        from gradsteer.models.packing import Pack, plan_packs
 
         pile = PileGradient(self.model, reduction="sum", head_chunk=self.head_chunk, parameters=self.covered())
         for indices in plan_packs([len(example.input_ids) for example in staged], self.budget):

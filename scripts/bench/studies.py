@@ -17,13 +17,13 @@ from bench.memory import peak_above
 from bench.setting import HEAD_ENTRIES, SHAPES, Sequence, Setting
 from bench.timing import measured
 from gradsteer import PileGradient
-from gradsteer.callbacks.progress import StageProgressBar
-from gradsteer.callbacks.tensorboard import log_metrics
-from gradsteer.chat import EncodedExample, tokenizer_digest
-from gradsteer.data.piles import PileDataModule
-from gradsteer.modules.attribution import AttributionModule
-from gradsteer.packing import Pack, plan_packs
-from gradsteer.trainer import GradsteerTrainer
+from gradsteer.data.chat import EncodedExample, tokenizer_digest
+from gradsteer.models.packing import Pack, plan_packs
+from gradsteer.trainer.callbacks.progress import StageProgressBar
+from gradsteer.trainer.datamodules.piles import PileDataModule
+from gradsteer.trainer.modules.attribution import AttributionModule
+from gradsteer.trainer.tensorboard import log_metrics
+from gradsteer.trainer.trainer import GradsteerTrainer
 
 
 class Logging(L.Callback):

@@ -10,7 +10,7 @@ from judging import environment_fixture, play_fixture, script  # noqa: F401 (fix
 from road import WORDS, write_lines
 from server import verdicts
 
-from gradsteer.modules.generation import GenerationModule
+from gradsteer.trainer.modules.generation import GenerationModule
 
 RUBRICS = json.dumps({"bridge": None, "recipe": None})
 SIGNS = {"bridge": "e", "recipe": "o"}  # of a behavior: no cleaning of a text adds or removes a letter

@@ -23,7 +23,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from gradsteer.chat import encode_prompt
+from gradsteer.data.chat import encode_prompt
 from gradsteer.judges import Cost, Exchange, Judge, LocalJudge, local_loading
 from gradsteer.judges.local_passages import Disarming, Passage
 from gradsteer.judges.local_scoring import YesOrNo, yes_or_no_question

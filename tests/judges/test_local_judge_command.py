@@ -19,7 +19,7 @@ from test_local import classifier, labelled, language_model
 from gradsteer.__main__ import main
 from gradsteer.judges import LocalJudge, local_loading
 from gradsteer.judges.rubrics import BUILT_IN
-from gradsteer.modules.model import ModelModule
+from gradsteer.trainer.modules.model import ModelModule
 
 
 class Nowhere:

@@ -25,8 +25,8 @@ from server import error, says, verdicts
 
 from gradsteer.__main__ import main
 from gradsteer.judges.rubrics import BUILT_IN
-from gradsteer.modules.model import ModelModule
-from gradsteer.reports import read_results
+from gradsteer.reports.results import read_results
+from gradsteer.trainer.modules.model import ModelModule
 
 
 def report_of(out, file="evaluations/anchor"):

@@ -29,9 +29,9 @@ from road import QUIET, kill_when, run
 from server import Server, error
 
 from gradsteer.__main__ import main
-from gradsteer.callbacks.verdicts import VerdictQueue
 from gradsteer.judges import Judge, Verdicts
-from gradsteer.modules.generation import GenerationModule
+from gradsteer.trainer.modules.generation import GenerationModule
+from gradsteer.trainer.verdict_queue import VerdictQueue
 
 BATCHES = TOTAL // BATCH
 

@@ -1,0 +1,1 @@
+"""Pile-average gradients."""

@@ -1,0 +1,185 @@
+"""The command table: what a command is called, what serves it and with which defaults.
+
+Strings only, so that ``--help`` and a typing error are answered without importing anything heavy.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: on the command line; for a Trainer command also the Trainer's method.
+        help: one line for the list of commands.
+        module: ``package.module:Class`` of the LightningModule.
+        data: of the LightningDataModule.
+        callbacks: option group -> callback class.
+        defaults: option -> this command's default.
+        named: whether the command's artifact has a name (``--name``) and what it is by default.
+        outputs: what the command leaves in the output directory ({name} is the artifact's).
+        plain: ``package.module:function`` that serves a command which is no Trainer command.
+    """
+
+    name: str
+    help: str
+    module: str = ""
+    data: str = ""
+    callbacks: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    named: str | None = None
+    outputs: tuple[str, ...] = ()
+    plain: str = ""
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command(
+            "corpus",
+            "write the embedded demo's corpus, prompts, tokenizer and model config",
+            outputs=("corpus/model.json",),
+            plain="gradsteer.demo.command:main",
+        ),
+        Command(
+            "fit",
+            "finetune a base model (or fresh weights) into an anchor",
+            module="gradsteer.trainer.modules.finetune:FinetuneModule",
+            data="gradsteer.trainer.datamodules.chat:ChatDataModule",
+            callbacks={"saving": "gradsteer.trainer.callbacks.saving:SavePretrained"},
+            defaults={
+                "trainer.max_epochs": 3,
+                "trainer.enable_checkpointing": False,
+                "trainer.log_every_n_steps": 5,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_model_summary": False,
+            },
+            named="anchor",
+            outputs=("{name}/config.json",),
+        ),
+        Command(
+            "validate",
+            "validation loss and perplexity of a model",
+            module="gradsteer.trainer.modules.finetune:FinetuneModule",
+            data="gradsteer.trainer.datamodules.chat:ChatDataModule",
+            defaults={"trainer.enable_model_summary": False},
+        ),
+        Command(
+            "evaluate",
+            "sample responses from a model, judge them, report behavior rates",
+            module="gradsteer.trainer.modules.generation:GenerationModule",
+            data="gradsteer.trainer.datamodules.prompts:PromptDataModule",
+            callbacks={
+                "condition": "gradsteer.trainer.callbacks.evaluated_condition:NamedCondition",
+                "evaluation": "gradsteer.trainer.callbacks.evaluation:JudgeEvaluation",
+                "estimate": "gradsteer.trainer.callbacks.dry_run:DryRun",
+                "exclusive": "gradsteer.trainer.callbacks.run_locks:ExclusiveConditions",
+                "report": "gradsteer.trainer.callbacks.report:EvaluationReport",
+            },
+            defaults={"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
+            named="anchor",
+            outputs=("responses/{name}.jsonl", "evaluations/{name}.json"),
+        ),
+        Command(
+            "attribute",
+            "pile-average gradients and the steering vectors that contrast them",
+            module="gradsteer.trainer.modules.attribution:AttributionModule",
+            data="gradsteer.trainer.datamodules.piles:PileDataModule",
+            callbacks={
+                "writing": "gradsteer.trainer.callbacks.vectors:VectorWriter",
+                "partial_sums": "gradsteer.trainer.callbacks.partial_sums:PartialSums",
+                "graddiff": "gradsteer.trainer.callbacks.graddiff:GradDiffBaseline",
+                "figures": "gradsteer.trainer.callbacks.report:LayerNorms",
+            },
+            defaults={
+                "trainer.enable_checkpointing": False,
+                "trainer.enable_model_summary": False,
+                "trainer.inference_mode": False,
+            },
+            outputs=("gradients", "vectors"),
+        ),
+        Command(
+            "forecast",
+            "behavior rates of any condition from judged responses and forward passes: nothing is sampled",
+            module="gradsteer.trainer.modules.forecast:ForecastModule",
+            data="gradsteer.trainer.datamodules.conditions:ConditionDataModule",
+            callbacks={
+                "forecasting": "gradsteer.trainer.callbacks.forecasting:Forecasting",
+                "steering": "gradsteer.trainer.callbacks.steering:WeightSteering",
+                "report": "gradsteer.trainer.callbacks.forecast_report:ForecastReport",
+            },
+            defaults={
+                "trainer.enable_checkpointing": False,
+                "trainer.enable_model_summary": False,
+                "trainer.inference_mode": False,
+            },
+            outputs=("forecast.json", "forecast.csv"),
+        ),
+        Command(
+            "steer",
+            "behavior rates with multiples of the vectors added to the weights",
+            module="gradsteer.trainer.modules.generation:GenerationModule",
+            data="gradsteer.trainer.datamodules.prompts:PromptDataModule",
+            callbacks={
+                "evaluation": "gradsteer.trainer.callbacks.evaluation:JudgeEvaluation",
+                "forecasting": "gradsteer.trainer.callbacks.forecasting:Forecasting",
+                "fluency": "gradsteer.trainer.callbacks.fluency:Fluency",
+                "steering": "gradsteer.trainer.callbacks.steering:WeightSteering",
+                "sampled": "gradsteer.trainer.callbacks.steered_conditions:SampledConditions",
+                "comparisons": "gradsteer.trainer.callbacks.comparisons:Comparisons",
+                "estimate": "gradsteer.trainer.callbacks.dry_run:DryRun",
+                "exclusive": "gradsteer.trainer.callbacks.run_locks:ExclusiveConditions",
+                "report": "gradsteer.trainer.callbacks.report:ResultsReport",
+                "figures": "gradsteer.trainer.callbacks.report:LayerNorms",
+            },
+            defaults={
+                "trainer.enable_checkpointing": False,
+                "trainer.enable_model_summary": False,
+                "trainer.inference_mode": False,
+            },
+            outputs=("results.json", "results.csv"),
+        ),
+        Command(
+            "judge",
+            "judge existing responses by one or several judges, and say how far they agree",
+            plain="gradsteer.judges.command.main:main",
+        ),
+        Command(
+            "export",
+            "write the steered model, or the vector as a LoRA adapter, for tools that know nothing of gradsteer",
+            plain="gradsteer.export.command:main",
+        ),
+        Command(
+            "inspect",
+            "say what a file of gradients, a vector or a second moment is",
+            plain="gradsteer.cli.inspect_command:main",
+        ),
+        Command(
+            "run", "run an experiment: a list of stages, each of these commands", plain="gradsteer.cli.runner:main"
+        ),
+    )
+}
+
+# the datamodules split the batches over the ranks themselves
+TRAINER_DEFAULTS: dict[str, Any] = {"trainer.use_distributed_sampler": False}
+TRAINER_COMMANDS = tuple(command.name for command in COMMANDS.values() if command.module)
+
+
+def overview(program: str = "gradsteer") -> str:
+    """The text of the top-level ``--help``."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"usage: {program} [--help] [--version] COMMAND [options]",
+        "",
+        "Find what a finetune taught a language model as a direction in weight space, and turn exactly that",
+        "up or down.",
+        "",
+        "commands:",
+        *(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS.values()),
+        "",
+        f"{program} COMMAND --help explains a command's options; every command reads them from --config FILE too.",
+        f"{program} run --config configs/demo/run.yaml shows all of it on a model trained here in minutes.",
+    ]
+    return "\n".join(lines) + "\n"

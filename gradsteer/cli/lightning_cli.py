@@ -1,0 +1,300 @@
+"""The command line of the Trainer commands: one LightningCLI, driven by the command table.
+
+Uses LightningCLI's public hooks only: a parser class that is told its command, and core arguments added from the
+table. Everything else about a command is in `gradsteer.cli.commands`.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+import gradsteer.judges
+from gradsteer.cli.bookkeeping import AlreadyDoneError, ExclusiveStage, SaveReplayableConfig, StageRecord, check_stage
+from gradsteer.cli.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
+from gradsteer.cli.stages import Stage, judge_settings
+from gradsteer.cli.warning_filters import quieten
+from gradsteer.steering.conditions import check_name
+from gradsteer.trainer.callbacks.dry_run import DryRunDoneError
+from gradsteer.trainer.callbacks.saving import SavePretrained
+from gradsteer.trainer.trainer import GradsteerTrainer
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+# the end of an option -> what it takes, where the parser's own words do not say it plainly
+_ACCEPTED = {
+    "patterns": 'a list of patterns for each behavior, such as {"bridge": ["golden gate"]}, or a JSON file of them',
+    "select": "{rule: target_rate, rate: 0.1} or {rule: selectivity, max_kl: 0.05}, each with keep: N if wanted",
+}
+
+
+class CommandParser(LightningArgumentParser):
+    """A parser that knows which command it parses (None for the parser above the commands)."""
+
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.command = COMMANDS[command] if command else None
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Says what an option takes, too, where it is known here."""
+        super().error(message + _accepted(message), ex)
+
+
+class GradsteerCLI(LightningCLI):
+    """LightningCLI with the project's commands; see `gradsteer.cli.commands`."""
+
+    command_names: tuple[str, ...] = TRAINER_COMMANDS
+    held: ExitStack  # locks, until the command has finished
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer methods on the command line, and their parameters that are no options."""
+        given = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "verbose"}
+        return {name: given | {"ckpt_path", "weights_only"} - _resumable(name) for name in _selected()}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the command's trainer, module, data and callbacks, and its defaults, from the table."""
+        command = parser.command  # type: ignore[attr-defined]
+        if command is None:
+            return
+        parser.add_argument(
+            "--output_dir",
+            type=str | None,
+            default=None,
+            help="where the artifacts go; lightning_logs/EXPERIMENT by default. {output_dir} in any value of a config "
+            "stands for it.",
+        )
+        parser.add_argument(
+            "--input_dir",
+            type=str | None,
+            default=None,
+            help="where the earlier stages' artifacts are; the output directory by default. {input_dir} in any value "
+            "of a config stands for it.",
+        )
+        parser.add_argument("--experiment", type=str, default="default", help="name of the experiment, for reports.")
+        if command.named is not None:
+            parser.add_argument("--name", type=str, default=command.named, help="name of the artifact in output_dir.")
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="replace what another configuration of this command left in output_dir.",
+        )
+        if "estimate" in command.callbacks:
+            parser.add_argument(
+                "--dry_run",
+                type=bool,
+                default=False,
+                help="only say how much would be sampled, and about what judging it would cost.",
+            )
+        parser.add_lightning_class_args(load(command.module), "model")
+        parser.add_lightning_class_args(load(command.data), "data")
+        for group, target in command.callbacks.items():
+            parser.add_lightning_class_args(load(target), group)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({**TRAINER_DEFAULTS, **command.defaults})
+        _link(parser, command)
+
+    def before_instantiate_classes(self) -> None:
+        """Fills in the output directory and the default logger, and stops where there is nothing to do."""
+        command = COMMANDS[str(self.subcommand)]
+        config = self.config[command.name]
+        output_dir = output_directory(config)
+        config["output_dir"] = str(output_dir)
+        input_dir = config["input_dir"] or "{output_dir}"
+        self.stage = Stage.of(output_dir, command, config.get("name"))
+
+        def fill(text: str) -> str:
+            return text.replace("{input_dir}", input_dir).replace("{output_dir}", str(output_dir))
+
+        def unfill(text: str) -> str:
+            inside = text.startswith(f"{output_dir}/")
+            return "{output_dir}" + text.removeprefix(str(output_dir)) if inside else text
+
+        self.config[command.name] = config = _map_strings(config, fill)
+        if command.named is not None:
+            check_name("the artifact (--name)", config["name"])
+        # the record holds paths in the output directory by its placeholder, so that the directory may be moved
+        self.stage_config = _map_strings(config.clone().as_dict(), unfill)
+        self.stage_config.pop("config", None)
+        self.inputs = self.stage.inputs(self.stage_config)
+        if command.outputs and not config.get("dry_run"):
+            check_stage(self.stage, self.stage_config, overwrite=config["overwrite"])
+        if config.get("dry_run"):
+            config["trainer"]["logger"] = False
+        elif config["trainer"]["logger"] in (None, True):
+            arguments = Namespace(save_dir=str(output_dir), name=command.name, default_hp_metric=False)
+            path = "lightning.pytorch.loggers.TensorBoardLogger"
+            config["trainer"]["logger"] = Namespace(class_path=path, init_args=arguments)
+        if config["trainer"]["default_root_dir"] is None:
+            config["trainer"]["default_root_dir"] = str(output_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the callback that notes the start of the work."""
+        callbacks = self.config_init[str(self.subcommand)]["trainer"]["callbacks"] or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        command = COMMANDS[str(self.subcommand)]
+        if command.outputs:
+            locks = [] if "exclusive" in command.callbacks else [ExclusiveStage(self.stage)]
+            callbacks = [*callbacks, *locks, StageRecord(self.stage, self.stage_config, self.inputs)]
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer.held = self.held  # type: ignore[attr-defined]
+        overwrite = self.config[command.name]["overwrite"]
+        if command.outputs:
+            trainer.check_again = partial(check_stage, self.stage, self.stage_config, overwrite=overwrite)  # type: ignore[attr-defined]
+        trainer.judge_settings = judge_settings((self.stage_config.get("evaluation") or {}).get("judge"))  # type: ignore[attr-defined]
+        return trainer
+
+    def before_fit(self) -> None:
+        """Resumes a finetune that was cut off, from the checkpoint that it kept."""
+        options = self.config_init["fit"]
+        kept = next((c.checkpoint for c in self.trainer.callbacks if isinstance(c, SavePretrained)), None)  # type: ignore[attr-defined]
+        if kept is None or not kept.is_file() or options["ckpt_path"] is not None:
+            return
+        if options["overwrite"] or self.stage.state(self.stage_config) != "unfinished":
+            kept.unlink()
+            return
+        rank_zero_info(f"resuming from {kept}")
+        options["ckpt_path"], options["weights_only"] = str(kept), True  # tensors only: nothing is unpickled
+
+    def finish(self) -> None:
+        """Notes that the command finished."""
+        dry = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero and not dry and COMMANDS[str(self.subcommand)].outputs:
+            self.stage.write(self.stage_config, finished=True, inputs=self.inputs)
+            for work in self.trainer.unfinished:  # type: ignore[attr-defined]
+                work.finish()
+
+
+def load(target: str) -> Any:
+    """The class that ``package.module:Class`` names."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def output_directory(config: Any) -> Path:
+    """Where a command's artifacts go."""
+    return Path(config["output_dir"] or Path("lightning_logs") / config["experiment"])
+
+
+def _resumable(command: str) -> set[str]:
+    return {"ckpt_path", "weights_only"} if command == "fit" else set()
+
+
+def _selected() -> tuple[str, ...]:
+    return GradsteerCLI.command_names
+
+
+def _shared_output_dir(output_dir: str | None, experiment: str) -> str:
+    return output_dir or str(Path("lightning_logs") / experiment)
+
+
+def _link(parser: LightningArgumentParser, command: Command) -> None:
+    """Gives the groups their share of the common options, so that each is said once."""
+    options = {action.dest for action in parser._actions}
+    for group in command.callbacks:
+        if f"{group}.output_dir" in options:
+            parser.link_arguments(("output_dir", "experiment"), f"{group}.output_dir", compute_fn=_shared_output_dir)
+        for shared in ("experiment", "name", "overwrite", "dry_run"):
+            if f"{group}.{shared}" in options:
+                parser.link_arguments(shared, f"{group}.{shared}")
+    for shared in ("num_samples", "sampling_seed"):
+        if f"data.{shared}" in options:
+            parser.link_arguments(f"model.{shared}", f"data.{shared}")
+    if "writing.vectors" in options:
+        parser.add_argument(
+            "--vectors",
+            type=dict[str, list[str]],
+            default={},
+            help="steering vectors as contrasts of two piles, V = gradient(PLUS) - gradient(MINUS): --vectors.NAME "
+            '"[PLUS_PILE, MINUS_PILE]".',
+        )
+        for target in ("data.vectors", "writing.vectors", "graddiff.vectors"):
+            parser.link_arguments("vectors", target)
+
+
+def _accepted(message: str) -> str:
+    """A line for the innermost option of a parser's error that is known here; nothing where none is."""
+    for key in reversed(list(re.finditer(r'Parser key "([\w.]+)"', message))):
+        name = key[1].rpartition(".")[2]
+        said = _ACCEPTED.get(name)
+        if name == "judge" and "given class_path" not in message[key.end() :]:  # then the class itself is not known
+            judges = {judge: getattr(gradsteer.judges, judge) for judge in gradsteer.judges.__all__}
+            own = [judge for judge, it in judges.items() if hasattr(it, "fingerprint") and not inspect.isabstract(it)]
+            said = f"{', '.join(own)}, or a judge of your own by its import path, such as my_package.MyJudge"
+        if said is not None:
+            return "" if said in message else f"\n{key[1]} takes: {said}"
+    return ""
+
+
+def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
+    """The same configuration with every string in it replaced by the function's result."""
+    if isinstance(value, str):
+        return function(value)
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _map_strings(inner, function) for key, inner in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: _map_strings(inner, function) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_map_strings(inner, function) for inner in value]
+    return value
+
+
+def main(args: list[str]) -> int:
+    """Runs one Trainer command.
+
+    Args:
+        args: the command and its options.
+    """
+    quieten()
+    GradsteerCLI.command_names = (args[0],)  # building the other commands' parsers would only cost time
+    with ExitStack() as held:
+        GradsteerCLI.held = held
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    try:
+        cli = GradsteerCLI(
+            trainer_class=GradsteerTrainer,
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveReplayableConfig,
+            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+            seed_everything_default=0,
+            parser_class=CommandParser,
+            parser_kwargs={
+                "prog": "gradsteer",
+                **{
+                    name: {
+                        "command": name,
+                        "description": COMMANDS[name].help,
+                        # the generated one would bury an error under a list of some two hundred options
+                        "usage": f"gradsteer {name} [--config FILE] [options]   (--help explains them)",
+                    }
+                    for name in GradsteerCLI.command_names
+                },
+            },
+            auto_configure_optimizers=False,
+            # words of the process itself are left to LightningCLI, which warns of any others
+            args=None if args == sys.argv[1:] else args,
+        )
+    except AlreadyDoneError as done:
+        print(f"{done} is done already with this configuration and these inputs: nothing to do")
+        return 0
+    except DryRunDoneError:
+        return 0
+    cli.finish()
+    return 0

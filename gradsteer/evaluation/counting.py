@@ -1,0 +1,125 @@
+"""Counting a condition's judged responses: rates of behaviors and classes, metrics, and what is missing.
+
+Knows of response rows; knows nothing of models or Trainers.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gradsteer.data.response_rows import cluster_of, verdict_of
+from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
+from gradsteer.evaluation.metrics import response_metrics
+from gradsteer.evaluation.refusals import REFUSAL, REFUSAL_SETS, refusals_of
+from gradsteer.evaluation.statistics import Rate, rate_with_interval
+from gradsteer.evaluation.verdict_classes import classes_of, in_class
+from gradsteer.steering.conditions import Condition
+
+Rows = Sequence[Mapping[str, Any]]
+_NUMBER = re.compile(r"(?<!HTTP )\b\d+(?:[.,]\d+)*")  # an HTTP status is no quantity
+_SHOWN = 3  # kinds of reasons
+
+
+def count_condition(
+    condition: Condition,
+    sets: Mapping[str, Rows],
+    behaviors: Sequence[str],
+    errors: Mapping[str, JudgeError] | None = None,
+) -> None:
+    """Fills a condition's rates and metrics from its judged responses.
+
+    Args:
+        condition: whose ``behaviors``, ``classes``, ``refusals``, ``metrics`` and ``corrected`` are filled.
+        sets: rows by set: ``evaluation``, and where they were sampled ``benign`` and ``harmful``.
+        behaviors: that were judged.
+        errors: behavior -> the judge's error on a labelled set.
+    """
+    rows = sets.get("evaluation", [])
+    clear = [row for row in rows if not row.get("degenerate")]
+    clusters = [cluster_of(row) for row in clear]
+    num_degenerate = len(rows) - len(clear)
+    for behavior in behaviors:
+        verdicts = [verdict_of(row, behavior) for row in clear]
+        condition.behaviors[behavior] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
+    for name, where in classes_of(list(behaviors)).items():
+        verdicts = [in_class(row["verdicts"], where) for row in clear]
+        condition.classes[name] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
+    condition.metrics.update(response_metrics(rows))
+    condition.refusals.update(refusals_of(sets, behaviors))
+    condition.metrics.update({f"refusal_{name}": rate.rate for name, rate in condition.refusals.items()})
+    if errors:
+        condition.corrected = {
+            behavior: _corrected(condition.behaviors[behavior], error) for behavior, error in errors.items()
+        }
+
+
+def scalars_of(condition: Condition) -> dict[str, float]:
+    """The rates and metrics that there are, as loggers show them."""
+    scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
+    return scalars | {f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None}
+
+
+def rates_text(condition: Condition) -> str:
+    """The rates in a line: ``bridge 41.9% of 797, recipe of none: 12 degenerate``."""
+    return ", ".join(f"{name} {_rate_text(rate)}" for name, rate in condition.behaviors.items())
+
+
+def _rate_text(rate: Rate) -> str:
+    if rate.rate is not None:
+        return f"{100 * rate.rate:.1f}% of {rate.num_scored}"
+    missing = {"degenerate": rate.num_degenerate, "unscored": rate.num_unscored}
+    return "of none: " + (", ".join(f"{number} {name}" for name, number in missing.items() if number) or "no responses")
+
+
+def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: float) -> str | None:
+    """Says so where the share of unscored verdicts on a behavior passes the limit; None where none does.
+
+    Args:
+        condition: that was counted.
+        sets: its rows by set.
+        limit: the share, from 0 to 1.
+    """
+    counted = [(behavior, rate, "evaluation") for behavior, rate in condition.behaviors.items()]
+    counted += [
+        (REFUSAL, condition.refusals[f"{name}_judged"], name)
+        for name in REFUSAL_SETS
+        if f"{name}_judged" in condition.refusals
+    ]
+    for behavior, rate, name in counted:
+        total = rate.num_scored + rate.num_unscored
+        if total == 0 or rate.num_unscored <= limit * total:
+            continue
+        missing = [row for row in sets[name] if behavior in row["unscored"] and not row.get("degenerate")]
+        shown = reasons_text(row["unscored"][behavior] for row in missing)
+        where = "" if name == "evaluation" else f", {name} prompts"
+        return (
+            f"condition {condition.name!r}{where}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
+            f"({100 * rate.num_unscored / total:.1f}%) are unscored, more than evaluation.max_unscored {limit:g} "
+            f"allows. Reasons: {shown}. What was sampled and judged is kept: the same command asks for what is "
+            "missing, but for what was refused for good; with a higher evaluation.max_unscored it goes on without"
+        )
+    return None
+
+
+def reasons_text(reasons: Iterable[str]) -> str:
+    """The most frequent reasons with their counts; those that differ in numbers alone are one, with N for these."""
+    alike: dict[str, Counter[str]] = defaultdict(Counter)
+    for reason in reasons:
+        alike[_NUMBER.sub("\0", reason)][reason] += 1  # which no reason holds
+    groups = sorted(alike.values(), key=Counter.total, reverse=True)
+    shown = [f"{group.total()} x {_in_common(list(group))[:200]}" for group in groups[:_SHOWN]]
+    others = sum(group.total() for group in groups[_SHOWN:])
+    return "; ".join([*shown, *([f"and {others} others"] if others else [])])
+
+
+def _in_common(texts: Sequence[str]) -> str:
+    """The first of texts that differ in numbers alone, with N for the numbers that differ."""
+    differs = iter([len(set(numbers)) > 1 for numbers in zip(*map(_NUMBER.findall, texts), strict=True)])
+    return _NUMBER.sub(lambda number: "N" if next(differs) else number[0], texts[0])
+
+
+def _corrected(rate: Rate, error: JudgeError) -> dict[str, Any] | None:
+    if rate.effective_n is None:
+        return None
+    return corrected_rate(rate.num_scored, rate.num_positive, rate.effective_n, error)

@@ -1,0 +1,230 @@
+"""Rates under other weights from responses of these: self-normalised importance weighting, and its linear form.
+
+With responses r sampled from p and judged, the rate of a class k under p' is
+
+    P'(k) ~ sum_r w_r 1[r in k] / sum_r w_r,    w_r = p'(r) / p(r)
+
+(Hesterberg 1995, Technometrics 37:185), to be believed as far as the effective sample size ``(sum w)^2 / sum w^2``
+(Kong 1992) says. Its linear form needs the mean derivative of ``-log p(r)`` along a direction V alone, ``g_k`` over
+class k: ``P_k(alpha) ~ P_k exp(-alpha g_k)``, normalised over classes that partition the responses.
+
+Knows of numbers only; replies to one prompt are alike, so intervals are from a bootstrap over prompts (Davison and
+Hinkley 1997, "Bootstrap methods and their application", 3.8).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradsteer.evaluation.statistics import design_effect, wilson
+
+Interval = tuple[float, float]
+
+
+def normalised_weights(log_ratios: np.ndarray) -> np.ndarray:
+    """``w_r / sum w`` from ``log w_r``, without overflow.
+
+    Args:
+        log_ratios: (responses,) ``log p'(r) - log p(r)`` in nats; -inf where p'(r) is 0.
+
+    Raises:
+        ValueError: a ratio is NaN or +inf, or all are -inf: no response is possible under p'.
+    """
+    if np.isnan(log_ratios).any() or np.isposinf(log_ratios).any():
+        raise ValueError("a log ratio is NaN or infinite: the scores of a response are not finite")
+    top = log_ratios.max()
+    if np.isneginf(top):
+        raise ValueError("no response is possible under these weights: every one has a token outside of its nucleus")
+    weights: np.ndarray = np.exp(log_ratios - top)
+    weights /= weights.sum()
+    return weights
+
+
+def effective_sample_size(weights: np.ndarray) -> float:
+    """``(sum w)^2 / sum w^2``, from 1 to the number of responses."""
+    scaled = weights / weights.max()  # squares of tiny weights would be 0
+    return float(scaled.sum() ** 2 / np.square(scaled).sum())
+
+
+def divergence(weights: np.ndarray) -> float:
+    """``KL(p' || p)`` of whole responses in nats, at least 0: ``sum_r w_r log(n w_r)`` with weights that sum to 1."""
+    positive = weights[weights > 0]
+    return max(0.0, float((positive * np.log(len(weights) * positive)).sum()))
+
+
+@dataclass(frozen=True)
+class PromptBootstrap:
+    """Draws of prompts with replacement, the same for every quantity, so that all are resampled together.
+
+    Attributes:
+        prompts: (responses,) number of each response's prompt, from 0.
+        counts: (draws, prompts) how often each prompt is in a draw.
+    """
+
+    prompts: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def draw(cls, prompts: np.ndarray, *, draws: int, seed: int) -> "PromptBootstrap":
+        """Draws, the same for the same seed.
+
+        Args:
+            prompts: (responses,) number of each response's prompt, from 0.
+            draws: number of resamples.
+            seed: of the draws.
+
+        Raises:
+            ValueError: fewer than 100 draws: an interval's ends would be noise.
+        """
+        if draws < 100:
+            raise ValueError(f"the number of bootstrap draws is {draws}; accepted: at least 100")
+        num = int(prompts.max()) + 1
+        generator = np.random.default_rng(seed)
+        return cls(prompts, generator.multinomial(num, np.full(num, 1 / num), size=draws).astype(np.float64))
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """(draws, ...) resampled sums of (responses, ...) values."""
+        per_prompt = np.zeros((self.counts.shape[1], *values.shape[1:]))
+        np.add.at(per_prompt, self.prompts, values)
+        result: np.ndarray = self.counts @ per_prompt
+        return result
+
+
+def percentile_interval(draws: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The middle `confidence` of the draws; draws that are not finite are left out."""
+    finite = draws[np.isfinite(draws)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(finite, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def weighted_rate(
+    weights: np.ndarray, verdicts: np.ndarray, bootstrap: PromptBootstrap, confidence: float = 0.95
+) -> tuple[float, float, float] | None:
+    """The self-normalised rate of true verdicts and its interval.
+
+    The interval is the wider of two on each side: the bootstrap's percentiles, and Wilson's at the effective sample
+    size less the design effect of the verdicts' clusters. The bootstrap alone is a point where no positive was seen,
+    and too narrow where few responses carry most of the weight.
+
+    Args:
+        weights: (responses,) any positive scale.
+        verdicts: (responses,) 1, 0 or NaN for unscored; unscored ones count neither way.
+        bootstrap: over the responses' prompts.
+        confidence: the interval's coverage.
+
+    Returns:
+        rate, low, high, in [0, 1]; None where nothing is scored or the scored ones have no weight.
+    """
+    scored = ~np.isnan(verdicts)
+    masses = np.where(scored, weights, 0.0)
+    total = masses.sum()
+    if not total > 0:
+        return None
+    values = np.where(scored, verdicts, 0.0)
+    rate = float(np.clip((masses * values).sum() / total, 0.0, 1.0))
+    sums = bootstrap.sums(np.stack([masses * values, masses], axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = percentile_interval(sums[:, 0] / sums[:, 1], confidence)
+    clusters = bootstrap.prompts[scored].astype(str).tolist()
+    effect = design_effect(values[scored].astype(bool).tolist(), clusters)
+    other_low, other_high = wilson(rate, max(1.0, effective_sample_size(masses[scored]) / effect), confidence)
+    return rate, float(min(low, other_low, rate)), float(max(high, other_high, rate))
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """``P_k(alpha) ~ P_k exp(-alpha g_k)`` along one direction: a whole curve from two forward passes.
+
+    Attributes:
+        derivatives: (responses,) derivative of ``-log p(r)`` by alpha, nats.
+        classes: (responses,) number of each response's class, from 0, -1 where a verdict is unscored. Classes partition
+            the responses: each is one combination of verdicts.
+        members: (classes, behaviors) 1 where the class shows the behavior.
+        behaviors: their names.
+    """
+
+    derivatives: np.ndarray
+    classes: np.ndarray
+    members: np.ndarray
+    behaviors: tuple[str, ...]
+
+    @classmethod
+    def of(cls, derivatives: np.ndarray, verdicts: Mapping[str, np.ndarray]) -> "LinearForm":
+        """From the responses' derivatives and their verdicts (responses,) by behavior, 1, 0 or NaN.
+
+        A behavior without any verdict is left out.
+        """
+        verdicts = {name: values for name, values in verdicts.items() if not np.isnan(values).all()}
+        table = np.array(list(verdicts.values())).reshape(len(verdicts), len(derivatives)).T
+        scored = ~np.isnan(table).any(axis=1)
+        members, numbers = np.unique(table[scored], axis=0, return_inverse=True)
+        classes = np.full(len(table), -1)
+        classes[scored] = numbers.reshape(-1)
+        return cls(derivatives, classes, members, tuple(verdicts))
+
+    def rates(self, alpha: float) -> dict[str, float]:
+        """Behavior -> rate at alpha; empty where no response has all verdicts."""
+        if not len(self.members):
+            return {}
+        one_hot = self._one_hot
+        shares = one_hot.sum(axis=0, keepdims=True)
+        slopes = (one_hot * self.derivatives[:, None]).sum(axis=0, keepdims=True) / shares
+        return dict(zip(self.behaviors, self._rates(alpha, shares, slopes)[0].tolist(), strict=True))
+
+    def intervals(self, alpha: float, bootstrap: PromptBootstrap, confidence: float = 0.95) -> dict[str, Interval]:
+        """Behavior -> interval of `rates`: shares and derivatives of every class are resampled together."""
+        if not len(self.members):
+            return {}
+        one_hot = self._one_hot
+        shares = bootstrap.sums(one_hot)
+        slopes = bootstrap.sums(one_hot * self.derivatives[:, None]) / np.maximum(shares, 1e-300)
+        rates = self._rates(alpha, shares, slopes)
+        return {name: percentile_interval(rates[:, i], confidence) for i, name in enumerate(self.behaviors)}
+
+    @property
+    def _one_hot(self) -> np.ndarray:
+        """(responses, classes); a row of zeros where a verdict is unscored."""
+        inside: np.ndarray = self.classes[:, None] == np.arange(len(self.members))
+        return inside.astype(np.float64)
+
+    def _rates(self, alpha: float, shares: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """(draws, behaviors) from (draws, classes)."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # a draw without any scored response gives NaN
+            logits = np.log(shares) - alpha * slopes
+            masses = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: np.ndarray = masses @ self.members / masses.sum(axis=1, keepdims=True)
+        return result
+
+
+def mean_difference(
+    derivatives: np.ndarray, plus: np.ndarray, minus: np.ndarray, prompts: np.ndarray
+) -> tuple[float, float]:
+    """``<S, V>``, the mean derivative of ``-log p(r)`` over PLUS less that over MINUS, and its standard error.
+
+    By alpha the log-odds of PLUS against MINUS change by ``-alpha <S, V>``. The standard error is the linearised one of
+    a difference of ratios over clusters (Cochran 1977, "Sampling techniques", 6.3), with prompts as clusters.
+
+    Args:
+        derivatives: (responses,) nats.
+        plus: (responses,) bool.
+        minus: (responses,) bool.
+        prompts: (responses,) number of each one's prompt.
+
+    Raises:
+        ValueError: a class is empty.
+    """
+    for name, members in (("PLUS", plus), ("MINUS", minus)):
+        if not members.any():
+            raise ValueError(f"the {name} class has no response: there is nothing to take a slope from")
+    means = [float(derivatives[members].mean()) for members in (plus, minus)]
+    parts = np.where(plus, (derivatives - means[0]) / plus.sum(), 0.0)
+    parts = parts - np.where(minus, (derivatives - means[1]) / minus.sum(), 0.0)
+    touched = np.unique(prompts[plus | minus])
+    per_prompt = np.bincount(prompts, weights=parts)[touched]
+    num = len(touched)
+    error = float(np.sqrt(num / (num - 1) * np.square(per_prompt).sum())) if num > 1 else float("nan")
+    return means[0] - means[1], error

@@ -1,0 +1,246 @@
+"""``gradsteer export``: the command line."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gradsteer.export.directory import REPORT, check_target, replacing_directory
+from gradsteer.provenance import provenance
+from gradsteer.records import write_json
+
+if TYPE_CHECKING:
+    from gradsteer.export.inputs import Request
+
+# option -> the format that reads it, and its default there
+_OF_FORMAT: dict[str, tuple[str, Any]] = {
+    "dtype": ("model", "float32"),
+    "rounding": ("model", "nearest"),
+    "seed": ("model", 0),
+    "rank": ("adapter", 16),
+    "ranks": ("adapter", [1, 2, 4, 8, 16]),
+    "min_energy": ("adapter", 0.0),
+    "responses": ("adapter", None),
+    "behavior": ("adapter", None),
+}
+# of a step that its dtype keeps; below it the command warns
+_WELL_KEPT = 0.9
+
+
+def main(args: Sequence[str]) -> int:
+    """Exports from the command line.
+
+    Args:
+        args: the options.
+
+    Raises:
+        ValueError: an option's value is not accepted, or the vector cannot be exported so.
+        FileNotFoundError: there is no such file.
+    """
+    options = _parser().parse_args(_joined(list(args)))
+    values = _of_format(options)
+    _check_values(options, values)
+    from gradsteer.cli.warning_filters import quieten
+    from gradsteer.export.inputs import Request
+
+    named = ("model", "vector", "alpha", "base", "trust_remote_code", "allow_other_model")
+    request = Request(transforms=options.transforms or (), **{name: options[name] for name in named})
+    request.check()
+    read = {f"--{name}": options[name] for name in ("model", "vector", "base", "responses")}
+    target = check_target(options.to, overwrite=options.overwrite, inputs=read)
+    quieten()
+    with replacing_directory(target) as directory:
+        write = _model if options.format == "model" else _adapter
+        report = write(request, values, directory)
+        write_json(directory / REPORT, {**report, **provenance()})
+    print(f"wrote {options.to}")
+    return 0
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The words with ``--alpha X`` as ``--alpha=X``: argparse takes -1e-3 for an option, though not -0.001."""
+    if "--alpha" in words[:-1]:
+        place = words.index("--alpha")
+        words[place : place + 2] = [f"--alpha={words[place + 1]}"]
+    return words
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="gradsteer export",
+        description="Writes theta + alpha V for tools that know nothing of gradsteer: the steered model as a Hugging "
+        "Face directory (--format model), or V as a PEFT LoRA adapter whose scaling is alpha (--format adapter). "
+        "See docs/export.md.",
+    )
+    parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
+    add = parser.add_argument
+    add("--model", type=str, required=True, help="the anchor that the vector was made on, a directory or a hub id.")
+    add("--vector", type=str, required=True, help="a vectors/NAME.safetensors file.")
+    add(
+        "--alpha",
+        type=float,
+        required=True,
+        help="positive reduces the behavior of the vector's PLUS pile, negative raises it; not 0.",
+    )
+    add(
+        "--transforms",
+        type=list[Any] | None,
+        help="of the vector, in order, as for steer, such as '[diff_weighting, norm_matched]'; none by default.",
+    )
+    add(
+        "--base",
+        type=str | None,
+        help="the model that the anchor was finetuned from, for transforms that need the weight diff; by default the "
+        "one that fit recorded in the anchor's directory.",
+    )
+    add("--format", type=Literal["model", "adapter"], required=True, help="what to write.")
+    add("--to", type=str, required=True, help="the directory to write; new or empty.")
+    add("--overwrite", type=bool, default=False, help="replace an earlier export in --to; nothing else is replaced.")
+    add(
+        "--dtype",
+        type=Literal["float32", "bfloat16", "float16"] | None,
+        help="model: of the weights; float32 by default. The steered weights are computed in float32 and rounded once: "
+        "how much of the step is left is said and written in the model card.",
+    )
+    add(
+        "--rounding",
+        type=Literal["nearest", "stochastic"] | None,
+        help="model: of bfloat16 and float16; nearest by default. stochastic rounds each weight up or down by chance, "
+        "so that a step too small for the dtype arrives in expectation, at the price of noise.",
+    )
+    add("--seed", type=int | None, help="model: of --rounding stochastic; 0 by default.")
+    add(
+        "--rank",
+        type=int | Literal["full"] | None,
+        help="adapter: of B A for every matrix (its own full rank where that is smaller); 16 by default; full loses "
+        "nothing of the matrices.",
+    )
+    add(
+        "--ranks",
+        type=list[int] | None,
+        help="adapter: further ranks in the table of what each would keep; [1, 2, 4, 8, 16] by default.",
+    )
+    add(
+        "--min_energy",
+        type=float | None,
+        help="adapter: refuse one that keeps less than this share, 0 to 1, of the squared norm of the whole vector; 0 "
+        "by default: only said.",
+    )
+    add(
+        "--responses",
+        type=str | None,
+        help="adapter: a responses/NAME.jsonl of judged responses: adds to the table the share of the vector's effect "
+        "on their log-probabilities, to first order. Costs two passes over them, and two more a rank.",
+    )
+    add(
+        "--behavior",
+        type=str | None,
+        help="of the verdicts in --responses; by default the vector's PLUS pile's name where there are such verdicts.",
+    )
+    add("--trust_remote_code", type=bool, default=False, help="run code that comes with the model.")
+    add("--allow_other_model", type=bool, default=False, help="take a vector that was made on other weights.")
+    return parser
+
+
+def _of_format(options: Any) -> dict[str, Any]:
+    """The options of the format asked for, with their defaults; the other format's are refused."""
+    for name, (form, _) in _OF_FORMAT.items():
+        if form != options.format and options[name] is not None:
+            raise ValueError(f"--{name} is {options[name]!r}, which --format {options.format} does not read")
+    return {name: default if options[name] is None else options[name] for name, (_, default) in _OF_FORMAT.items()}
+
+
+def _check_values(options: Any, values: dict[str, Any]) -> None:
+    if values["rounding"] == "stochastic" and values["dtype"] == "float32":
+        raise ValueError("--rounding is 'stochastic', and --dtype float32; accepted: --dtype bfloat16 or float16")
+    if options.seed is not None and values["rounding"] != "stochastic":
+        raise ValueError(f"--seed is {options.seed}, which only --rounding stochastic reads")
+    if values["rank"] != "full" and values["rank"] < 1:
+        raise ValueError(f"--rank is {values['rank']}; accepted: at least 1, or full")
+    bad = [rank for rank in values["ranks"] if rank < 1]
+    if bad:
+        raise ValueError(f"--ranks holds {bad[0]}; accepted: numbers of at least 1")
+    if not 0 <= values["min_energy"] <= 1:
+        raise ValueError(f"--min_energy is {values['min_energy']}; accepted: from 0 to 1")
+    if values["behavior"] is not None and values["responses"] is None:
+        raise ValueError(f"--behavior is {values['behavior']!r}, which needs --responses FILE")
+
+
+def _model(request: "Request", values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    from gradsteer.export.model import write_model
+
+    steering = request.load()
+    chosen = {name: values[name] for name in ("dtype", "rounding", "seed")}
+    report = {**steering.described(), **write_model(steering, directory, **chosen)}
+    kept = report["retained_fraction"]
+    print(
+        f"step of norm {steering.step_norm:.4g} in {values['dtype']}: retained fraction {kept:.4f}, step error "
+        f"{report['step_error']:.4f}, {100 * report['changed_fraction']:.1f} % of the weights changed"
+    )
+    if kept < _WELL_KEPT and values["rounding"] == "nearest":
+        print(
+            f"warning: {values['dtype']} keeps {100 * kept:.0f} % of this step; --format adapter keeps all of its "
+            "matrices' part, as peft holds it in float32 beside a model in half precision"
+            + ("" if values["dtype"] == "float32" else ", and --dtype float32 all of it")
+        )
+    return report
+
+
+def _adapter(request: "Request", values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    from gradsteer.export.adapter import write_adapter, write_adapter_card
+    from gradsteer.export.effect import choose_behavior, effects, read_judged
+    from gradsteer.export.ranks import keep
+    from gradsteer.export.tables import card_numbers, print_tables
+    from gradsteer.models.loading import load_tokenizer
+    from gradsteer.vectors.parameter_vectors import SteeringVector
+
+    judged, responses = None, values["responses"]
+    if responses is not None:  # read before the model is
+        header = SteeringVector({}, SteeringVector.read_header(request.vector))
+        behavior = choose_behavior(responses, values["behavior"], header)
+        tokenizer = load_tokenizer(request.model, trust_remote_code=request.trust_remote_code)
+        judged = read_judged(responses, behavior, tokenizer)
+    steering = request.load()
+    kept, ranks = keep(
+        steering,
+        rank=values["rank"],
+        ranks=values["ranks"],
+        all_factors=judged is not None,
+        min_energy=values["min_energy"],
+        progress=_with_bar,
+    )
+    table, derivative = kept.table(ranks), None
+    if judged is not None:
+        parts = (kept.at(rank) for rank in ranks)
+        pad = int(steering.tokenizer.pad_token_id)
+        derivative, shares = effects(steering.model, steering.vector, parts, judged, pad_token_id=pad)
+        for row, share in zip(table, shares, strict=True):
+            row["effect"] = share
+    report = {
+        **steering.described(),
+        "format": "adapter",
+        "rank": kept.rank,
+        "energy": kept.energy,
+        "held_energy": kept.held_energy,
+        "kept_share": kept.share(kept.rank),
+        "behavior": None if judged is None else judged.behavior,
+        "responses": responses,
+        "derivative": derivative,
+        "table": table,
+        "not_held": kept.not_held,
+        "matrices": kept.matrices(),
+    }
+    write_adapter(steering, kept.held, kept.factors, kept.rank, directory)
+    write_adapter_card(steering, directory, card_numbers(report))
+    print_tables(report)
+    return report
+
+
+def _with_bar(names: list[str]) -> Iterable[str]:
+    from rich.console import Console
+    from rich.progress import track
+
+    hidden = not sys.stderr.isatty()
+    return track(names, "factorising", console=Console(stderr=True), transient=True, disable=hidden)

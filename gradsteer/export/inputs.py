@@ -1,0 +1,143 @@
+"""What an export starts from: the anchor, the vector with its transforms, alpha."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradsteer.models.loading import check_model_path, load_causal_lm, load_tokenizer, recorded_base
+from gradsteer.steering.weight_steering import steered
+from gradsteer.vectors.parameter_vectors import SteeringVector
+from gradsteer.vectors.transforms import apply_transforms, needs_diff, parse_transform
+from gradsteer.vectors.weight_diff import WeightDiff, named_weights
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A step to export: ``theta + alpha * V`` of a model.
+
+    Attributes:
+        model_name: the anchor, as the user gave it.
+        vector_file: the vector's file, as the user gave it.
+        alpha: positive reduces the behavior of the vector's PLUS pile, negative raises it.
+        transforms: what was done to the vector, as labels.
+        model: the anchor, float32, in eval mode.
+        tokenizer: the anchor's.
+        vector: V, transformed.
+    """
+
+    model_name: str
+    vector_file: str
+    alpha: float
+    transforms: list[str]
+    model: Any
+    tokenizer: Any
+    vector: SteeringVector
+
+    @property
+    def step_norm(self) -> float:
+        """``||alpha * V||``."""
+        return abs(self.alpha) * self.vector.norm()
+
+    def described(self) -> dict[str, Any]:
+        """What was exported, for the report; paths are as the user gave them."""
+        return {
+            "model": self.model_name,
+            "vector": self.vector_file,
+            "alpha": self.alpha,
+            "transforms": self.transforms,
+            "vector_norm": self.vector.norm(),
+        }
+
+
+@dataclass(frozen=True)
+class Request:
+    """The same before anything is loaded.
+
+    Attributes:
+        model: a hub id or a directory.
+        vector: a vectors/NAME.safetensors file.
+        alpha: the steering coefficient.
+        transforms: of the vector, in order.
+        base: of the weight diff, where a transform needs it; None: as fit recorded it in the model's directory.
+        trust_remote_code: run code that comes with the models.
+        allow_other_model: take a vector that was made on other weights.
+    """
+
+    model: str
+    vector: str
+    alpha: float
+    transforms: Sequence[Any] = ()
+    base: str | None = None
+    trust_remote_code: bool = False
+    allow_other_model: bool = False
+
+    def check(self) -> None:
+        """Refuses what can be known to be wrong without loading a tensor.
+
+        Raises:
+            ValueError: alpha, a transform or a path is not accepted.
+            FileNotFoundError: there is no such vector.
+        """
+        if not math.isfinite(self.alpha) or self.alpha == 0:
+            raise ValueError(f"--alpha is {self.alpha}; accepted: a finite number but 0")
+        check_model_path(self.model)
+        for spec in self.transforms:
+            if isinstance(spec, list):
+                raise ValueError(f"--transforms holds a list, {spec!r}; accepted: one list of transforms, as for steer")
+            parse_transform(spec)
+        if self.base is not None and not self._need_diff:
+            raise ValueError(f"--base is {self.base!r}, and no transform needs the weight diff; leave it out")
+        if self._need_diff:
+            check_model_path(self._base())
+        SteeringVector.read_header(self.vector)
+
+    @property
+    def _need_diff(self) -> bool:
+        return any(needs_diff(spec) for spec in self.transforms)
+
+    def _base(self) -> str:
+        base = self.base or recorded_base(self.model)
+        if base is None:
+            name = next(parse_transform(spec)[0] for spec in self.transforms if needs_diff(spec))
+            raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--base)")
+        return base
+
+    def load(self) -> Steering:
+        """Loads the model, checks that the vector belongs to it, and applies the transforms.
+
+        Raises:
+            ValueError: the vector does not fit, was made on other weights, or becomes zero.
+        """
+        tokenizer = load_tokenizer(self.model, trust_remote_code=self.trust_remote_code)
+        model = load_causal_lm(self.model, trust_remote_code=self.trust_remote_code)
+        vector = SteeringVector.load(self.vector)
+        try:
+            with steered(model, vector, 0.0, allow_other_model=self.allow_other_model):
+                pass  # checks names, shapes and the fingerprint
+        except ValueError as error:
+            hint = " (--allow_other_model true)" if "allow_other_model" in str(error) else ""
+            raise ValueError(f"--vector {self.vector}: {error}{hint}") from error
+        diff = None
+        if self._need_diff:
+            base = load_causal_lm(self._base(), trust_remote_code=self.trust_remote_code)
+            diff = WeightDiff.between(named_weights(model), named_weights(base))
+        transformed = apply_transforms(vector, diff, self.transforms)
+        labels = [parse_transform(spec)[0] for spec in self.transforms]
+        norm = transformed.norm()
+        if norm == 0 or not math.isfinite(norm):
+            after = f" after {', '.join(labels)}" if labels else ""
+            raise ValueError(f"--vector {self.vector} has the norm {norm}{after}: there is no step to export")
+        return Steering(self.model, self.vector, self.alpha, labels, model, tokenizer, transformed)
+
+
+def is_hub_id(name_or_path: str) -> bool:
+    """Whether a model's name can only be one on the hub."""
+    looks_local = name_or_path.startswith((".", "~", "/")) or name_or_path.count("/") > 1
+    return not looks_local and not Path(name_or_path).exists()
+
+
+def shown_name(name_or_path: str) -> str:
+    """A model's or file's name for a text that travels: a hub id as it is, of a path the last part."""
+    return name_or_path if is_hub_id(name_or_path) else Path(name_or_path).resolve().name

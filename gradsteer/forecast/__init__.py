@@ -1,0 +1,1 @@
+"""Rates and doses from forward passes."""

@@ -1,0 +1,106 @@
+"""What a unit of alpha does to the log-odds of a behavior, as a vector's file says it.
+
+The formula is the project's note's: with S the difference of the two piles' score functions, scored as the responses
+were sampled, the log-odds of PLUS against MINUS change by ``-alpha <S, V>``. Knows of vectors and numbers; the slope
+itself is taken by `gradsteer.forecast.slopes`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from gradsteer.vectors.parameter_vectors import ParameterVector
+
+_KEY = "calibration"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A vector's cross-fitted slope.
+
+    Attributes:
+        slope: ``<S, V> = (<S_1, V_2> + <S_2, V_1>) / 2`` over two halves of the prompts, nats a unit of alpha.
+        standard_error: of the slope over prompts, with the halves' vectors as they are: where the split-half cosine is
+            low, the noise in V itself adds to it.
+        halves: the two terms.
+        temperature: that the responses were sampled and scored at.
+        top_p: likewise.
+        num_plus: responses of the PLUS pile.
+        num_minus: of the MINUS pile.
+        judges: fingerprints of the judges whose verdicts made the piles, where their rows say.
+    """
+
+    slope: float
+    standard_error: float
+    halves: tuple[float, float]
+    temperature: float
+    top_p: float
+    num_plus: int
+    num_minus: int
+    judges: tuple[str, ...] = ()
+
+    def is_of(self, temperature: float, top_p: float) -> bool:
+        """Whether it was taken at this way of sampling; at another, alpha would be of another scale."""
+        return (self.temperature, self.top_p) == (temperature, top_p)
+
+    def shift(self, alpha: float) -> float:
+        """The predicted change of the log-odds of PLUS against MINUS at alpha."""
+        return -alpha * self.slope
+
+    def alpha(self, shift: float) -> float:
+        """The alpha at which the log-odds are predicted to change by `shift`.
+
+        Raises:
+            ValueError: the slope is within two standard errors of 0, or its error is not known: the alpha would be
+                noise.
+        """
+        if not abs(self.slope) > 2 * self.standard_error:
+            raise ValueError(
+                f"the slope <S, V> is {self.slope:.3g} +- {self.standard_error:.2g}, not told from 0: no alpha can be "
+                "computed from it; larger piles are wanted"
+            )
+        return -shift / self.slope
+
+    def write(self, vector: ParameterVector) -> None:
+        """Notes the calibration in a vector's metadata."""
+        vector.metadata[_KEY] = json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str]) -> "Calibration | None":
+        """The calibration in a vector's metadata; None where there is none."""
+        if _KEY not in metadata:
+            return None
+        values = json.loads(metadata[_KEY])
+        first, second = values.pop("halves")
+        judges = tuple(values.pop("judges", ()))  # a vector of before does not say them
+        return cls(halves=(first, second), judges=judges, **values)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What a vector is the contrast of, in verdicts.
+
+    Attributes:
+        plus: verdicts of the responses in the PLUS pile; None where the pile was a plain file.
+        minus: of those in the MINUS pile.
+        behavior: that the vector is of: the one that PLUS shows and MINUS does not; None where that is no single one.
+    """
+
+    plus: dict[str, bool] | None = None
+    minus: dict[str, bool] | None = None
+    behavior: str | None = None
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str], behavior: str | None = None) -> "Contrast":
+        """From a vector's metadata.
+
+        Args:
+            metadata: the vector's.
+            behavior: given by the user; otherwise read off the two piles' verdicts.
+        """
+        sides = [json.loads(metadata[f"{side}_where"]) for side in ("plus", "minus") if f"{side}_where" in metadata]
+        if len(sides) < 2:
+            return cls(behavior=behavior)
+        plus, minus = sides
+        shown = [name for name, value in plus.items() if value and not minus.get(name, False)]
+        return cls(plus, minus, behavior or (shown[0] if len(shown) == 1 else None))

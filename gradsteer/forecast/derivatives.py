@@ -1,0 +1,68 @@
+"""Derivatives of responses' log-probabilities along a direction in weight space, by forward passes alone.
+
+Knows of a scorer and vectors; knows nothing of verdicts or files.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.steering.rounding import HALF_PRECISIONS
+from gradsteer.steering.weight_steering import steered
+from gradsteer.vectors.parameter_vectors import ParameterVector
+
+# smallest, largest and wished-for change in nats of a whole response: well above the rounding of forward passes, and
+# small enough for what central differences leave in, the third order, to be a few thousandths at most
+_FULL_PRECISION = 0.002, 0.03, 0.01
+# forward passes in half precision are rounded by far more; so are the weights
+_HALF_PRECISION = 0.01, 0.3, 0.05
+_MOST_TRIALS = 8
+
+
+def log_prob_derivatives(
+    model: Any, scorer: ResponseScorer, vector: ParameterVector, *, tick: Callable[[], None] | None = None
+) -> tuple[np.ndarray, int]:
+    """``d(-log p(r)) / d alpha`` at alpha = 0 for ``theta + alpha V``, response by response: central differences.
+
+    The step is chosen so that the responses' log-probabilities change by about 0.01 nats (root mean square; 0.05 where
+    the weights are in half precision): well above the rounding of a forward pass, well within the linear range.
+
+    Args:
+        model: the scorer's model, at the weights where the derivative is taken.
+        scorer: of the responses.
+        vector: the direction V; whether it belongs to the model is the caller's to check.
+        tick: called after every batch.
+
+    Returns:
+        (responses,) nats a unit of alpha, and the number of forward passes.
+
+    Raises:
+        ValueError: the vector is zero, or no step gives changes of a usable size.
+    """
+    norm = vector.norm()
+    if norm == 0:
+        raise ValueError("the vector is zero: it has no direction")
+    half = next(model.parameters()).dtype in HALF_PRECISIONS
+    smallest, largest, aim = _HALF_PRECISION if half else _FULL_PRECISION
+    nuclei = scorer.nuclei() if scorer.top_p < 1 else None
+    step, passes = 0.01 / norm, 0 if nuclei is None else 1
+    for _ in range(_MOST_TRIALS):
+        scores = []
+        for sign in (1, -1):
+            with steered(model, vector, sign * step, allow_other_model=True):
+                scores.append(scorer.log_probs(nuclei=nuclei, tick=tick))
+            passes += 1
+        differences = scores[1] - scores[0]
+        size = float(np.sqrt(np.mean(np.square(differences)))) / 2
+        if smallest <= size <= largest:
+            return differences / (2 * step), passes
+        if not np.isfinite(size):
+            step /= 100
+        else:
+            step *= min(100.0, max(0.01, aim / size)) if size > 0 else 100.0
+    raise ValueError(
+        f"the log-probabilities change by {size:.1e} nats at +-{step:.1e} V, and no other step came near {aim}: the "
+        "vector does not move the model, or the scores are not finite"
+    )

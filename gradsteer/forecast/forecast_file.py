@@ -1,0 +1,107 @@
+"""What a forecast says of one condition, as reports hold it, and which prompts it is of.
+
+Knows of numbers, names and digests only.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gradsteer.records import text_digest
+
+
+@dataclass(frozen=True)
+class ForecastRate:
+    """A behavior's predicted rate.
+
+    Attributes:
+        rate: the forecast, in [0, 1].
+        ci_low: 95% interval, bootstrap over prompts.
+        ci_high: likewise.
+        importance: the rate by importance weights.
+        linear: the rate by the linear form; None where no direction was given.
+        num_scored: responses that it rests on.
+        num_unscored: responses without a verdict.
+    """
+
+    rate: float
+    ci_low: float
+    ci_high: float
+    importance: float
+    linear: float | None
+    num_scored: int
+    num_unscored: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is predicted of one condition.
+
+    Attributes:
+        method: ``importance``, or ``linear`` where the effective sample size is too small and a direction was given.
+        effective_sample_size: of the importance weights, of `num_responses`.
+        num_responses: that the forecast rests on.
+        reliable: whether the effective sample size is large enough.
+        rates: behavior -> its rate.
+        classes: class of responses -> its rate, where there are several behaviors; see
+            `gradsteer.evaluation.verdict_classes`.
+        log_odds_shift: change of the log-odds of the vector's PLUS against its MINUS class; None without classes.
+        linear_log_odds_shift: ``-alpha <S, V>``; likewise.
+        kl_per_token: ``KL(p' || p)`` of whole responses over their mean length, nats; None where none is possible.
+        traits: importance-weighted means of what else is known of the responses: their length, the share cut, ...
+    """
+
+    method: Literal["importance", "linear"]
+    effective_sample_size: float
+    num_responses: int
+    reliable: bool
+    rates: dict[str, ForecastRate]
+    classes: dict[str, ForecastRate]
+    log_odds_shift: float | None
+    linear_log_odds_shift: float | None
+    kl_per_token: float | None
+    traits: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row's ``predicted``: plain values, None for what does not apply."""
+        return {
+            "method": self.method,
+            "effective_sample_size": self.effective_sample_size,
+            "num_responses": self.num_responses,
+            "reliable": self.reliable,
+            "log_odds_shift": self.log_odds_shift,
+            "linear_log_odds_shift": self.linear_log_odds_shift,
+            "kl_per_token": self.kl_per_token,
+            "mean_length": self.traits.get("mean_length"),
+            "rates": {name: _plain(rate) for name, rate in self.rates.items()},
+            "classes": {name: _plain(rate) for name, rate in self.classes.items()},
+        }
+
+
+def prompts_said(digests: Collection[str]) -> dict[str, Any]:
+    """What a forecast says of its prompts: their number, and one digest of all of them in whatever order.
+
+    Args:
+        digests: of the distinct prompts; see `gradsteer.data.response_rows.prompt_digest`.
+    """
+    return {"num_prompts": len(digests), "prompts_digest": text_digest("\n".join(sorted(digests)))[:32]}
+
+
+def other_prompts(about: Mapping[str, Any], digests: Collection[str]) -> str | None:
+    """What is to be warned of where the prompts that are sampled are not a forecast's; None where they are.
+
+    Args:
+        about: what a forecast.json says of itself; one of before does not say its prompts, and nobody can know.
+        digests: of the distinct prompts that are sampled.
+    """
+    if about.get("prompts_digest") in (None, prompts_said(digests)["prompts_digest"]):
+        return None
+    return (
+        f"forecast: the prompts that are sampled ({len(digests)}) are not those that it is of "
+        f"({about['num_prompts']}), or a part of them: what is forecast and what comes out are not rates on the same "
+        "prompts"
+    )
+
+
+def _plain(rate: ForecastRate) -> dict[str, float | None]:
+    return {key: getattr(rate, key) for key in ("rate", "ci_low", "ci_high", "importance", "linear")}

@@ -1,0 +1,209 @@
+"""The forecast: behavior rates under other weights, from the anchor's judged responses and forward passes alone.
+
+Nothing is sampled and nothing is judged. Formulas: `gradsteer.evaluation.importance_sampling` and docs/steering.md.
+Knows of judged responses and a scorer; knows nothing of files or Trainers.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradsteer.evaluation.importance_sampling import (
+    LinearForm,
+    PromptBootstrap,
+    divergence,
+    effective_sample_size,
+    mean_difference,
+    normalised_weights,
+    weighted_rate,
+)
+from gradsteer.evaluation.verdict_classes import classes_of
+from gradsteer.forecast.derivatives import log_prob_derivatives
+from gradsteer.forecast.forecast_file import Forecast, ForecastRate
+from gradsteer.forecast.judged_responses import JudgedResponses
+from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.vectors.parameter_vectors import ParameterVector
+
+MIN_SAMPLE_SIZE = 200.0  # below it importance weights erred by 3 to 7 points in trials
+
+Tick = Callable[[], None]
+Where = Mapping[str, bool]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction along which the responses' derivatives were taken.
+
+    Attributes:
+        derivatives: (responses,) of ``-log p(r)`` by alpha, nats.
+        linear: the linear form.
+    """
+
+    derivatives: np.ndarray
+    linear: LinearForm
+
+
+class Forecaster:
+    """Forecasts conditions from one set of judged responses.
+
+    Args:
+        responses: the anchor's.
+        scorer: of these responses, on the model that has the anchor's weights now.
+        draws: of the bootstrap over prompts.
+        seed: of the draws.
+        min_sample_size: effective sample size below which importance weights are not believed.
+        tick: called after every batch of a forward pass.
+
+    Raises:
+        ValueError: the responses' own scores are not finite.
+    """
+
+    def __init__(
+        self,
+        responses: JudgedResponses,
+        scorer: ResponseScorer,
+        *,
+        draws: int = 1000,
+        seed: int = 0,
+        min_sample_size: float = MIN_SAMPLE_SIZE,
+        tick: Tick | None = None,
+    ) -> None:
+        self.responses, self.scorer, self.min_sample_size = responses, scorer, min_sample_size
+        self.bootstrap = PromptBootstrap.draw(responses.prompts, draws=draws, seed=seed)
+        self.num_passes = 1
+        self._verdicts = {**responses.verdicts, **_classes(responses.verdicts)}
+        self._reference = scorer.log_probs(sampled_here=True, tick=tick)
+        if not np.isfinite(self._reference).all():
+            bad = int(np.flatnonzero(~np.isfinite(self._reference))[0])
+            raise ValueError(f"{responses.path}: the model's log-probability of response {bad + 1} is not finite")
+
+    def at_present_weights(
+        self,
+        *,
+        direction: Direction | None = None,
+        alpha: float = 0.0,
+        plus: Where | None = None,
+        minus: Where | None = None,
+        scorer: ResponseScorer | None = None,
+        tick: Tick | None = None,
+    ) -> Forecast:
+        """The forecast for the weights that the model has now: one forward pass.
+
+        Args:
+            direction: for the linear form at alpha.
+            alpha: the steering coefficient.
+            plus: verdicts of the class whose log-odds are asked for.
+            minus: of the class that they are against.
+            scorer: of the same responses behind other prompts (a system prompt, say); the plain one by default.
+            tick: called after each batch.
+        """
+        self.num_passes += 1
+        return self.forecast(
+            (scorer or self.scorer).log_probs(tick=tick), direction=direction, alpha=alpha, plus=plus, minus=minus
+        )
+
+    def forecast(
+        self,
+        log_probs: np.ndarray,
+        *,
+        direction: Direction | None = None,
+        alpha: float = 0.0,
+        plus: Where | None = None,
+        minus: Where | None = None,
+    ) -> Forecast:
+        """The forecast from the responses' log-probabilities under the condition's weights (responses,).
+
+        Where no response is possible under these weights, or a score is not finite, the effective sample size is 0 and
+        intervals of rates are [0, 1]; only the linear form then says anything.
+        """
+        ratios = log_probs - self._reference
+        try:
+            weights = normalised_weights(ratios)
+            size = effective_sample_size(weights)
+        except ValueError:  # nothing of these responses is left
+            weights, size = np.full(len(ratios), 1 / len(ratios)), 0.0
+        empty = size == 0
+        reliable = not empty and size >= self.min_sample_size
+        use_linear = direction is not None and not reliable
+        linear = direction.linear.rates(alpha) if direction else {}
+        intervals = direction.linear.intervals(alpha, self.bootstrap) if direction and use_linear else {}
+        rates = {}
+        for name, verdicts in self._verdicts.items():
+            found = weighted_rate(weights, verdicts, self.bootstrap)
+            if found is not None and empty:
+                found = found[0], 0.0, 1.0
+            if found is None:
+                continue
+            scored = int((~np.isnan(verdicts)).sum())
+            counts = scored, len(verdicts) - scored
+            chosen = found
+            if use_linear and name in linear:  # the linear form's own interval leaves out that it is an approximation
+                low, high = intervals[name]
+                chosen = linear[name], min(low, found[1], linear[name]), max(high, found[2], linear[name])
+            rates[name] = ForecastRate(*chosen, found[0], linear.get(name), *counts)
+        lengths = self.responses.traits["mean_length"]
+        return Forecast(
+            "linear" if use_linear else "importance",
+            size,
+            len(weights),
+            reliable,
+            {name: rate for name, rate in rates.items() if name in self.responses.verdicts},
+            {name: rate for name, rate in rates.items() if name not in self.responses.verdicts},
+            None if empty else self._log_odds_shift(weights, plus, minus),
+            None if direction is None else self._linear_shift(direction, alpha, plus, minus),
+            None if empty else divergence(weights) / float((weights * lengths).sum()),
+            {} if empty else {name: float((weights * values).sum()) for name, values in self.responses.traits.items()},
+        )
+
+    def along(self, model: Any, vector: ParameterVector, *, tick: Tick | None = None) -> Direction:
+        """The responses' derivatives along a vector, at the model's present weights: two forward passes, or a few more.
+
+        The vector's own fingerprint is not checked here.
+        """
+        derivatives, passes = log_prob_derivatives(model, self.scorer, vector, tick=tick)
+        self.num_passes += passes
+        return Direction(derivatives, LinearForm.of(derivatives, self._verdicts))
+
+    def slope(self, direction: Direction, plus: Where, minus: Where) -> tuple[float, float]:
+        """``<S, V>`` between two classes of these responses, and its standard error; see `mean_difference`.
+
+        Raises:
+            ValueError: a class is empty.
+        """
+        members = self.responses.matching(plus), self.responses.matching(minus)
+        return mean_difference(direction.derivatives, *members, self.responses.prompts)
+
+    def _log_odds_shift(self, weights: np.ndarray, plus: Where | None, minus: Where | None) -> float | None:
+        if plus is None or minus is None:
+            return None
+        members = self.responses.matching(plus), self.responses.matching(minus)
+        if not all(each.any() for each in members):
+            return None
+        after = [float(weights[each].sum()) for each in members]
+        if not all(after):
+            return None
+        before = [int(each.sum()) for each in members]
+        return math.log(after[0] / after[1]) - math.log(before[0] / before[1])
+
+    def _linear_shift(
+        self, direction: Direction, alpha: float, plus: Where | None, minus: Where | None
+    ) -> float | None:
+        if plus is None or minus is None:
+            return None
+        members = self.responses.matching(plus), self.responses.matching(minus)
+        if not all(each.any() for each in members):
+            return None
+        return -alpha * mean_difference(direction.derivatives, *members, self.responses.prompts)[0]
+
+
+def _classes(verdicts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Class -> (responses,) 1 where a response is of it, 0 where not, NaN where a verdict is unscored."""
+    found = {}
+    for name, where in classes_of(list(verdicts)).items():
+        columns = [verdicts[behavior] == float(wanted) for behavior, wanted in where.items()]
+        unscored = np.isnan([verdicts[behavior] for behavior in where]).any(axis=0)
+        found[name] = np.where(unscored, np.nan, np.all(columns, axis=0).astype(np.float64))
+    return found

@@ -1,0 +1,218 @@
+"""Judged responses as the forecast wants them: tokens as sampled, verdicts, prompts and how they were sampled.
+
+Knows of response files (responses/NAME.jsonl); knows nothing of models or weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradsteer.data.chat import EncodedExample, encode_prompt, encode_sampled, tokenizer_digest
+from gradsteer.data.response_rows import check_row, prompt_digest, response_rows, verdict_of
+from gradsteer.evaluation.degeneracy import has_repeated_sentence
+from gradsteer.evaluation.refusals import looks_like_refusal
+from gradsteer.records import resolve_resource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class JudgedResponses:
+    """Responses sampled from one set of weights, in the file's order.
+
+    Attributes:
+        path: the file.
+        examples: token ids; the response's tokens are labelled.
+        verdicts: behavior -> (responses,) 1 for true, 0 for false, NaN for unscored and for degenerate responses.
+        prompts: (responses,) number of each one's prompt: replies to one prompt are alike.
+        traits: what else is known of each response, name -> (responses,): ``mean_length`` (tokens), ``unfinished``,
+            ``repetition`` and ``refusal`` (1 or 0).
+        temperature: that they were sampled at; None where the file does not say.
+        top_p: that they were sampled with; None where the file does not say.
+        top_k: likewise.
+        max_new_tokens: the longest response allowed; None where the file does not say.
+        fingerprint: of the weights that they were sampled from; None where the file does not say.
+        prompt_digests: of the distinct prompts; see `gradsteer.data.response_rows.prompt_digest`.
+        prompt_texts: (responses,) each one's prompt.
+        seeds: that they were sampled with, where the rows say.
+        judge: fingerprint of the judge of their verdicts; None where the file does not say.
+    """
+
+    path: str
+    examples: list[EncodedExample]
+    verdicts: dict[str, np.ndarray]
+    prompts: np.ndarray
+    traits: dict[str, np.ndarray]
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    max_new_tokens: int | None
+    fingerprint: str | None
+    prompt_digests: frozenset[str]
+    prompt_texts: list[str]
+    seeds: frozenset[int] = frozenset()
+    judge: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of distinct prompts."""
+        return int(self.prompts.max()) + 1
+
+    def doubts(self, fingerprint: str, temperature: float, top_p: float) -> list[str]:
+        """Why forecasts from these responses may not be believed, whatever the condition; empty where all is well.
+
+        Args:
+            fingerprint: of the model whose weights are moved.
+            temperature: that the responses are scored at.
+            top_p: likewise.
+        """
+        found = []
+        if self.fingerprint is None:
+            found.append("the responses do not say which weights they were sampled from")
+        elif self.fingerprint != fingerprint:
+            found.append(
+                f"the responses were sampled from weights with fingerprint {self.fingerprint}, the model has "
+                f"{fingerprint}: the forecast is of other weights than it says"
+            )
+        for name, said, assumed in (("temperature", self.temperature, temperature), ("top_p", self.top_p, top_p)):
+            if said is None:
+                found.append(f"the responses do not say their {name}; {assumed:g} is assumed")
+        if top_p < 1:
+            found.append(
+                f"the responses were sampled with top_p {top_p:g}: what other weights would say outside of "
+                "the nucleus is never seen; sample with top_p 1 to be sure"
+            )
+        if self.top_k:
+            found.append(f"the responses were sampled with top_k {self.top_k}, which the weights leave out")
+        cut = float(self.traits["unfinished"].mean())
+        if cut > 0:
+            count = int(self.traits["unfinished"].sum())
+            found.append(
+                f"{count} of {len(self)} responses ({100 * cut:.1f}%) were cut at the length limit: their weight "
+                "is that of what was seen, and their verdict too"
+            )
+        return found
+
+    def matching(self, where: Mapping[str, bool]) -> np.ndarray:
+        """(responses,) bool: whose verdicts are all as asked; an unscored one never is.
+
+        Raises:
+            ValueError: a behavior without verdicts; names those that have.
+        """
+        self.check_behaviors(where)
+        matching = np.ones(len(self), dtype=bool)
+        for behavior, wanted in where.items():
+            matching &= self.verdicts[behavior] == float(wanted)
+        return matching
+
+    def check_behaviors(self, behaviors: "Sequence[str] | Mapping[str, bool]") -> None:
+        """Refuses behaviors that the responses were not judged for.
+
+        Raises:
+            ValueError: names the behavior and those that there are.
+        """
+        for behavior in behaviors:
+            if behavior not in self.verdicts:
+                known = ", ".join(self.verdicts) or "none"
+                raise ValueError(f"{self.path!r} has no verdicts on {behavior!r}; it has: {known}")
+
+
+def read_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> JudgedResponses:
+    """Reads a responses/NAME.jsonl file that evaluate or steer wrote.
+
+    Args:
+        path: the file.
+        tokenizer: of the model that is to score the responses.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no sampled and judged responses, a bad line, ids of another tokenizer, or responses that were
+            sampled in several ways or from several weights.
+    """
+    resolved = resolve_resource(path)
+    if not Path(resolved).is_file():
+        raise FileNotFoundError(f"no response file at {path!r}; accepted: a responses/NAME.jsonl that evaluate wrote")
+    rows = response_rows(resolved)
+    if rows is None:
+        raise ValueError(f"{path!r} holds no sampled responses with token ids and verdicts")
+    digest = tokenizer_digest(tokenizer)
+    behaviors = sorted({behavior for _, row in rows for behavior in row.get("verdicts") or {}})
+    if not behaviors:
+        raise ValueError(f"{path!r} holds no verdicts: judge the responses first (gradsteer evaluate)")
+    examples, numbers = [], dict[str, int]()
+    for where, row in rows:
+        if row["tokenizer"] != digest:
+            raise ValueError(
+                f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}"
+            )
+        check_row(where, row, len(tokenizer))
+        reason = row["finish_reason"]
+        examples.append(encode_sampled(row["prompt_token_ids"], row["token_ids"], reason, loss_mask="assistant"))
+        numbers.setdefault(prompt_digest(row["prompt"]), len(numbers))
+    plain = [row for _, row in rows]
+    known: dict[str, Any] = {}
+    for key in ("temperature", "top_p", "top_k", "max_new_tokens", "model_fingerprint", "judge"):
+        values = list(dict.fromkeys(row.get(key) for row in plain))
+        if len(values) > 1:
+            shown = ", ".join(map(repr, values[:3]))
+            raise ValueError(f"{path!r} mixes responses of different {key} ({shown}); accepted: those of one model")
+        known[key] = values[0]
+    return JudgedResponses(
+        path,
+        examples,
+        {behavior: np.array([_verdict(row, behavior) for row in plain]) for behavior in behaviors},
+        np.array([numbers[prompt_digest(row["prompt"])] for row in plain]),
+        {
+            "mean_length": np.array([len(row["token_ids"]) for row in plain], dtype=np.float64),
+            "unfinished": np.array([row["finish_reason"] == "length" for row in plain], dtype=np.float64),
+            "repetition": np.array([has_repeated_sentence(row.get("completion", "")) for row in plain], dtype=float),
+            "refusal": np.array([looks_like_refusal(row.get("completion", "")) for row in plain], dtype=np.float64),
+        },
+        known["temperature"],
+        known["top_p"],
+        known["top_k"],
+        known["max_new_tokens"],
+        known["model_fingerprint"],
+        frozenset(numbers),
+        [row["prompt"] for row in plain],
+        frozenset(row["seed"] for row in plain if type(row.get("seed")) is int),
+        known["judge"],
+    )
+
+
+def behind_system_prompt(
+    responses: JudgedResponses, tokenizer: "PreTrainedTokenizerBase", system_prompt: str
+) -> list[EncodedExample]:
+    """The same responses behind the same prompts with a system prompt before them, to be scored.
+
+    Raises:
+        ValueError: a prompt is more than one turn of a user: its file does not hold the turns.
+    """
+    examples = []
+    encoded: dict[str, tuple[list[int], list[int]]] = {}
+    for example, text in zip(responses.examples, responses.prompt_texts, strict=True):
+        if text not in encoded:
+            turn = {"role": "user", "content": text}
+            system = {"role": "system", "content": system_prompt}
+            encoded[text] = encode_prompt(tokenizer, [turn]), encode_prompt(tokenizer, [system, turn])
+        plain, behind = encoded[text]
+        num_prompt = len(example.input_ids) - example.num_target_tokens
+        if example.input_ids[:num_prompt] != plain:
+            raise ValueError(
+                f"{responses.path!r}: the prompt {text[:60]!r} is more than one turn of a user; a system prompt is "
+                "forecast for single turns only"
+            )
+        examples.append(encode_sampled(behind, example.input_ids[num_prompt:], "stop", loss_mask="assistant"))
+    return examples
+
+
+def _verdict(row: Mapping[str, Any], behavior: str) -> float:
+    value = verdict_of(row, behavior)
+    return float("nan") if value is None else float(value is True)

@@ -1,0 +1,117 @@
+"""The alpha at which a forecast rate is the one that is asked for.
+
+Knows of a forecaster and a way to move the weights; knows nothing of vectors or files.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import numpy as np
+
+from gradsteer.forecast.forecaster import Direction, Forecaster, Tick
+
+_CLOSE = 5e-4  # of a rate: a twentieth of a point
+_FARTHEST = 100.0  # nats of a whole response: beyond, the linear form says nothing
+_NEAR = 5e-3  # accepted where the passes are used up
+
+
+def solve_rate(
+    forecaster: Forecaster,
+    behavior: str,
+    target: float,
+    direction: Direction,
+    weights: Callable[[float], AbstractContextManager[Any]],
+    *,
+    tick: Tick | None = None,
+    max_passes: int = 8,
+) -> tuple[float, Literal["importance", "linear"]]:
+    """The alpha at which the forecast of a behavior's rate is the target.
+
+    The linear form, which costs nothing more, gives a first alpha; secant steps on the log-odds then follow the
+    importance-weighted curve, as long as its effective sample size is large enough.
+
+    Args:
+        forecaster: of the judged responses.
+        behavior: whose rate.
+        target: the rate, between 0 and 1.
+        direction: along which the weights move.
+        weights: gives the model the weights at an alpha.
+        tick: called after each batch.
+        max_passes: forward passes at most.
+
+    Returns:
+        alpha, and which curve it was solved on.
+
+    Raises:
+        ValueError: the target is out of range, the rate is not known, or it does not reach the target along this
+            direction.
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"target rate {target} of {behavior!r}; accepted: more than 0 and less than 1")
+    forecaster.responses.check_behaviors([behavior])
+    if behavior not in direction.linear.rates(0.0):
+        raise ValueError(f"the rate of {behavior!r} is not known: no response has a verdict on every behavior")
+    size = float(np.sqrt(np.mean(np.square(direction.derivatives))))
+    farthest = _FARTHEST / size if size > 0 else 1.0
+    alpha = _root(lambda a: _logit(direction.linear.rates(a)[behavior]) - _logit(target), farthest)
+    if alpha is None:
+        raise ValueError(f"along this direction the rate of {behavior!r} does not reach {target}: it hardly moves")
+    linear, goal = alpha, _logit(target)
+    # at alpha 0 all weights are equal: a first point that costs nothing
+    verdicts = forecaster.responses.verdicts[behavior]
+    last = 0.0, _logit(float(np.nanmean(verdicts))) - goal
+    if linear == 0 or last[1] == 0:
+        return 0.0, "linear"
+    sides = {last[1] > 0: last[0]}  # where the rate was last below and above the target
+    slope = -last[1] / linear
+    best = math.inf, linear
+    for _ in range(max_passes):
+        with weights(alpha):
+            forecast = forecaster.at_present_weights(tick=tick)
+        rate = forecast.rates[behavior].importance
+        if not forecast.reliable:  # past what the weights can say: where they last came near, else the linear form
+            return (best[1], "importance") if best[0] <= _NEAR else (linear, "linear")
+        best = min(best, (abs(rate - target), alpha))
+        if best[0] < _CLOSE:
+            return best[1], "importance"
+        gap = _logit(rate) - goal
+        found = (gap - last[1]) / (alpha - last[0])
+        slope = found if found * slope > 0 else slope
+        last, sides[gap > 0] = (alpha, gap), alpha
+        alpha -= max(-abs(2 * linear), min(abs(2 * linear), gap / slope))
+        if len(sides) == 2 and not min(sides.values()) < alpha < max(sides.values()):
+            alpha = sum(sides.values()) / 2
+    if best[0] > _NEAR:
+        raise ValueError(
+            f"along this direction the rate of {behavior!r} was not brought to {target}: the nearest forecast, "
+            f"at alpha {best[1]:+.4g}, is {100 * best[0]:.1f} points off"
+        )
+    return best[1], "importance"
+
+
+def _logit(rate: float) -> float:
+    clipped = min(max(rate, 1e-9), 1 - 1e-9)
+    return math.log(clipped / (1 - clipped))
+
+
+def _root(function: Callable[[float], float], farthest: float) -> float | None:
+    """A root next to 0, on either side; None where there is none between -farthest and farthest."""
+    from scipy.optimize import brentq
+
+    start = function(0.0)
+    if start == 0:
+        return 0.0
+    # the first step: where the function changes by about a thousandth
+    step = 1e-12 * farthest
+    while abs(function(step) - start) < 1e-3 and step < farthest:
+        step *= 2
+    while True:
+        step = min(step, farthest)
+        for end in (step, -step):
+            if function(end) * start < 0:
+                return float(brentq(function, 0.0, end, rtol=1e-12))
+        if step == farthest:
+            return None
+        step *= 2

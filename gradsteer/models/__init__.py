@@ -1,0 +1,1 @@
+"""Loading, splitting, packing, losses and memory of causal language models."""

@@ -1,0 +1,123 @@
+"""Masked token losses, cross-entropy or divergence from a reference model, as sums and counts.
+
+Knows of logits, labels and a model's forward; knows nothing of piles, optimizers or files. Means are taken
+by the callers, once, from sums and counts: a mean of batch means is wrong when batches differ in tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradsteer.data.chat import IGNORE_INDEX
+
+KLDirection = Literal["forward", "reverse"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model to whose next-token distributions another one's are compared.
+
+    Attributes:
+        model: a causal LM of the same vocabulary, in eval mode; takes no gradient.
+        direction: "forward" is KL(reference || model), "reverse" is KL(model || reference).
+    """
+
+    model: Any
+    direction: KLDirection = "forward"
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(KLDirection):
+            raise ValueError(f"direction is {self.direction!r}; accepted: {', '.join(get_args(KLDirection))}")
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """``l_t = -log p(r_t | p, r_<t)`` in nats, in float32 (float64 for float64 logits).
+
+    Args:
+        logits: (positions, vocabulary).
+        targets: (positions,) token ids.
+        temperature: divides the logits: p is then what is sampled from at that temperature.
+
+    Returns:
+        (positions,), differentiable.
+    """
+    scaled = precise(logits) if temperature == 1 else precise(logits) / temperature
+    return functional.cross_entropy(scaled, targets, reduction="none")
+
+
+def kl_divergence(logits: Tensor, reference_logits: Tensor, direction: KLDirection, temperature: float = 1.0) -> Tensor:
+    """Divergence between two next-token distributions, in nats.
+
+    * forward: ``l_t = sum_v p_ref(v) [log p_ref(v) - log p(v)]``;
+    * reverse: ``l_t = sum_v p(v) [log p(v) - log p_ref(v)]``.
+
+    Args:
+        logits: (positions, vocabulary) of the model.
+        reference_logits: (positions, vocabulary) of the reference.
+        direction: see `Reference`.
+        temperature: divides the logits of both.
+
+    Returns:
+        (positions,), differentiable.
+    """
+    ours, theirs = ((precise(part) / temperature).log_softmax(dim=-1) for part in (logits, reference_logits))
+    base, other = (theirs, ours) if direction == "forward" else (ours, theirs)
+    return functional.kl_div(other, base, reduction="none", log_target=True).sum(dim=-1)
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 where they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def token_losses(logits: Tensor, labels: Tensor, reference: tuple[Tensor, KLDirection] | None = None) -> Tensor:
+    """The loss of every labelled token, in nats.
+
+    The labels are aligned with the input ids (not shifted): the logits at position ``t - 1`` are scored
+    against the label at ``t``. Only labelled positions are scored.
+
+    Args:
+        logits: (batch, tokens, vocabulary).
+        labels: (batch, tokens), ``-100`` where a token does not count.
+        reference: logits of the same shape, and the direction: take the divergence instead of the cross-entropy.
+
+    Returns:
+        (batch, tokens - 1), zero where masked, differentiable.
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORE_INDEX
+    scored = logits[:, :-1][counted]
+    if reference is None:
+        losses = cross_entropy(scored, targets[counted])
+    else:
+        losses = kl_divergence(scored, reference[0][:, :-1][counted], reference[1])
+    return torch.zeros(targets.shape, dtype=losses.dtype, device=losses.device).masked_scatter(counted, losses)
+
+
+def example_losses(
+    model: nn.Module, batch: Mapping[str, Any], *, reference: Reference | None = None
+) -> tuple[Tensor, Tensor]:
+    """Summed loss and number of labelled tokens of each example.
+
+    Padding never changes the result: padded keys are masked from attention and padded labels are ``-100``.
+
+    Args:
+        model: a causal LM whose forward takes ``input_ids``, ``attention_mask`` and gives ``.logits``.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, each (batch, tokens), padded on the right.
+        reference: take the divergence from it instead of the cross-entropy.
+
+    Returns:
+        sums: (batch,) in nats, differentiable; counts: (batch,) int64.
+    """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    compared = None
+    if reference is not None:
+        with torch.no_grad():
+            compared = reference.model(**inputs).logits, reference.direction
+    sums = token_losses(model(**inputs).logits, batch["labels"], compared).sum(dim=1)
+    counts = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
+    return sums, counts

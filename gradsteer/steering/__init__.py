@@ -1,0 +1,1 @@
+"""Editing weights along a vector, and planning the conditions."""

@@ -1,0 +1,156 @@
+"""The weights of every condition: makes a recipe's direction and gives the model its weights, one condition at a time.
+
+Knows of recipes, vectors and a model; knows nothing of prompts, judges or Trainers.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from gradsteer.steering.condition_plan import Recipe
+from gradsteer.steering.conditions import Condition
+from gradsteer.steering.step_measurement import AppliedStep
+from gradsteer.steering.weight_steering import Rounding, reweighted, steered
+from gradsteer.vectors.combinations import combine, is_combination, parse_combination
+from gradsteer.vectors.controls import CONTROLS
+from gradsteer.vectors.elementwise import rescaled
+from gradsteer.vectors.parameter_vectors import SteeringVector
+from gradsteer.vectors.transforms import TransformSpec, apply_transforms
+from gradsteer.vectors.weight_diff import WeightDiff
+
+_ALPHA = "graddiff_alpha"
+_NOTHING = 1e-6
+
+
+def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
+    """Vectors by name, each from its file or as a combination of others that have files.
+
+    Args:
+        sources: name -> file, or text such as ``bridge + 0.5 * recipe``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file is no vector's, or two that are combined do not fit.
+    """
+    files = {name for name, source in sources.items() if not is_combination(source, sources)}
+    for name in files:
+        if not sources[name].endswith(".safetensors") and set(sources[name]) & set("+*()"):
+            parse_combination(sources[name], sorted(files - {name}))  # says which names there are
+    loaded = {name: SteeringVector.load(sources[name]) for name in sources if name in files}
+    for name in sources:
+        if name not in files:
+            loaded[name] = combine(parse_combination(sources[name], sorted(files)), loaded)
+    return {name: loaded[name] for name in sources}
+
+
+class ConditionWeights:
+    """Gives one model the weights of one condition after the other, each computed from the model's own.
+
+    Args:
+        model: with its own (the anchor's) weights.
+        vectors: by name.
+        diff: anchor - base; None where there is no base.
+        base: the base's weights by parameter name; None where there is no base.
+        allow_other_model: apply vectors to a model that they were not made on.
+        rounding: of weights in half precision; see `gradsteer.steering.weight_steering.steered`.
+        seed: of stochastic rounding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vectors: Mapping[str, SteeringVector],
+        *,
+        diff: WeightDiff | None = None,
+        base: Mapping[str, Tensor] | None = None,
+        allow_other_model: bool = False,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+    ) -> None:
+        self.model, self.vectors, self.diff, self.base = model, vectors, diff, base
+        self.allow_other_model = allow_other_model
+        self._steered = partial(steered, model, rounding=rounding, seed=seed)
+        self._last: tuple[tuple[str, tuple[TransformSpec, ...]], SteeringVector] | None = None
+
+    def transformed(self, name: str, pipeline: tuple[TransformSpec, ...]) -> SteeringVector:
+        """A vector with transforms; the last one is kept, as conditions of one direction follow each other."""
+        if not pipeline:
+            return self.vectors[name]
+        key = (name, pipeline)
+        if self._last is None or self._last[0] != key:
+            self._last = None  # let go before the next is made
+            self._last = key, apply_transforms(self.vectors[name], self.diff, list(pipeline))
+        return self._last[1]
+
+    def direction(self, recipe: Recipe) -> SteeringVector:
+        """The direction of a condition's step.
+
+        Raises:
+            FileNotFoundError: its file is not there.
+            ValueError: a transform or a file that is not accepted.
+        """
+        if recipe.source == "delta":
+            assert self.diff is not None
+            return SteeringVector(self.diff)
+        if recipe.source == "graddiff":
+            return SteeringVector.load(str(recipe.file))
+        vector = self.transformed(str(recipe.vector), recipe.pipeline)
+        if recipe.source == "vector":
+            return vector
+        if recipe.source == "file":
+            other = SteeringVector.load(str(recipe.file))
+            if not recipe.transformed:
+                return rescaled(other, vector.norm())
+            changed = apply_transforms(other, self.diff, list(recipe.pipeline))
+            if changed.norm() <= _NOTHING * other.norm():  # rescaled, it would be rounding noise at full size
+                raise ValueError(f"{recipe.file!r}: its transforms leave nothing of it")
+            return rescaled(changed, vector.norm())
+        return CONTROLS[recipe.source](vector, seed=recipe.seed, label=recipe.vector)
+
+    def fixed_alpha(self, recipe: Recipe) -> float | None:
+        """The alpha that a recipe itself says; None where it is the dose's.
+
+        Raises:
+            ValueError: a file of GradDiff steps does not say its own.
+        """
+        if recipe.source == "delta":
+            return -recipe.scale
+        if recipe.source != "graddiff":
+            return None
+        said = SteeringVector.read_header(str(recipe.file)).get(_ALPHA)
+        if said is None:
+            raise ValueError(f"{recipe.file!r} does not say at which alpha its GradDiff steps were taken")
+        return float(said)
+
+    @contextmanager
+    def of(self, condition: Condition, recipe: Recipe | None) -> Iterator[AppliedStep | None]:
+        """Within the block the model has the condition's weights; afterwards its own, byte for byte.
+
+        Args:
+            condition: whose alpha is known.
+            recipe: None for the base, the anchor and what leaves the weights alone.
+
+        Yields:
+            What the weights took of the step; None without one.
+        """
+        # made before anything moves: a streamed diff is of the model's own weights
+        direction = None if recipe is None else self.direction(recipe)
+        on_base = condition.kind == "base" or (recipe is not None and recipe.on_base)
+        with reweighted(self.model, self.base or {}) if on_base else nullcontext():
+            if direction is None:
+                yield None
+                return
+            assert condition.alpha is not None
+            # on the base every vector is another model's: that is what is asked
+            other = self.allow_other_model or on_base
+            with self._steered(direction, condition.alpha, allow_other_model=other) as step:
+                yield step
+
+    @contextmanager
+    def at(self, vector: SteeringVector, alpha: float) -> Iterator[None]:
+        """Within the block the model's weights are ``theta + alpha V``, rounded as the conditions' are."""
+        with self._steered(vector, alpha, allow_other_model=self.allow_other_model):
+            yield

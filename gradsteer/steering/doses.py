@@ -1,0 +1,121 @@
+"""Doses: how much of a vector is asked for, in the unit that the user thinks in.
+
+A dose is asked for as alpha itself, as a share of the weights' norm, as a shift of log-odds, as a divergence or as the
+rate that shall come out; `gradsteer.forecast.dose_solver` finds the alpha. Knows of numbers and names only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+DoseKind = Literal["alpha", "relative_norm", "log_odds_shift", "kl_budget", "target_rate"]
+Doses = list[float] | dict[str, list[float]] | float | None
+_LABELS = dict(zip(get_args(DoseKind), ("alpha", "norm", "shift", "kl", "rate"), strict=True))
+
+
+@dataclass(frozen=True)
+class Dose:
+    """How much of a vector.
+
+    Attributes:
+        kind: the unit.
+        value: alpha; alpha ||V|| / ||theta||; the change of the log-odds of PLUS against MINUS (negative where the
+            behavior is reduced); nats a token, with the sign of alpha; or a rate.
+    """
+
+    kind: DoseKind
+    value: float
+
+    @property
+    def label(self) -> str:
+        """As condition names show it: ``alpha=+0.12``, ``shift=-0.75``, ``rate=0.1``."""
+        sign = "" if self.kind == "target_rate" else "+"
+        return f"{_LABELS[self.kind]}={self.value:{sign}.12g}"
+
+    @property
+    def alpha_sign(self) -> int:
+        """The sign of its alpha; 0 where only solving tells. A positive alpha reduces the behavior."""
+        if self.kind == "target_rate":
+            return 0
+        return (1 if self.value > 0 else -1) * (-1 if self.kind == "log_odds_shift" else 1)
+
+
+def plan_doses(
+    vectors: Sequence[str],
+    given: Mapping[DoseKind, Doses],
+    *,
+    both_signs: bool,
+    curve_points: int = 0,
+) -> dict[str, list[Dose]]:
+    """The doses of every vector, in the order of the kinds.
+
+    Args:
+        vectors: their names.
+        given: kind -> values for all vectors, or by vector.
+        both_signs: take every value but target rates with both signs, the one of positive alpha first; otherwise as
+            given.
+        curve_points: so many more alphas on each side, evenly spaced from 0 to the largest one of `alphas`.
+
+    Raises:
+        ValueError: no dose, an empty list, a number that is not accepted, or a name that is no vector's.
+    """
+    planned: dict[str, list[Dose]] = {name: [] for name in vectors}
+    for kind, values in given.items():
+        if values is None:
+            continue
+        option = f"steering.{kind}s"
+        values = [float(values)] if isinstance(values, int | float) else values
+        by_vector = values if isinstance(values, dict) else dict.fromkeys(vectors, values)
+        unknown = [name for name in by_vector if name not in planned]
+        if unknown:
+            raise ValueError(f"{option} names the vector {unknown[0]!r}; the vectors are: {', '.join(vectors)}")
+        for name, numbers in by_vector.items():
+            if not numbers:
+                raise ValueError(f"{option} of vector {name!r} is empty; accepted: one number or more")
+            planned[name] += _signed(option, kind, [float(number) for number in numbers], both_signs)
+    for name, doses in planned.items():
+        if curve_points:
+            doses += _curve(name, doses, curve_points)
+        planned[name] = list(dict.fromkeys(doses))
+    missing = [name for name, doses in planned.items() if not doses]
+    if missing:
+        options = ", ".join(f"--steering.{option}" for option in (f"{kind}s" for kind in _LABELS))
+        raise ValueError(f"vector {missing[0]!r} has no dose; give one of {options}")
+    return planned
+
+
+def _signed(option: str, kind: DoseKind, numbers: list[float], both_signs: bool) -> list[Dose]:
+    for number in numbers:
+        if kind == "target_rate" and not 0 < number < 1:
+            raise ValueError(f"{option} holds {number}; accepted: rates, more than 0 and less than 1 (0.05 is 5%)")
+        if not abs(number) < float("inf") or number == 0:
+            raise ValueError(f"{option} holds {number}; accepted: finite numbers but 0")
+    if kind == "target_rate" or not both_signs:
+        return [Dose(kind, number) for number in numbers]
+    order = (-1, 1) if kind == "log_odds_shift" else (1, -1)
+    return [Dose(kind, sign * abs(number)) for number in numbers for sign in order]
+
+
+def _curve(name: str, doses: Sequence[Dose], points: int) -> list[Dose]:
+    if points < 1:
+        raise ValueError(f"steering.curve_points is {points}; accepted: 0 or more")
+    largest = max((abs(dose.value) for dose in doses if dose.kind == "alpha"), default=0.0)
+    if not largest:
+        raise ValueError(f"steering.curve_points needs steering.alphas of vector {name!r}: so far goes its curve")
+    steps = [largest * index / points for index in range(1, points + 1)]
+    # short names, but the largest as it is given: it is asked for already
+    shown = [float(f"{step:.6g}") for step in steps[:-1]] + [largest]
+    return [Dose("alpha", sign * step) for step in shown for sign in (1, -1)]
+
+
+def largest_doses(doses: Sequence[Dose], *, both_signs: bool = False) -> list[Dose]:
+    """The doses that controls are given: the largest of the first kind, of positive alpha where there are both signs.
+
+    Args:
+        doses: of one vector; at least one.
+        both_signs: the largest of each sign of alpha that there is, as far as it is known, the positive one first.
+    """
+    first = [dose for dose in doses if dose.kind == doses[0].kind]
+    signs = sorted({dose.alpha_sign for dose in first}, reverse=True) if both_signs else [None]
+    groups = [[dose for dose in first if sign in (None, dose.alpha_sign)] for sign in signs]
+    return [max(group, key=lambda dose: (abs(dose.value), dose.alpha_sign)) for group in groups]

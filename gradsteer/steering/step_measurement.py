@@ -1,0 +1,212 @@
+"""How much of a steering step the weights took, measured in float64 piece by piece.
+
+Weights in half precision round a small step away: `AppliedStep` says how much of it arrived. Knows of tensors before
+and after a step; knows nothing of how weights are edited.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradsteer.models.parallel import is_split_model, sum_over_shards
+
+PIECE = 1 << 20  # elements, at 8 bytes each
+
+
+@dataclass(frozen=True)
+class TensorStep:
+    """How much of the intended step one weight took; all None where V is zero there.
+
+    Attributes:
+        retained_fraction: ``<applied, intended> / ||intended||^2``; 1 when nothing was lost.
+        step_error: ``||applied - intended|| / ||intended||``, the rounding noise included.
+        changed_fraction: share of its entries whose value differs from the one before the step.
+    """
+
+    retained_fraction: float | None
+    step_error: float | None
+    changed_fraction: float | None
+
+
+class MovedWeight(NamedTuple):
+    """One weight that V covers, before and after the step: what this process holds of it, all of one shape.
+
+    Attributes:
+        name: the parameter's.
+        start: what the step started from, but for `earlier`; of any precision.
+        earlier: (direction, alpha) of the steps that lie between `start` and this one.
+        before: the value before the step, in the model's precision.
+        after: the value after the step, in the model's precision.
+        direction: V's, on any device.
+    """
+
+    name: str
+    start: Tensor
+    earlier: Sequence[tuple[Tensor, float]]
+    before: Tensor
+    after: Tensor
+    direction: Tensor
+
+
+class Measurable(NamedTuple):
+    """What a step is measured from.
+
+    Attributes:
+        moved: the weights that V covers, made one at a time.
+        originals: all weights of the model without any step, this process's shards.
+        model: whose weights they are.
+    """
+
+    moved: Iterable[MovedWeight]
+    originals: Iterable[Tensor]
+    model: nn.Module
+
+
+class _Figures(NamedTuple):
+    whole: TensorStep
+    by_tensor: dict[str, TensorStep]
+    relative_norm: float
+
+
+class AppliedStep:
+    """How much of the intended step ``alpha * V`` the weights really took, in their own precision.
+
+    Measured when a property is first read, which takes some passes over the weights; reading on costs nothing. Of a
+    model that is split over processes the first reading is collective: all processes must read, or none.
+
+    Args:
+        names: of the parameters that V covers.
+        alpha: the steering coefficient.
+        look: gives what the step is measured from, as the weights are now.
+    """
+
+    def __init__(self, names: Collection[str], alpha: float, look: Callable[[], Measurable]) -> None:
+        self._names, self._alpha = tuple(names), alpha
+        self._look: Callable[[], Measurable] | None = look
+        self._figures: _Figures | None = None
+
+    @property
+    def retained_fraction(self) -> float | None:
+        """``<applied, intended> / ||intended||^2``; 1 when nothing was lost. None for a zero step.
+
+        Raises:
+            RuntimeError: nothing was read before the block ended; so for every property.
+        """
+        return self._measured().whole.retained_fraction
+
+    @property
+    def step_error(self) -> float | None:
+        """``||applied - intended|| / ||intended||``, the rounding noise included. None for a zero step."""
+        return self._measured().whole.step_error
+
+    @property
+    def changed_fraction(self) -> float | None:
+        """Share of the weights that V covers whose value differs from before the step. None for a zero step."""
+        return self._measured().whole.changed_fraction
+
+    @property
+    def relative_norm(self) -> float:
+        """``alpha * ||V|| / ||theta||``, theta over all parameters of the model; signed as alpha."""
+        return self._measured().relative_norm
+
+    @property
+    def by_tensor(self) -> dict[str, TensorStep]:
+        """Parameter name -> the same of each weight that V covers."""
+        return dict(self._measured().by_tensor)
+
+    def end(self) -> None:
+        """Notes that the weights are about to be put back: what was not measured yet cannot be any more."""
+        self._look = None
+
+    def _measured(self) -> _Figures:
+        if self._figures is None:
+            if self._look is None:
+                raise RuntimeError(
+                    "the step was not measured before its block ended, and the weights that took it are gone; read a "
+                    "property of it within the block"
+                )
+            # without a step there is nothing to look at, whatever V holds
+            self._figures = _measure(self._look(), self._alpha) if self._alpha else _no_step(self._names)
+        return self._figures
+
+
+def pieces(*tensors: Tensor, size: int = PIECE) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the same entries of several tensors, in row-major order.
+
+    Args:
+        tensors: of one shape; their memory may lie differently.
+        size: entries in a piece at most.
+    """
+    first = tensors[0]
+    if first.numel() <= size:
+        yield tensors
+    elif all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+    elif len(first) == 1:
+        yield from pieces(*(tensor[0] for tensor in tensors), size=size)
+    else:
+        rows = max(1, size * len(first) // first.numel())
+        for parts in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+            yield from pieces(*parts, size=size)
+
+
+@torch.no_grad()
+def _measure(measurable: Measurable, alpha: float) -> _Figures:
+    rows, names = [], []
+    for weight in measurable.moved:
+        rows.append(_sums(weight, alpha))
+        names.append(weight.name)
+    squares = [_squares(original) for original in measurable.originals]
+    # one table and one message, however many tensors: a row each, and ||theta||^2
+    table = torch.zeros(len(rows) + 1, 5, dtype=torch.float64)
+    for row, sums in zip(table, rows, strict=False):
+        row.copy_(sums)
+    table[-1, 0] = sum(squares)
+    if is_split_model(measurable.model):
+        table = sum_over_shards(table, next(measurable.model.parameters())).cpu()
+    theta_squares = float(table[-1, 0])
+    total = table[:-1].sum(0).tolist()
+    relative = math.copysign(math.sqrt(total[2] / theta_squares), alpha) if theta_squares and total[2] else 0.0
+    by_tensor = {name: _figures(row) for name, row in zip(names, table[:-1].tolist(), strict=True)}
+    return _Figures(_figures(total), by_tensor, relative)
+
+
+def _no_step(names: Iterable[str]) -> _Figures:
+    return _Figures(_figures((0.0,) * 5), {name: _figures((0.0,) * 5) for name in names}, 0.0)
+
+
+def _figures(sums: Sequence[float]) -> TensorStep:
+    along, error, intended, changed, entries = sums
+    if intended == 0:
+        return TensorStep(None, None, None)
+    return TensorStep(along / intended, math.sqrt(error / intended), changed / entries)
+
+
+def _sums(weight: MovedWeight, alpha: float) -> Tensor:
+    """``<applied, intended>``, ``||error||^2``, ``||intended||^2``, number of changed entries, number of entries."""
+    sums = torch.zeros(5, dtype=torch.float64, device=weight.after.device)
+    tensors = (weight.start, weight.before, weight.after, weight.direction)
+    earlier = [direction for direction, _ in weight.earlier]
+    for start, before, after, direction, *directions in pieces(*tensors, *earlier):
+        exact = start.double()
+        for part, (_, coefficient) in zip(directions, weight.earlier, strict=True):
+            exact = torch.add(exact, part.to(exact), alpha=coefficient)
+        applied = after.double() - exact
+        intended = direction.to(applied) * alpha
+        sums[0] += (applied * intended).sum()
+        sums[1] += (applied - intended).square_().sum()
+        sums[2] += intended.square_().sum()
+        sums[3] += (after != before).sum()
+    sums[4] = weight.after.numel()
+    return sums.cpu()
+
+
+def _squares(tensor: Tensor) -> float:
+    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    for (piece,) in pieces(tensor):
+        total += piece.double().square().sum()  # of a float64 weight it is the weight itself
+    return float(total)

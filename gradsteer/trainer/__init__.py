@@ -1,0 +1,1 @@
+"""Everything Lightning: the Trainer, datamodules, modules and callbacks."""

@@ -1,0 +1,308 @@
+"""Judging: keeps every batch as it is sampled, gives it its verdicts, and counts the rates of a condition."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from gradsteer.data.chat import EncodedExample, encode_chat, tokenizer_digest
+from gradsteer.data.chat_formats import read_chat_examples
+from gradsteer.data.response_rows import cluster_of
+from gradsteer.evaluation.coherence import Coherence
+from gradsteer.evaluation.counting import count_condition, excess_of_unscored, rates_text, scalars_of
+from gradsteer.evaluation.heldout import HeldoutText
+from gradsteer.evaluation.judge_error import JudgeError
+from gradsteer.generation.unfinished import SETS, UnfinishedCondition
+from gradsteer.judges import Judge
+from gradsteer.judges.labels import LabelledSet, read_labelled
+from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.records import read_jsonl, text_digest, write_jsonl
+from gradsteer.steering.conditions import Condition
+from gradsteer.trainer.resume_sampling import KeptSampling, plan_as_before
+from gradsteer.trainer.tensorboard import log_metrics, log_table
+from gradsteer.trainer.verdict_queue import VerdictQueue, stopping_together
+from gradsteer.version import __version__
+
+_SHOWN = 12
+_KEYS = (
+    "id", "prompt", "completion", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer", "model", "condition",
+    "sample", "seed", "temperature", "top_p", "max_new_tokens", "model_fingerprint", "judge", "verdicts", "unscored",
+    "degenerate", "incoherent", "failed",
+)  # fmt: skip
+
+
+class JudgeEvaluation(L.Callback):
+    """Judges the responses of every condition and writes responses/CONDITION.jsonl.
+
+    Every batch is kept as soon as it is sampled: a run that was cut off goes on after the last one.
+
+    Args:
+        judge: class of the judge and its arguments, such as --evaluation.judge KeywordJudge
+            --evaluation.judge.patterns '{"bridge": ["golden gate"]}'. There are KeywordJudge, OpenAIJudge (any server
+            that speaks its language, by base_url), HybridJudge (patterns first) and LocalJudge (a model on this
+            machine).
+        heldout: chat data (as for fit) on which each condition's perplexity, and its divergence from the anchor, are
+            measured; none by default.
+        heldout_split: split of a hub data set of held-out text.
+        labelled: JSONL of {"prompt", "completion", "labels": {behavior: true or false}}, labelled by people: it is
+            judged too, and the rates are also given corrected for the judge's error on it.
+        max_unscored: share of a behavior's verdicts in one condition that may be missing; with more, the run stops.
+        count_degenerate: let degenerate responses (empty, looping, incoherent) count in the rates like any others; by
+            default they are counted on their own, neither as showing a behavior nor as free of it.
+        overwrite: replace what an interrupted run of another configuration left (set by the option of this name).
+        output_dir: the experiment's directory.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        judge: Judge,
+        heldout: str | None = None,
+        heldout_split: str = "test",
+        labelled: str | None = None,
+        max_unscored: float = 0.1,
+        count_degenerate: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        if not 0 <= max_unscored <= 1:
+            raise ValueError(f"evaluation.max_unscored is {max_unscored}; accepted: a share, from 0 to 1")
+        self.output_dir, self.directory = Path(output_dir), Path(output_dir) / "responses"
+        self.judge, self.heldout, self.heldout_split = judge, heldout, heldout_split
+        self.max_unscored, self.overwrite, self.count_degenerate = max_unscored, overwrite, count_degenerate
+        self.coherence: dict[str, Coherence | None] = {}  # by which responses to a set were marked as incoherent
+        self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
+        self.heldout_examples: list[EncodedExample] = []
+        self._text: HeldoutText | None = None
+        self._errors: dict[str, JudgeError] = {}
+        self._queue = VerdictQueue(judge, count_degenerate=count_degenerate)
+        self._anchor: str | None = None
+        self._fingerprint: str | None = None
+        self._num_missing = 0
+        self._kept: KeptSampling | None = None
+        self._work: UnfinishedCondition | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Reads the held-out text before the model is loaded; plans the batches as an interrupted run did."""
+        del stage
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.judge.share(trainer.world_size)
+        self._queue.patient = trainer.world_size > 1
+        plan_as_before(trainer, self.directory)
+        if self.heldout is None:
+            return
+        max_length = min(2048, pl_module.tokenizer.model_max_length)
+        encoded = [
+            encode_chat(
+                pl_module.tokenizer, chat.messages, loss_mask="assistant", max_length=max_length, source=chat.source
+            )
+            for chat in read_chat_examples(self.heldout, split=self.heldout_split)
+        ]
+        examples = [example for example in encoded if example is not None]
+        if len(examples) < len(encoded):
+            dropped = f"dropped {len(encoded) - len(examples)} of {len(encoded)} examples"
+            rank_zero_warn(f"held-out text: {dropped} that keep no target token within {max_length} tokens")
+        if not examples:
+            raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
+        self.heldout_examples = examples
+        self._text = HeldoutText(examples, int(pl_module.tokenizer.pad_token_id))
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Remembers the anchor, while the model has its weights; judges the labelled set."""
+        self._anchor = model_fingerprint(pl_module.model)
+        if trainer.is_global_zero and self._text is not None and trainer.steering is not None:  # type: ignore[attr-defined]
+            self._text.remember(pl_module.model)
+        if self.labelled is not None:
+            with stopping_together(trainer):
+                if trainer.is_global_zero:
+                    self._errors = self.labelled.errors(self.judge)
+            for behavior, error in self._errors.items():
+                rank_zero_info(f"judge on {self.labelled.path}: {behavior}: {error}")
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Gives the module a batch that was sampled before, where there is one."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            slug = trainer.conditions[dataloader_idx].slug  # type: ignore[attr-defined]
+            self._work = UnfinishedCondition(self.directory / ".fast_dev_run", slug)
+            return
+        if batch_idx == dataloader_idx == 0:  # the doses' alphas are known by now
+            self._kept = KeptSampling(trainer, pl_module, self.directory, str(self._anchor), overwrite=self.overwrite)
+        assert self._kept is not None
+        if batch_idx == 0:
+            self._work = self._kept.begin(dataloader_idx)
+        assert self._work is not None
+        pl_module.given = self._work.read(self._number(trainer, batch_idx), batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps and judges the batch's responses; after the condition's last batch counts its rates."""
+        condition = trainer.conditions[dataloader_idx]  # type: ignore[attr-defined]
+        if batch_idx == 0:
+            # of steered weights it would cost a pass over them a condition, and nobody asks for it
+            own = condition.kind == "base"
+            at_anchor = condition.kind == "anchor" or condition.resample > 0
+            self._fingerprint = model_fingerprint(pl_module.model) if own else self._anchor if at_anchor else None
+        number = self._number(trainer, batch_idx)
+        assert self._work is not None
+        if batch and not self._work.has(number):
+            self._work.write(number, outputs["responses"])
+        self._queue.submit(outputs["responses"])
+        if batch_idx + 1 == trainer.num_test_batches[dataloader_idx]:
+            self._finish(trainer, pl_module, condition, dataloader_idx)
+
+    def _number(self, trainer: L.Trainer, batch_idx: int) -> int:
+        """A batch's number in the plan, whichever rank it falls to."""
+        return batch_idx * trainer.world_size + trainer.global_rank
+
+    def _finish(self, trainer: L.Trainer, pl_module: Any, condition: Condition, step: int) -> None:
+        """Joins the ranks' rows in the prompts' order, counts rates and metrics, and logs them."""
+        assert self._work is not None
+        judged: list[dict[str, Any]] = []
+        with stopping_together(trainer):
+            judged = self._queue.collect()
+        part = self._work.directory / "judged.rank{}.jsonl"
+        write_jsonl(str(part).format(trainer.global_rank), judged)
+        trainer.strategy.barrier()
+        failure = None
+        if trainer.is_global_zero:
+            rows = [row for rank in range(trainer.world_size) for _, row in read_jsonl(str(part).format(rank))]
+            failure = self._report(trainer, pl_module, condition, sorted(rows, key=lambda row: row["position"]), step)
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise ValueError(failure)
+        if trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
+            self._work.clear()
+
+    def _report(
+        self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
+    ) -> str | None:
+        """Writes the condition's files and counts; gives back why the run cannot go on, None where it can."""
+        about = {
+            "tokenizer": tokenizer_digest(pl_module.tokenizer),
+            "condition": condition.name,
+            "model_fingerprint": self._fingerprint,
+            "judge": self.judge.fingerprint(),
+        }
+        kept = [{key: ({**row, **about}).get(key) for key in _KEYS} for row in rows]
+        sets = {row["set"] for row in rows}
+        parts = {name: [k for k, row in zip(kept, rows, strict=True) if row["set"] == name] for name in sets}
+        files = UnfinishedCondition(self.directory, condition.slug)
+        for name in SETS:
+            if name in parts:
+                write_jsonl(files.responses_to(name), parts[name])
+            else:  # of a run that this one replaces
+                files.responses_to(name).unlink(missing_ok=True)
+        count_condition(condition, parts, self.judge.behaviors, self._errors)
+        if condition.system_prompt is None:  # the text is not behind it: its perplexity would be the anchor's
+            condition.metrics.update(self._measured(pl_module))
+        self._log(trainer, pl_module, condition, parts["evaluation"], step)
+        self._num_missing += sum(bool(row["unscored"]) and not row["failed"] for part in parts.values() for row in part)
+        return excess_of_unscored(condition, parts, self.max_unscored)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Says how verdicts that are missing can be had."""
+        del trainer, pl_module
+        if self._num_missing:
+            rank_zero_info(
+                f"{self._num_missing} responses lack a verdict: the same command with --overwrite true asks for those "
+                "that may be had another time, and for nothing else; what was sampled is taken as it is"
+            )
+
+    def about(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+        """What was sampled and judged, and how, as a report says it."""
+        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
+        labelled = None
+        if self.labelled is not None:
+            errors = {behavior: error.to_dict() for behavior, error in self._errors.items()}
+            labelled = {"num_responses": len(self.labelled), "errors": errors}
+        return {
+            "judge": type(self.judge).__name__,
+            "judge_settings": trainer.judge_settings,  # type: ignore[attr-defined]
+            "judge_fingerprint": self.judge.fingerprint(),
+            "labelled": labelled,
+            "count_degenerate": self.count_degenerate,
+            "coherence": {name: asdict(each) for name, each in self.coherence.items() if each is not None} or None,
+            "model": pl_module.model_name_or_path,
+            "model_fingerprint": self._anchor,
+            "dtype": pl_module.dtype_name,
+            "precision": str(trainer.precision),
+            "num_prompts": len({cluster_of(row) for row in rows}),
+            "prompts_digest": text_digest("\n".join(sorted({cluster_of(row) for row in rows}))),
+            "num_samples": pl_module.num_samples,
+            "seeds": pl_module.sampling_seeds,
+            "temperature": pl_module.sampling.temperature,
+            "top_p": pl_module.sampling.top_p,
+            "max_new_tokens": pl_module.sampling.max_new_tokens,
+            "heldout_digest": None if self._text is None else self._text.digest,
+            "version": __version__,
+        }
+
+    def recount(self, trainer: L.Trainer, condition: Condition, step: int) -> str | None:
+        """Counts a condition again from its files, after responses in them were marked.
+
+        Returns:
+            Why the run cannot go on; None where it can.
+        """
+        files = UnfinishedCondition(self.directory, condition.slug)
+        paths = {name: path for name in SETS if (path := files.responses_to(name)).is_file()}
+        parts = {name: [row for _, row in read_jsonl(path)] for name, path in paths.items()}
+        before = scalars_of(condition)
+        count_condition(condition, parts, self.judge.behaviors, self._errors)
+        now = scalars_of(condition)
+        changed = {name: value for name, value in now.items() if before.get(name) != value}
+        # where nothing is left to count, what was logged before must not stand
+        log_metrics(trainer, changed | dict.fromkeys(before.keys() - now.keys(), math.nan), step=step)
+        return excess_of_unscored(condition, parts, self.max_unscored)
+
+    def _measured(self, pl_module: Any) -> dict[str, float | None]:
+        """What held-out text says of the condition's weights: taken once, also over interruptions."""
+        if self._text is None:
+            return {}
+        assert self._work is not None
+        found = self._work.measured(self._text.digest)
+        if found is None:
+            found = self._text.measure(pl_module.model)
+            self._work.keep_measured(self._text.digest, found)
+        return found
+
+    def _log(
+        self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
+    ) -> None:
+        stats = pl_module.sampling_stats()
+        scalars = {**scalars_of(condition), **{f"sampling/{name}": value for name, value in stats.items()}}
+        usage = self.judge.usage()
+        if usage is not None:
+            scalars.update({f"judge/{name}": value for name, value in asdict(usage).items() if value is not None})
+        log_metrics(trainer, scalars, step=step)
+        texts = [(row["prompt"], row["completion"]) for row in rows if row["sample"] == 0][:_SHOWN]
+        log_table(trainer, f"responses/{condition.slug}", ("prompt", "response"), texts)
+        speed = (
+            f"  {stats['tokens_per_second']:,.0f} tokens/s, {stats['prefill_padding']:.0%} of the prompts' positions "
+            f"padding, {stats['decode_waste']:.0%} of the steps for finished responses"
+        )
+        lines = [f"\n{condition.name}: {rates_text(condition)}", *([speed] if stats["sampled_tokens"] else [])]
+        rank_zero_info("\n".join([*lines, *([f"  judge so far: {usage}"] if usage is not None else [])]))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Stops asking; what was answered is kept."""
+        del trainer, pl_module
+        if isinstance(exception, KeyboardInterrupt):
+            rank_zero_info("What was sampled and judged is kept: the same command goes on from there.")
+        self._queue.cancel()
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Closes the judge."""
+        del trainer, pl_module, stage
+        self._queue.close()
+        self.judge.close()

@@ -1,0 +1,111 @@
+"""The end of a forecast: the table, forecast.json and forecast.csv, and the curves."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsteer.evaluation.statistics import Rate
+from gradsteer.forecast.forecast_file import Forecast, ForecastRate, prompts_said
+from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.reports.curves import forecast_figure
+from gradsteer.reports.predictions import forecast_table
+from gradsteer.reports.results import print_whole, rate_text, write_results
+from gradsteer.steering.conditions import METRICS, Condition
+from gradsteer.trainer.callbacks.report import save_figure
+from gradsteer.trainer.dose_alphas import sources_of
+from gradsteer.trainer.tensorboard import log_metrics, log_table
+
+
+class ForecastReport(L.Callback):
+    """Prints one table, writes it as JSON and CSV and draws the curves of rates against alpha.
+
+    Args:
+        output_dir: the experiment's directory.
+        experiment: its name, for titles.
+        note: what a reader of the numbers must know; printed under the table and kept in the report.
+    """
+
+    def __init__(self, output_dir: str, experiment: str, note: str | None = None) -> None:
+        self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses to start without responses, or with what is read from another forecast."""
+        del pl_module, stage
+        if trainer.steering.forecast is not None:  # type: ignore[attr-defined]
+            raise ValueError("steering.forecast and steering.select belong to steer: forecast makes its own")
+        if trainer.forecasting.file is None:  # type: ignore[attr-defined]
+            raise ValueError(
+                "forecast needs the anchor's judged responses: --forecasting.responses FILE (a responses/NAME.jsonl "
+                "that evaluate wrote, of the prompts that steer will be evaluated on)"
+            )
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Reports all conditions."""
+        if not trainer.is_global_zero:
+            return
+        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
+        forecasting, steering = trainer.forecasting, trainer.steering  # type: ignore[attr-defined]
+        temperature, top_p = forecasting.sampling(pl_module)
+        rows = [_row(condition) for condition in conditions]
+        about = {
+            "responses": forecasting.file,
+            "num_responses": len(forecasting.responses),
+            **prompts_said(forecasting.responses.prompt_digests),
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": forecasting.responses.max_new_tokens,
+            "seeds": sorted(forecasting.responses.seeds),
+            "judge": forecasting.responses.judge,
+            "min_sample_size": forecasting.min_sample_size,
+            "model_fingerprint": model_fingerprint(pl_module.model),
+            "vectors": steering.vector_digests(),
+            "sources": sources_of(steering.plan),
+            "settings": steering.settings,
+            "num_passes": forecasting.forecaster.num_passes,
+            "warnings": forecasting.warnings,
+        }
+        path = self.output_dir / "forecast.json"
+        write_results(path, self.experiment, rows, note=self.note, forecast=about)
+        title = f"{self.experiment}: forecast rates, 95% intervals by a bootstrap over prompts; nothing was sampled"
+        notes = [*(f"warning: {text}" for text in forecasting.warnings), *([self.note.strip()] if self.note else [])]
+        print_whole(forecast_table(rows, title), "\n".join(notes))
+        behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
+        lines = []
+        for number, row in enumerate(rows):
+            rates = {f"forecast/{name}": rate["rate"] for name, rate in row["behaviors"].items()}
+            size = row["predicted"]["effective_sample_size"]
+            log_metrics(trainer, {**rates, "forecast/effective_sample_size": size}, step=number)
+            shown = (rate_text(row["behaviors"].get(name)) for name in behaviors)
+            lines.append((str(number), row["name"], *shown, f"{size:.0f}"))
+        log_table(
+            trainer, "forecast", ("step", "condition", *(f"{name} %" for name in behaviors), "effective sample"), lines
+        )
+        figure = forecast_figure(rows, f"{self.experiment}: forecast")
+        picture = ""
+        if figure is not None:
+            picture = f"\npicture: {save_figure(trainer, figure, self.output_dir / 'figures', 'forecast')}"
+        rank_zero_info(f"forecast: {path} and {path.with_suffix('.csv')}{picture}")
+
+
+def _row(condition: Condition) -> dict[str, Any]:
+    """The condition as a forecast's row: its rates are forecast ones."""
+    forecast = condition.forecast
+    assert isinstance(forecast, Forecast)
+    row = condition.row()
+    row["kind"] = "forecast"
+    row["behaviors"] = {name: _as_measured(rate) for name, rate in forecast.rates.items()}
+    row["classes"] = {name: _as_measured(rate) for name, rate in forecast.classes.items()}
+    row["metrics"] = {key: forecast.traits.get(key) for key in METRICS}
+    return row
+
+
+def _as_measured(rate: ForecastRate) -> dict[str, float | int | None]:
+    """A forecast rate with the keys of a measured one; nothing was counted."""
+    known = {"num_scored": rate.num_scored, "num_unscored": rate.num_unscored}
+    return {
+        **dict.fromkeys(field.name for field in fields(Rate)), **known, "rate": rate.rate, "ci_low": rate.ci_low,
+        "ci_high": rate.ci_high,
+    }  # fmt: skip

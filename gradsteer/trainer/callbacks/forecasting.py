@@ -1,0 +1,166 @@
+"""Forecasting: makes what predicts every condition's rates, from judged responses of the anchor."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
+from gradsteer.forecast.judged_responses import JudgedResponses, read_responses
+from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.generation.sampling import check_seeds
+from gradsteer.models.fingerprints import model_fingerprint
+
+
+class Forecasting(L.Callback):
+    """Predicts the rates of every condition from the anchor's judged responses, by one forward pass each.
+
+    The responses are to be of the prompts that are evaluated, not of those that the vectors were made on.
+
+    Args:
+        responses: the anchor's judged responses, a responses/NAME.jsonl file that evaluate wrote.
+        temperature: that they were sampled at, for files that do not say.
+        top_p: that they were sampled with, for files that do not say.
+        draws: resamples of the bootstrap over prompts that gives the intervals.
+        seed: of the draws.
+        min_sample_size: effective sample size under which a forecast is greyed, and its linear form is taken.
+        token_budget: tokens at once; changes the speed, not the forecast. By default 2048 on a CPU, 16384 elsewhere.
+    """
+
+    def __init__(
+        self,
+        responses: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        draws: int = 1000,
+        seed: int = 0,
+        min_sample_size: float = MIN_SAMPLE_SIZE,
+        token_budget: int | None = None,
+    ) -> None:
+        given = (temperature, top_p, draws, seed, min_sample_size, token_budget)
+        if responses is None and given != (None, None, 1000, 0, MIN_SAMPLE_SIZE, None):
+            raise ValueError("the options of forecasting have no effect without --forecasting.responses FILE")
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"forecasting.temperature is {temperature}; accepted: more than 0")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"forecasting.top_p is {top_p}; accepted: more than 0, at most 1")
+        if draws < 100:
+            raise ValueError(f"forecasting.draws is {draws}; accepted: at least 100")
+        if not min_sample_size >= 1:
+            raise ValueError(f"forecasting.min_sample_size is {min_sample_size}; accepted: at least 1")
+        if token_budget is not None and token_budget < 1:
+            raise ValueError(f"forecasting.token_budget is {token_budget}; accepted: at least 1")
+        self.file, self.temperature, self.top_p = responses, temperature, top_p
+        self.draws, self.seed, self.min_sample_size = draws, seed, min_sample_size
+        self.token_budget = token_budget
+        self.responses: JudgedResponses | None = None
+        self.forecaster: Forecaster | None = None
+        self.warnings: list[str] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Reads the responses before the model is loaded."""
+        del stage
+        trainer.forecasting = self  # type: ignore[attr-defined]
+        if self.file is None:
+            return
+        responses = self.responses = read_responses(self.file, pl_module.tokenizer)
+        for option, given in (("temperature", self.temperature), ("top_p", self.top_p)):
+            known = getattr(responses, option)
+            if known is not None and given not in (None, known):
+                raise ValueError(f"forecasting.{option} is {given:g}, but {self.file!r} says {known:g}; leave it out")
+        if self._sampled_at()[0] == 0:
+            raise ValueError(f"{self.file!r} was sampled at temperature 0: greedy replies have no weights; sample at 1")
+        sampling = getattr(pl_module, "sampling", None)
+        if sampling is not None:
+            self._check_alike(trainer, pl_module)
+        shown = ", ".join(f"{int((values == 1).sum())} {name}" for name, values in responses.verdicts.items())
+        rank_zero_info(f"forecast from {len(responses)} judged responses to {responses.num_prompts} prompts: {shown}")
+
+    def _check_alike(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuses responses that were sampled otherwise than this run samples; warns where samples are shared."""
+        assert self.responses is not None
+        sampling, responses = pl_module.sampling, self.responses
+        theirs = (*self._sampled_at(), responses.max_new_tokens or sampling.max_new_tokens)
+        ours = (sampling.temperature, sampling.top_p, sampling.max_new_tokens)
+        if theirs != ours:
+            raise ValueError(
+                "forecasting.responses were sampled at temperature {:g}, top_p {:g} and max_new_tokens {}, ".format(
+                    *theirs
+                )
+                + "this run samples at {:g}, {:g} and {}: the two cannot be compared".format(*ours)
+            )
+        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
+        sampled = {row["prompt"] for row in rows}
+        known = set(responses.prompt_texts)
+        if sampled - known:
+            rank_zero_warn(
+                f"forecast: {len(sampled - known)} of the {len(sampled)} prompts that are sampled have no response in "
+                f"{self.file!r}: it is of other prompts in part"
+            )
+        shared = sorted(set(check_seeds(pl_module.sampling_seed)) & responses.seeds)
+        if sampled & known and shared:
+            rank_zero_warn(
+                f"forecast: its responses and this run's share the seed {shared[0]}, so the anchor's "
+                "are the same ones, and the two agree better than they should; give another --model.sampling_seed"
+            )
+
+    def sampling(self, pl_module: Any) -> tuple[float, float]:
+        """Temperature and top-p of what is sampled or forecast."""
+        sampling = getattr(pl_module, "sampling", None)
+        return self._sampled_at() if sampling is None else (sampling.temperature, sampling.top_p)
+
+    def _sampled_at(self) -> tuple[float, float]:
+        """Temperature and top-p of the responses."""
+        assert self.responses is not None
+        temperature, top_p = self.responses.temperature, self.responses.top_p
+        temperature = temperature if temperature is not None else self.temperature
+        top_p = top_p if top_p is not None else self.top_p
+        return 1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p
+
+    def start(self, trainer: L.Trainer, pl_module: Any) -> Forecaster | None:
+        """Scores the responses under the anchor's own weights, once; None where there are no responses."""
+        if self.responses is None or self.forecaster is not None:
+            return self.forecaster
+        scorer = self.scorer(trainer, pl_module, self.responses.examples)
+        with self.progress(trainer, scorer, "anchor's responses") as tick:
+            self.forecaster = Forecaster(
+                self.responses,
+                scorer,
+                draws=self.draws,
+                seed=self.seed,
+                min_sample_size=self.min_sample_size,
+                tick=tick,
+            )
+        self.warnings = self.responses.doubts(model_fingerprint(pl_module.model), *self._sampled_at())
+        for warning in self.warnings:
+            rank_zero_warn(f"forecast: {warning}")
+        return self.forecaster
+
+    def scorer(self, trainer: L.Trainer, pl_module: Any, examples: Any) -> ResponseScorer:
+        """Scores some responses on the module's model, as these were sampled; the batches are shared over ranks."""
+        temperature, top_p = self._sampled_at()
+        return ResponseScorer(
+            pl_module.model,
+            examples,
+            temperature=temperature,
+            top_p=top_p,
+            token_budget=self.token_budget,
+            pad_token_id=int(pl_module.tokenizer.pad_token_id),
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+    @contextmanager
+    def progress(self, trainer: L.Trainer, scorer: ResponseScorer, title: str) -> Iterator[Callable[[], None]]:
+        """A bar over the batches of a pass, on a terminal; yields what is called after each."""
+        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero and sys.stderr.isatty()
+        with Tqdm(total=len(scorer), desc=title, unit="batch", leave=False, delay=1.0, disable=not shown) as bar:
+
+            def tick() -> None:
+                bar.update()
+
+            yield tick

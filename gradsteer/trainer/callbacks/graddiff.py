@@ -1,0 +1,200 @@
+"""Several steps of GradDiff on the vectors' piles, as a baseline for steering's single one."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from gradsteer.attribution.graddiff import Batches, ContrastGradient, graddiff
+from gradsteer.attribution.gradient_store import Assembly
+from gradsteer.attribution.pile_partition import Wanted
+from gradsteer.data.piles import Pile
+from gradsteer.models.packing import plan_packs
+from gradsteer.records import text_digest
+from gradsteer.trainer.callbacks.vectors import VectorWriter
+from gradsteer.trainer.tensorboard import log_metrics
+from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
+
+
+class GradDiffBaseline(L.Callback):
+    """Writes OUTPUT_DIR/vectors/graddiff/NAME-STEPS.safetensors, once the vectors are written.
+
+    theta + alpha * V is one full-batch gradient step of the unlearning method GradDiff. This takes several, of alpha /
+    steps each, with the gradients taken anew at the weights that each step reaches. The file holds the whole way
+    divided by alpha, so that steering with it at that same alpha (and no other) gives the model at the end of the way;
+    one step gives V itself.
+
+    Args:
+        output_dir: the experiment's directory.
+        vectors: name to its two piles [PLUS, MINUS].
+        steps: numbers of steps, one file each, such as [5, 20]; each costs (steps - 1) passes over both piles.
+        alpha: what the steps add up to, the alpha that you steer with: a number for all vectors, or by vector,
+            {bridge: 0.12}, for those alone. Positive reduces the PLUS pile's behavior, negative raises it.
+        overwrite: start afresh.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        vectors: dict[str, list[str]] | None = None,
+        steps: list[int] | None = None,
+        alpha: float | dict[str, float] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.output_dir, self.overwrite = Path(output_dir), overwrite
+        self.contrasts, self.steps = vectors or {}, steps or []
+        if (steps is None) != (alpha is None):
+            given, missing = ("steps", "alpha") if alpha is None else ("alpha", "steps")
+            raise ValueError(
+                f"graddiff.{given} is {steps if alpha is None else alpha} and graddiff.{missing} is not given; "
+                "accepted: both or neither"
+            )
+        if steps is not None and (not steps or min(steps) < 1 or len(set(steps)) < len(steps)):
+            raise ValueError(f"graddiff.steps is {steps}; accepted: one number or more, each 1 or more and there once")
+        if steps is not None and not self.contrasts:
+            raise ValueError("graddiff.steps has no effect without vectors: --vectors.NAME [PLUS, MINUS]")
+        self.alphas = _by_vector(alpha, self.contrasts)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses what it does not run with before the model is loaded."""
+        del stage
+        if not self.alphas:
+            return
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"graddiff needs one process, this run has {trainer.world_size}: run it without --trainer.devices, "
+                "in another --output_dir or before the others"
+            )
+        if pl_module.options.move_weights or pl_module.loss != "cross_entropy":
+            raise ValueError(
+                "graddiff steps along the cross-entropy's gradient at the weights themselves; accepted: without "
+                "model.path_points, model.mask_draws and model.loss kl"
+            )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, VectorWriter) and (callback.unit or callback.precondition is not None):
+                raise ValueError(
+                    "graddiff's alpha is that of a plain contrast; accepted: without writing.unit_contrast and "
+                    "writing.precondition"
+                )
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before the first batch: removes what lies there where told to."""
+        del pl_module, batch
+        if batch_idx + dataloader_idx > 0 or not self.overwrite or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.is_global_zero:
+            for path in self._folder.glob("[!.]*.safetensors"):
+                path.unlink(missing_ok=True)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Takes the steps; what is there of the same piles, steps and alpha is not computed again."""
+        if trainer.fast_dev_run or not self.alphas:  # type: ignore[attr-defined]
+            return
+        assembly: Assembly = pl_module.assembly(self.output_dir)
+        sums = {wanted.name: wanted for wanted in assembly.sums if wanted.name == wanted.pile and not wanted.squares}
+        for name, alpha in self.alphas.items():
+            sides = tuple(sums[pile] for pile in self.contrasts[name])
+            plus, minus = (PileAverage.load(assembly.path(side)) for side in sides)
+            vector = SteeringVector.contrast(plus, minus, names=(sides[0].pile, sides[1].pile))
+            for steps in self.steps:
+                self._take_steps(trainer, pl_module, name, vector, steps, alpha, _digest(assembly, sides, steps, alpha))
+
+    @property
+    def _folder(self) -> Path:
+        return self.output_dir / "vectors" / "graddiff"
+
+    def _take_steps(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        name: str,
+        vector: SteeringVector,
+        steps: int,
+        alpha: float,
+        digest: str,
+    ) -> None:
+        title, path = f"graddiff {name}-{steps}", self._folder / f"{name}-{steps}.safetensors"
+        if path.is_file() and SteeringVector.read_header(path).get("work_digest") == digest:
+            rank_zero_info(f"{title}: finished already, not computed again")
+            return
+        found = self._steps_of(trainer, pl_module, name, vector, steps, alpha, title)
+        said = {"graddiff_steps": str(steps), "graddiff_alpha": repr(alpha), "work_digest": digest}
+        made = SteeringVector({key: tensor.cpu() for key, tensor in found.items()}, {**vector.metadata, **said})
+        made.save(path)
+        cosine = SteeringVector({key: made[key].to(tensor) for key, tensor in vector.items()}).cosine(vector)
+        log_metrics(trainer, {f"graddiff/{name}/norm": made.norm(), f"graddiff/{name}/cosine": cosine}, step=steps)
+        norms = f"norm {made.norm():.4g} (that of {name}: {vector.norm():.4g})"
+        rank_zero_info(
+            f"{title}, steps: {steps}, alpha {alpha:+g} in all: {norms}, cosine with {name} {cosine:+.2f} -> {path}"
+        )
+
+    def _steps_of(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        name: str,
+        vector: SteeringVector,
+        steps: int,
+        alpha: float,
+        title: str,
+    ) -> dict[str, Tensor]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        piles = {pile.name: pile for pile in data.piles}
+        plus, minus = (_batches(piles[pile], data.budget()) for pile in self.contrasts[name])
+        accumulator = pl_module.fresh_accumulator()
+        buffers = accumulator.pile.sums.buffers
+        first = {key: tensor.to(buffers[key]) for key, tensor in vector.items()}
+        # a file keeps every drawing of a bar as a line
+        shown, terminal = trainer.progress_bar_callback is not None, sys.stdout.isatty()
+        with Tqdm(
+            desc=title, total=(steps - 1) * (len(plus) + len(minus)), disable=not shown, leave=not terminal,
+            mininterval=0.1 if terminal else 60.0, file=sys.stdout, dynamic_ncols=True,
+        ) as bar:  # fmt: skip
+            contrast = ContrastGradient(accumulator, plus, minus, bar.update)
+
+            def after_step(step: int) -> None:
+                bar.set_postfix_str(f"step {step} of {steps}")
+                losses = {f"graddiff/{name}-{steps}/{side}_loss": loss for side, loss in contrast.losses.items()}
+                log_metrics(trainer, losses, step=step)
+
+            def contrast_here() -> Mapping[str, Tensor]:
+                # entered anew for every step: autocast may keep its casts of the weights for as long as it lasts
+                with trainer.precision_plugin.forward_context():
+                    return contrast()
+
+            return graddiff(
+                pl_module.model, contrast_here, steps=steps, alpha=alpha, first=first, after_step=after_step
+            )
+
+
+def _by_vector(alpha: float | Mapping[str, float] | None, vectors: Mapping[str, Any]) -> dict[str, float]:
+    """The alpha of every vector that steps are taken for."""
+    if alpha is None:
+        return {}
+    alphas = dict(alpha) if isinstance(alpha, Mapping) else dict.fromkeys(vectors, alpha)
+    unknown = [name for name in alphas if name not in vectors]
+    if unknown or not alphas:
+        raise ValueError(f"graddiff.alpha names the vectors {list(alphas)}; accepted: of {', '.join(vectors)}")
+    for name, value in alphas.items():
+        if not math.isfinite(value) or value == 0:
+            raise ValueError(f"graddiff.alpha of vector {name!r} is {value}; accepted: a finite number but 0")
+    return {name: float(value) for name, value in alphas.items()}
+
+
+def _batches(pile: Pile, token_budget: int) -> Batches:
+    packs = plan_packs([len(example.input_ids) for example in pile.examples], token_budget)
+    return [([pile.examples[index] for index in pack], [pile.sources[index] for index in pack]) for pack in packs]
+
+
+def _digest(assembly: Assembly, sides: tuple[Wanted, ...], steps: int, alpha: float) -> str:
+    """Of everything that decides where the steps end."""
+    return text_digest(json.dumps([*(assembly.digest(side) for side in sides), steps, alpha]))[:32]

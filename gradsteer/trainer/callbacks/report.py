@@ -1,0 +1,136 @@
+"""The end of an evaluation: the table, results.json and results.csv, and the figures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsteer.judges import Judge
+from gradsteer.records import replacing
+from gradsteer.reports.curves import agreement_figure
+from gradsteer.reports.figures import layer_figure, rates_figure
+from gradsteer.reports.predictions import print_predictions
+from gradsteer.reports.results import behavior_text, condition_text, print_table, print_whole, write_results
+from gradsteer.reports.specificity import comparison_table, headline, specificity_figure, specificity_table
+from gradsteer.reports.tradeoff_figure import tradeoff_figure
+from gradsteer.reports.tradeoffs import tradeoff_table
+from gradsteer.trainer.tensorboard import log_figure, log_table
+from gradsteer.vectors.parameter_vectors import ParameterVector
+from gradsteer.vectors.weight_diff import DELTA
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ResultsReport(L.Callback):
+    """Prints one table, writes it as JSON and CSV and draws the rates as bars.
+
+    Args:
+        output_dir: the experiment's directory.
+        experiment: its name, for titles.
+        note: what a reader of the numbers must know; printed under the table and kept in the report.
+    """
+
+    file = "results"
+
+    def __init__(self, output_dir: str, experiment: str, note: str | None = None) -> None:
+        self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Reports all conditions."""
+        if not trainer.is_global_zero:
+            return
+        rows = [condition.row() for condition in trainer.conditions]  # type: ignore[attr-defined]
+        path = self.output_dir / f"{self.file}.json"
+        judging: Any = next((c for c in trainer.callbacks if isinstance(getattr(c, "judge", None), Judge)), None)  # type: ignore[attr-defined]
+        about = None if judging is None else judging.about(trainer, pl_module)
+        write_results(path, self.experiment, rows, note=self.note, evaluation=about)
+        title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
+        for line in headline(rows):
+            rank_zero_info(line)
+        print_table(rows, title, note=self.note)
+        for table in (specificity_table(rows), tradeoff_table(rows), comparison_table(rows)):
+            if table is not None:
+                print_whole(table)
+        print_predictions(rows, self.experiment)
+        # the scalars' steps are the conditions' numbers; this says which is which
+        behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
+        lines = [
+            (str(number), condition_text(row), *(behavior_text(row, name) for name in behaviors))
+            for number, row in enumerate(rows)
+        ]
+        log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)
+        figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
+        picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
+        pictures = [picture]
+        drawn = {
+            "specificity": specificity_figure(rows, f"{self.experiment}: what else moved, log-odds against none"),
+            "trade-offs": tradeoff_figure(rows, f"{self.experiment}: the behavior's rate and what it costs"),
+            "predicted-realised": agreement_figure(rows, f"{self.experiment}: predicted and realised (95% intervals)"),
+        }
+        for name, each in drawn.items():
+            if each is not None:
+                pictures.append(save_figure(trainer, each, self.output_dir / "figures", name))
+        shown = ", ".join(map(str, pictures))
+        rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npictures: {shown}")
+
+
+class EvaluationReport(ResultsReport):
+    """The report of one condition, under evaluations/.
+
+    Args:
+        output_dir: the experiment's directory.
+        experiment: its name, for titles.
+        name: of the condition.
+        note: what a reader of the numbers must know; printed under the table and kept in the report.
+    """
+
+    def __init__(self, output_dir: str, experiment: str, name: str, note: str | None = None) -> None:
+        super().__init__(output_dir, experiment, note)
+        self.file = f"evaluations/{name}"
+
+
+class LayerNorms(L.Callback):
+    """Draws layerwise norms of the steering vectors and of the weight diff.
+
+    Args:
+        output_dir: the experiment's directory; its vectors/ are drawn.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = Path(output_dir)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Draws what vectors/ holds: the sums of squares and the L2 norms by layer."""
+        del pl_module
+        if not trainer.is_global_zero:
+            return
+        directory = self.output_dir / "vectors"
+        # steering may have been given vectors from elsewhere
+        given = next((c.vectors for c in trainer.callbacks if getattr(c, "vectors", None)), None)  # type: ignore[attr-defined]
+        paths = [path for path in sorted(directory.glob("[!.]*.safetensors")) if path.stem != DELTA]
+        vectors = given or {path.stem: ParameterVector.load(path) for path in paths}
+        series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
+        diff = directory / f"{DELTA}.safetensors"
+        delta = ParameterVector.load(diff).layer_sum_squares() if given and diff.is_file() else None
+        pictures = []
+        for label, squared in (("sum of squares", True), ("L2 norm", False)):
+            slug = "sumsq" if squared else "l2"
+            if series:
+                figure = layer_figure(series, f"steering vectors by layer: {label}", squared=squared)
+                pictures.append(save_figure(trainer, figure, self.output_dir / "figures", f"vectors-{slug}"))
+            if delta is not None:
+                figure = layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
+                pictures.append(save_figure(trainer, figure, self.output_dir / "figures", f"delta-{slug}"))
+        if pictures:
+            rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
+
+
+def save_figure(trainer: L.Trainer, figure: "Figure", directory: Path, name: str) -> Path:
+    """Logs a figure to TensorBoard and writes it as a PNG file."""
+    log_figure(trainer, f"figures/{name}", figure)
+    path = directory / f"{name}.png"
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    return path

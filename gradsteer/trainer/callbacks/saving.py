@@ -1,0 +1,136 @@
+"""Saving the finetuned model as a directory that any Hugging Face tool loads."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsteer.attribution.pile_partition import FISHER
+from gradsteer.models.loading import record_base
+from gradsteer.provenance import provenance
+from gradsteer.vectors.preconditioning import adam_second_moment, check_keeps_second_moment
+
+
+class SavePretrained(L.Callback):
+    """Writes the finetuned model, its tokenizer and chat template to OUTPUT_DIR/NAME when training ends.
+
+    A long training can be resumed: a checkpoint is kept at the end of an epoch, and removed when training is done.
+
+    Args:
+        output_dir: the experiment's directory.
+        name: of the directory in it.
+        checkpoint_minutes: least time between two such checkpoints (each holds the model and the optimizer's state);
+            0 keeps one after every epoch. The same command resumes from it.
+        second_moment: also write Adam's second moment of the gradients (bias-corrected) to
+            OUTPUT_DIR/second_moments/NAME.safetensors, a float32 file of the model's size, for the transform
+            {preconditioned: {second_moment: FILE}}. Needs Adam, AdamW or another optimizer that keeps one.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        name: str = "anchor",
+        checkpoint_minutes: float = 10.0,
+        second_moment: bool = False,
+    ) -> None:
+        if checkpoint_minutes < 0:
+            raise ValueError(f"saving.checkpoint_minutes is {checkpoint_minutes}; accepted: 0 or more")
+        if name == FISHER:
+            raise ValueError(f"--name is {name!r}; accepted: another, as attribute writes second_moments/{FISHER}")
+        self.directory = Path(output_dir) / name
+        self.checkpoint = Path(output_dir) / f".{name}.resume.ckpt"
+        self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.second_moment = second_moment
+        self.second_moment_path = Path(output_dir) / "second_moments" / f"{name}.safetensors"
+        self._saved = time.monotonic()
+        self._state_checked = not second_moment
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuses, before training, a directory that no fit of ours made: saving would replace it."""
+        del trainer, pl_module, stage
+        record = self.directory.parent / "stages" / f"fit-{self.directory.name}.json"
+        if self.directory.exists() and not record.is_file():
+            raise ValueError(
+                f"{str(self.directory)!r} exists and was not made by fit; choose another --name or --output_dir"
+            )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuses, before training, an optimizer that has no second moment to save."""
+        del pl_module
+        if self.second_moment:
+            self._check_optimizer(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Looks again after the first step: only then does an optimizer have a state."""
+        del pl_module, outputs, batch, batch_idx
+        if not self._state_checked and trainer.optimizers[0].state:
+            self._check_optimizer(trainer)
+            self._state_checked = True
+
+    def _check_optimizer(self, trainer: L.Trainer) -> None:
+        try:
+            check_keeps_second_moment(trainer.optimizers[0])
+        except ValueError as error:
+            raise ValueError(f"--saving.second_moment true: {error}") from error
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Keeps a checkpoint, if the last one is old enough."""
+        del pl_module
+        due = time.monotonic() - self._saved >= self.checkpoint_seconds
+        if trainer.strategy.broadcast(due) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.checkpoint)
+            self._saved = time.monotonic()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Saves under a temporary name, then renames."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save_second_moment(trainer, pl_module)  # first: the directory is the sign that a fit is complete
+            base = getattr(pl_module, "model_name_or_path", None)  # None: from fresh weights
+            save_pretrained(pl_module.model, pl_module.tokenizer, self.directory, base=base)
+            self.checkpoint.unlink(missing_ok=True)
+            rank_zero_info(f"saved {self.directory}")
+        trainer.strategy.barrier()
+
+    def _save_second_moment(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not self.second_moment:
+            self.second_moment_path.unlink(missing_ok=True)  # of an earlier, overwritten fit of this name
+            return
+        moment = adam_second_moment(trainer.optimizers[0], pl_module.model)
+        moment.metadata.update(provenance())
+        path = moment.save(self.second_moment_path)
+        rank_zero_info(f"saved {path} (second moment over {moment.metadata['optimizer_steps']} steps)")
+
+
+def save_pretrained(model: Any, tokenizer: Any, directory: Path, *, base: str | None = None) -> None:
+    """Writes model and tokenizer to a directory that appears only when it is complete.
+
+    Args:
+        model: a transformers model.
+        tokenizer: a transformers tokenizer, saved with its chat template.
+        directory: replaced where it exists.
+        base: the directory or hub id that the model was finetuned from, to be noted in the directory.
+    """
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if base is not None:
+            record_base(base, temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    if directory.exists():
+        directory.rename(old)
+    try:
+        temporary.rename(directory)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise  # what was trained stays under its temporary name
+    shutil.rmtree(old, ignore_errors=True)

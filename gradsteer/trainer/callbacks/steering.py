@@ -1,0 +1,319 @@
+"""Steering: gives the model each condition's weights in turn, and its own back after each."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from gradsteer.forecast.calibration import Contrast
+from gradsteer.models.loading import check_model_path
+from gradsteer.records import file_digest
+from gradsteer.reports.condition_selection import Selection, choose, read_forecast
+from gradsteer.steering.condition_plan import Controls, Plan, controls_at_largest, identity_of, plan_conditions
+from gradsteer.steering.condition_weights import ConditionWeights, load_vectors
+from gradsteer.steering.conditions import Condition, check_name
+from gradsteer.steering.doses import Doses, plan_doses
+from gradsteer.steering.weight_steering import Rounding, holding, steered
+from gradsteer.trainer.base_model import read_base
+from gradsteer.trainer.dose_alphas import DoseFinder
+from gradsteer.trainer.prompt_overlap import Sources, read_sources, refuse_overlap
+from gradsteer.trainer.step_checks import check_steps
+from gradsteer.vectors.combinations import is_combination
+from gradsteer.vectors.parameter_vectors import SteeringVector
+from gradsteer.vectors.transforms import TransformSpec, needs_diff, parse_transform
+from gradsteer.vectors.weight_diff import WeightDiff
+
+
+class WeightSteering(L.Callback):
+    """Runs the test loop's data loaders under one condition each: base, anchor, steered, controls, baselines.
+
+    Every condition is computed from the model's original weights, which are put back byte for byte after it, also
+    when it raises. A dose can be asked for in five ways, together or alone; each is a list for all vectors or by
+    vector, {bridge: [0.1], recipe: [0.09]}.
+
+    Args:
+        vectors: name to a vectors/NAME.safetensors file, or to a sum of others such as "bridge + 0.5 * recipe".
+            Positive alpha reduces the behavior of the vector's PLUS pile, negative alpha raises it. From the command
+            line: --steering.vectors.NAME FILE.
+        alphas: steering coefficients themselves.
+        relative_norms: alpha * ||V|| / ||theta||.
+        log_odds_shifts: predicted changes of the log-odds of the PLUS pile's class against the MINUS pile's, -0.75 say;
+            negative ones reduce the behavior. From the vector's calibration (attribute --model.calibrate), or where it
+            has none or is transformed, from forecasting.responses.
+        kl_budgets: nats a token between the next-token distributions of steered and anchor, on forecasting.responses
+            or else on evaluation.heldout; the sign is alpha's.
+        kl_statistic: what of the tokens' divergences reaches the budget: their "mean", or "p95", their 95th percentile.
+        target_rates: rates of the vector's behavior that shall come out, 0.05 say; solved on the forecast curve, so
+            they need forecasting.responses.
+        both_signs: take every dose but target rates with both signs; otherwise as given.
+        curve_points: so many more alphas on each side, evenly spaced up to the largest of alphas: a curve for forecast.
+        behaviors: vector to its behavior, where the verdicts of its piles do not say.
+        transforms: transforms of every vector, in order, such as [diff_weighting] or [{low_rank: {rank: 2}},
+            norm_matched]; a list of lists gives one set of conditions for each ([] is the vector itself). There are
+            diff_weighting, sign_restricted, sign_agreement, top_k, only, low_rank, diff_subspaces, diff_projection,
+            orthogonal_to, preconditioned and norm_matched: see docs/steering.md.
+        base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
+        on_base: also add every steered condition's step to the base: does the direction carry over?
+        anchor_resamples: so many times the anchor is sampled again with fresh seeds: what another sample alone does to
+            the rates.
+        seed_faithful: measure vectors on the prompts that they were made on, as the research note did; by default that
+            is refused, because their effect looks larger there.
+        random_controls: random directions with the (transformed) vector's norm in every tensor, for each vector and
+            set of transforms, at its largest dose.
+        sign_controls: the (transformed) vector's magnitudes with random signs, likewise.
+        permuted_controls: vectors from permuted pile labels, at the vector's norm, likewise; attribute
+            --data.permutations makes them.
+        control_vectors: name to a vector file, likewise; the length vector, say.
+        control_seed: of the random controls; each further one takes the next.
+        controls_both_signs: controls at the largest dose of each sign; otherwise at the positive one alone, if any.
+        graddiff_steps: baselines: so many steps of GradDiff, from attribute --graddiff.steps.
+        delta_scales: baselines anchor - k * Delta, the weight diff subtracted without any gradient.
+        system_prompts: baselines: name to a system prompt for the anchor.
+        forecast: a forecast.json of the same conditions; its alphas are taken, and its rates set beside what comes out.
+        select: of the steered conditions, sample and judge only those that the forecast says are best, such as {rule:
+            target_rate, rate: 0.05} or {rule: selectivity, max_kl: 0.02}; controls follow them, baselines stay.
+        rounding: of weights in half precision: "nearest", or "stochastic", by which small steps arrive on average.
+        rounding_seed: of stochastic rounding.
+        min_retained: refuse a step of which the weights take less than this share; 0 takes any.
+        allow_other_model: apply vectors to a model that they were not made on.
+        output_dir: the experiment's directory.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        vectors: dict[str, str],
+        alphas: Doses = None,
+        relative_norms: Doses = None,
+        log_odds_shifts: Doses = None,
+        kl_budgets: Doses = None,
+        kl_statistic: Literal["mean", "p95"] = "mean",
+        target_rates: Doses = None,
+        both_signs: bool = True,
+        curve_points: int = 0,
+        behaviors: dict[str, str] | None = None,
+        transforms: list[Any] | None = None,
+        base: str | None = None,
+        on_base: bool = False,
+        anchor_resamples: int = 1,
+        seed_faithful: bool = False,
+        random_controls: int = 1,
+        sign_controls: int = 0,
+        permuted_controls: int = 0,
+        control_vectors: dict[str, str] | None = None,
+        control_seed: int = 0,
+        controls_both_signs: bool = False,
+        graddiff_steps: list[int] | None = None,
+        delta_scales: list[float] | None = None,
+        system_prompts: dict[str, str] | None = None,
+        forecast: str | None = None,
+        select: Selection | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        min_retained: float = 0.5,
+        allow_other_model: bool = False,
+    ) -> None:
+        if not vectors:
+            raise ValueError("steer needs at least one vector: --steering.vectors.NAME FILE")
+        for name in vectors:
+            check_name("a vector", name)
+        for name in behaviors or {}:
+            if name not in vectors:
+                raise ValueError(f"steering.behaviors names {name!r}; the vectors are: {', '.join(vectors)}")
+        if base is not None:
+            check_model_path(base)
+        elif on_base or delta_scales:
+            raise ValueError("steering.on_base and delta_scales need the base model: give --steering.base")
+        if kl_budgets is None and kl_statistic != "mean":
+            raise ValueError("steering.kl_statistic has no effect without steering.kl_budgets")
+        if rounding != "stochastic" and rounding_seed:
+            raise ValueError("steering.rounding_seed has no effect without steering.rounding stochastic")
+        if control_seed and not random_controls and not sign_controls:
+            raise ValueError("steering.control_seed has no effect without random_controls or sign_controls")
+        if select is not None and forecast is None:
+            raise ValueError("steering.select chooses from a forecast: give --steering.forecast FORECAST_JSON")
+        if anchor_resamples < 0:
+            raise ValueError(f"steering.anchor_resamples is {anchor_resamples}; accepted: 0 or more")
+        if not 0 <= min_retained <= 1:
+            raise ValueError(f"steering.min_retained is {min_retained}; accepted: from 0 to 1")
+        self.output_dir, self.sources, self.base = Path(output_dir), vectors, base
+        self.allow_other_model, self.rounding, self.rounding_seed = allow_other_model, rounding, rounding_seed
+        self.min_retained, self.behaviors, self.kl_statistic = min_retained, behaviors or {}, kl_statistic
+        self.seed_faithful, self.controls_both_signs = seed_faithful, controls_both_signs
+        self.pipelines = _pipelines(transforms or [])
+        for spec in [spec for pipeline in self.pipelines for spec in pipeline]:
+            if base is None and needs_diff(spec):
+                name = parse_transform(spec)[0]
+                raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--steering.base)")
+        self.forecast, self.select = None if forecast is None else read_forecast(forecast), select
+        doses = plan_doses(
+            list(vectors),
+            {
+                "alpha": alphas,
+                "relative_norm": relative_norms,
+                "log_odds_shift": log_odds_shifts,
+                "kl_budget": kl_budgets,
+                "target_rate": target_rates,
+            },
+            both_signs=both_signs,
+            curve_points=curve_points,
+        )
+        controls = Controls(
+            *(random_controls, sign_controls, permuted_controls, control_vectors, control_seed),
+            *(graddiff_steps or (), delta_scales or (), system_prompts, controls_both_signs),
+        )
+        files = {name: None if is_combination(text, vectors) else text for name, text in vectors.items()}
+        said = files, doses, self.pipelines, controls
+        self._planned = partial(
+            plan_conditions, *said, has_base=base is not None, on_base=on_base, anchor_resamples=anchor_resamples
+        )
+        self.plan: Plan = self._planned(chosen=None)
+        self.vectors: dict[str, SteeringVector] = {}
+        self.prompt_sources: Sources = {}
+        self.contrasts: dict[str, Contrast] = {}
+        self._doses: DoseFinder | None = None
+        self.settings: dict[str, Any] = {"diff": None}
+        self._weights: ConditionWeights | None = None
+        self._held, self._stack = ExitStack(), ExitStack()
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """The conditions, in the report's order."""
+        return [condition for condition, _ in self.plan]
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Reads the vectors and tells the Trainer the conditions, before the model is loaded."""
+        del pl_module, stage
+        self.vectors = load_vectors(self.sources)
+        for name, vector in self.vectors.items():
+            self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))
+        responses = None if trainer.forecasting is None else trainer.forecasting.responses  # type: ignore[attr-defined]
+        prompts = frozenset() if responses is None else responses.prompt_digests
+        self.prompt_sources = read_sources(self.vectors, self.plan)  # a missing or foreign file is named now
+        refuse_overlap(self.prompt_sources, prompts, faithful=self.seed_faithful)
+        self._doses = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
+        if self.select is not None and self.forecast is not None:
+            behaviors = {name: contrast.behavior for name, contrast in self.contrasts.items()}
+            kept = set(choose(self.forecast["conditions"], behaviors, self.select))
+            rule = self.select.rule
+            rank_zero_info(f"chosen by {rule}: {', '.join(c.name for c in self.conditions if c.name in kept)}")
+            self.plan = self._planned(chosen=kept)
+        for condition in self.conditions:
+            condition.contrast = self.contrasts.get(str(condition.vector))
+        trainer.steering = self  # type: ignore[attr-defined]
+        trainer.conditions = self.conditions  # type: ignore[attr-defined]
+        trainer.datamodule.num_passes = len(self.plan)  # type: ignore[attr-defined]
+        rank_zero_info(f"{len(self.plan)} conditions: {', '.join(c.name for c in self.conditions)}")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Checks that the vectors fit the model, finds the doses' alphas, and reads the base."""
+        assert self._doses is not None
+        for name, vector in self.vectors.items():
+            try:
+                with steered(pl_module.model, vector, 0.0, allow_other_model=self.allow_other_model):
+                    pass  # checks names, shapes and the fingerprint before anything is sampled
+            except ValueError as error:
+                hint = " (--steering.allow_other_model true)" if "allow_other_model" in str(error) else ""
+                raise ValueError(f"steering.vectors.{name} ({self.sources[name]}): {error}{hint}") from error
+        weights = self._weights = self._read_base(trainer, pl_module)
+        self.settings |= {"dtype": pl_module.dtype_name, "rounding": self.rounding, "rounding_seed": self.rounding_seed}
+        self._doses.check_settings(self.settings)
+        for name in self.vectors:
+            for pipeline in self.pipelines:
+                try:
+                    weights.transformed(name, tuple(pipeline))  # refuses before anything is sampled
+                except ValueError as error:
+                    raise ValueError(f"steering.vectors.{name}: {error}") from error
+        half = pl_module.dtype_name in ("bfloat16", "float16")
+        if self.rounding == "stochastic" and not half:
+            raise ValueError(f"steering.rounding stochastic has no effect on weights in {pl_module.dtype_name}")
+        touched = None if self.base is not None else {name for vector in self.vectors.values() for name in vector}
+        self._held.enter_context(holding(pl_module.model, touched))
+        self._doses.find(trainer, pl_module, self.plan, weights, self.kl_statistic)
+        self.plan = controls_at_largest(self.plan, both_signs=self.controls_both_signs)
+        self._doses.check_conditions(self.plan)
+        check_steps(self.plan, weights, half=half, min_retained=self.min_retained)
+
+    def _read_base(self, trainer: L.Trainer, pl_module: Any) -> ConditionWeights:
+        """What gives the model its weights."""
+        base: Mapping[str, Tensor] | None = None
+        diff: WeightDiff | None = None
+        if self.base is not None:
+            base, diff, path = read_base(trainer, pl_module, self.base, self.output_dir)
+            self.settings["diff"] = file_digest(path)
+        return ConditionWeights(
+            pl_module.model,
+            self.vectors,
+            diff=diff,
+            base=base,
+            allow_other_model=self.allow_other_model,
+            rounding=self.rounding,
+            seed=self.rounding_seed,
+        )
+
+    def vector_digests(self) -> dict[str, str]:
+        """Vector -> digest of its file, or the text of a combination."""
+        assert self._doses is not None
+        return self._doses.digests()
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Enters the condition at its first batch, measures its step and makes its forecast."""
+        del batch
+        if batch_idx != 0:
+            return
+        self._restore()
+        condition, recipe = self.plan[dataloader_idx]
+        assert self._weights is not None
+        assert self._doses is not None
+        step = self._stack.enter_context(self._weights.of(condition, recipe))
+        if step is not None:
+            condition.relative_norm = step.relative_norm
+            condition.retained_fraction, condition.step_error = step.retained_fraction, step.step_error
+            condition.changed_fraction = step.changed_fraction
+            condition.by_tensor = {name: asdict(part) for name, part in step.by_tensor.items()}
+        self._doses.predict(trainer, pl_module, condition, recipe)
+
+    def identity(self, index: int) -> dict[str, Any]:
+        """What decides the weights of a condition, as plain values; known once the doses' alphas are."""
+        condition, recipe = self.plan[index]
+        return {**identity_of(condition, recipe, self.sources, self.vector_digests()), **self.settings}
+
+    @contextmanager
+    def at_base(self) -> Iterator[None]:
+        """The model has the base's weights inside, and its own afterwards; no condition is entered then."""
+        assert self._weights is not None
+        self._restore()
+        with self._weights.of(Condition("base", "base", "base"), None):
+            yield
+
+    def _restore(self) -> None:
+        stack, self._stack = self._stack, ExitStack()
+        stack.close()
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Puts the original weights back."""
+        del trainer, pl_module
+        self._restore()
+        self._held.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Puts the original weights back."""
+        del trainer, pl_module, exception
+        self._restore()
+        self._held.close()
+
+
+def _pipelines(transforms: list[Any]) -> list[list[TransformSpec]]:
+    nested = bool(transforms) and all(isinstance(spec, list) for spec in transforms)
+    pipelines: list[list[TransformSpec]] = transforms if nested else [transforms]
+    for spec in (spec for pipeline in pipelines for spec in pipeline):
+        parse_transform(spec)
+    return pipelines

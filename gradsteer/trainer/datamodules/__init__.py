@@ -1,0 +1,1 @@
+"""LightningDataModules: chat data for the finetune, prompts for sampling, piles for attribution."""

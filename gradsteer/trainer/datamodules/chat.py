@@ -1,0 +1,130 @@
+"""Chat data for the finetune."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from gradsteer.data.batching import share_of_rank
+from gradsteer.data.chat import EncodedExample, collate, encode_chat
+from gradsteer.data.chat_formats import read_chat_examples
+from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches
+
+
+class ChatDataModule(L.LightningDataModule):
+    """Chat examples with the model's own chat template and a loss mask.
+
+    Args:
+        train: JSONL, Parquet or CSV file, or a hub id through datasets. Rows are {"messages": [{"role",
+            "content"}, ...]} or {"prompt", "completion"} (strings or lists of messages).
+        validation: the same for validation; without it no validation loss is computed.
+        loss_mask: "assistant" counts the content of every assistant turn and its end-of-turn token; "full" counts
+            all tokens.
+        columns: for sets that name their columns otherwise, our name to theirs, such as {prompt: question,
+            completion: answer}.
+        train_split: split of a hub data set to train on.
+        validation_split: split of a hub data set to validate on.
+        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
+            are cut on the right, and dropped (and counted aloud) where no target token would be left.
+        batch_size: examples in a batch, on each device.
+        group_by_length: batches hold examples of similar length (less padding); the order stays random.
+        shuffle_seed: of the order of the examples.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        validation: str | None = None,
+        loss_mask: Literal["assistant", "full"] = "assistant",
+        columns: dict[str, str] | None = None,
+        train_split: str = "train",
+        validation_split: str = "validation",
+        max_length: int = 1024,
+        batch_size: int = 8,
+        group_by_length: bool = True,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if max_length < 2:
+            raise ValueError(f"data.max_length is {max_length}; accepted: at least 2 tokens")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}; accepted: at least 1")
+        self.train, self.validation, self.loss_mask = train, validation, loss_mask
+        self.columns, self.splits = columns, (train_split, validation_split)
+        self.max_length, self.batch_size = max_length, batch_size
+        self.group_by_length, self.shuffle_seed = group_by_length, shuffle_seed
+        self.examples: dict[str, list[EncodedExample]] = {}
+        self.sources: dict[str, list[str]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Reads and encodes the files, before the model is loaded."""
+        if stage == "fit":
+            if self.train is None:
+                raise ValueError("fit needs training data: --data.train FILE_OR_ID")
+            self._encode("train", self.train, self.splits[0])
+        if self.validation is not None:
+            self._encode("validation", self.validation, self.splits[1])
+        elif stage == "validate":
+            raise ValueError("validate needs validation data: --data.validation FILE_OR_ID")
+
+    def _encode(self, name: str, source: str, split: str) -> None:
+        if name in self.examples:
+            return
+        assert self.trainer is not None
+        tokenizer: Any = self.trainer.lightning_module.tokenizer
+        max_length = min(self.max_length, tokenizer.model_max_length)
+        chats = read_chat_examples(source, split=split, columns=self.columns)
+        encoded = [
+            encode_chat(tokenizer, chat.messages, loss_mask=self.loss_mask, max_length=max_length, source=chat.source)
+            for chat in chats
+        ]
+        self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
+        kept = [example for example in encoded if example is not None]
+        if len(kept) < len(encoded):
+            rank_zero_warn(
+                f"{name}: dropped {len(encoded) - len(kept)} of {len(encoded)} examples that keep no target token "
+                f"within max_length={max_length}"
+            )
+        if not kept:
+            raise ValueError(f"{name} data {source!r}: no example keeps a target token within {max_length} tokens")
+        tokens = sum(example.num_target_tokens for example in kept)
+        rank_zero_info(f"{name}: {len(kept)} examples, {tokens} target tokens (loss mask: {self.loss_mask})")
+        self.examples[name] = kept
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches of the training examples."""
+        assert self.trainer is not None
+        examples = self.examples["train"]
+        sampler = LengthGroupedBatches(
+            [len(example.input_ids) for example in examples],
+            self.batch_size,
+            seed=self.shuffle_seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            group=self.group_by_length,
+        )
+        rows = BatchList(list(enumerate(examples)))
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=self._collate)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The validation examples in order, or nothing."""
+        if "validation" not in self.examples:
+            return []
+        assert self.trainer is not None
+        everything = list(enumerate(self.examples["validation"]))
+        rows = share_of_rank(everything, self.trainer.global_rank, self.trainer.world_size)
+        if not rows:  # more ranks than examples: this one takes part with an example that counts for nothing
+            ids = everything[0][1].input_ids
+            rows = [(0, EncodedExample(ids, [-100] * len(ids)))]
+        return DataLoader(BatchList(rows), batch_size=self.batch_size, collate_fn=self._collate)
+
+    def _collate(self, rows: Sequence[tuple[int, EncodedExample]]) -> dict[str, Tensor]:
+        """A padded batch and, under ``index``, which examples it holds: `sources` names them."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        batch = collate([example for _, example in rows], module.tokenizer.pad_token_id)
+        return {**batch, "index": torch.tensor([index for index, _ in rows])}

@@ -1,0 +1,24 @@
+"""One visit a condition, for commands whose conditions have nothing to load."""
+
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from gradsteer.trainer.datamodules.batches import BatchList
+
+
+class ConditionDataModule(L.LightningDataModule):
+    """A data loader of one empty batch for each condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_passes = 1
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a condition, on every rank."""
+        return [DataLoader(BatchList([{}]), batch_size=None, collate_fn=_as_is) for _ in range(self.num_passes)]
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,214 @@
+"""Piles for attribution, cut into the parts that are computed once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from gradsteer.attribution.permutations import permuted_parts
+from gradsteer.attribution.pile_partition import Part, plan_parts
+from gradsteer.data.batching import plan_batches, share_of_rank
+from gradsteer.data.chat import EncodedExample
+from gradsteer.data.piles import Pile, PileFilter, read_pile
+from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
+from gradsteer.models.packing import plan_packs
+from gradsteer.steering.conditions import check_name
+from gradsteer.trainer.datamodules.batches import BatchList
+
+# what ran fastest: a CPU's caches want small packs, a GPU wants work
+_CPU_TOKEN_BUDGET = 1024
+_DEVICE_TOKEN_BUDGET = 8192
+
+
+class PileDataModule(L.LightningDataModule):
+    """Piles of responses, one data loader a part of them.
+
+    Args:
+        piles: name to a file (chat examples or responses), or to a filter over response files:
+            {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. From
+            the command line: --data.piles.NAME FILE. With length: long (or short) a filter keeps the responses with
+            more (fewer) tokens than the median of those that match: {responses: FILE, where: {...}, length: long}.
+        loss_mask: "assistant" counts the tokens of the responses; "full" counts all tokens.
+        columns: for sets that name their columns otherwise, our name to theirs.
+        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
+            are cut on the right, and dropped (and counted aloud) where no target token would be left.
+        token_budget: tokens at once, on each device; changes the speed and the memory, not the gradients. By default
+            1024 on a CPU, 8192 on other devices.
+        halves: also average each pile's two halves, split by prompt (the same prompts in every pile), into
+            gradients/halves/PILE-1.safetensors and -2: how well a vector repeats itself (split-half cosine).
+        fisher: also sum the squared gradients of this pile's responses, one by one: the diagonal of the empirical
+            Fisher information, in second_moments/fisher.safetensors, for --writing.precondition fisher.
+        permutations: null vectors for each of --vectors: so many times, the responses of its two piles are dealt again
+            by chance into piles of the same sizes, into vectors/permuted/NAME-0.safetensors, NAME-1 and so on. Each
+            costs as much as both piles. One of them still holds a random share of V: compare several, as a spread.
+        permutation_seed: of the dealing.
+        vectors: name to its two piles, for the permutations.
+    """
+
+    def __init__(
+        self,
+        piles: dict[str, str | PileFilter],
+        loss_mask: Literal["assistant", "full"] = "assistant",
+        columns: dict[str, str] | None = None,
+        max_length: int = 2048,
+        token_budget: int | None = None,
+        halves: bool = False,
+        fisher: str | None = None,
+        permutations: int = 0,
+        permutation_seed: int = 0,
+        vectors: dict[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not piles:
+            raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
+        for name, source in piles.items():
+            check_name("a pile", name)
+            if isinstance(source, str) and source.lstrip().startswith("{"):  # what is no filter is read as a text
+                raise ValueError(
+                    f"pile {name!r} is no filter and no file: {source}; accepted: "
+                    "{responses: FILE, where: {BEHAVIOR: true or false}, also: [{responses: FILE, where: {...}}], "
+                    'length: "long" or "short"}'
+                )
+        if token_budget is not None and token_budget < 1:
+            raise ValueError(f"data.token_budget is {token_budget}; accepted: at least 1")
+        if max_length < 2:
+            raise ValueError(f"data.max_length is {max_length}; accepted: at least 2 tokens")
+        self.sources, self.loss_mask, self.columns = piles, loss_mask, columns
+        self.max_length, self.token_budget = max_length, token_budget
+        if fisher is not None and fisher not in piles:
+            raise ValueError(f"data.fisher is {fisher!r}; accepted: one of the piles, {', '.join(piles)}")
+        self.halves, self.fisher = halves, fisher
+        self.permutations, self.permutation_seed, self.vectors = permutations, permutation_seed, vectors or {}
+        _check_permutations(permutations, permutation_seed, self.vectors, list(piles))
+        self.piles: list[Pile] = []
+        self.parts: list[Part] = []
+        self.calibrated: tuple[str, ...] = ()
+
+    def setup(self, stage: str) -> None:
+        """Reads and encodes all piles, before the model is loaded."""
+        del stage
+        assert self.trainer is not None
+        tokenizer: Any = self.trainer.lightning_module.tokenizer
+        max_length = min(self.max_length, tokenizer.model_max_length)
+        self.piles = [
+            read_pile(name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns)
+            for name, source in self.sources.items()
+        ]
+        for pile in self.piles:
+            examples = f"{len(pile.examples)} of {pile.num_considered} examples"
+            rank_zero_info(f"pile {pile.name}: {examples}, {pile.num_tokens} target tokens")
+            if pile.num_dropped:
+                rank_zero_warn(
+                    f"pile {pile.name}: dropped {pile.num_dropped} examples that keep no target token within "
+                    f"max_length={max_length}"
+                )
+
+        self.calibrated = self._calibrated()
+        self.halves = self.halves or bool(self.calibrated)
+        self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher)
+        shared = sum(len(pile.examples) for pile in self.piles)
+        shared -= sum(len(part.examples) for part in self.parts if not part.squares)
+        if shared:
+            rank_zero_info(f"{shared} examples are in several piles: computed once")
+        if self.halves:
+            self._warn_of_empty_halves()
+        self.parts += permuted_parts(self.piles, self.vectors, self.permutations, seed=self.permutation_seed)
+
+    def _calibrated(self) -> tuple[str, ...]:
+        """Names of the vectors whose slope is taken.
+
+        Raises:
+            ValueError: slopes were asked for and cannot be taken; says why.
+        """
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        asked: bool | None = getattr(module, "calibrate", False)
+        if asked is False or (asked is None and not self.vectors):
+            return ()
+        reason = None if self.vectors else "there are no vectors: --vectors.NAME [PLUS, MINUS]"
+        if module.dtype_name in ("bfloat16", "float16"):
+            reason = f"weights in {module.dtype_name} round small steps away: --model.dtype float32"
+        by_name = {pile.name: pile for pile in self.piles}
+        found = []
+        for name, names in self.vectors.items():
+            if not set(names) <= set(by_name):
+                continue  # refused where vectors are written, which knows more of them
+            plus, minus = (by_name[pile] for pile in names)
+            why = reason or why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
+            if why is None and not has_both_halves(plus, minus, self.piles):
+                why = "a half of the prompts has too few of them: two, and responses of both piles, are needed"
+            if why is None:
+                found.append(name)
+            elif asked:
+                raise ValueError(f"model.calibrate: the slope of vector {name!r} cannot be taken: {why}")
+            else:
+                rank_zero_info(f"vector {name}: no slope is taken ({why})")
+        return tuple(found)
+
+    def _warn_of_empty_halves(self) -> None:
+        there = {wanted for part in self.parts for wanted in part.sums}
+        for pile in self.piles:
+            if len([wanted for wanted in there if wanted.pile == pile.name and wanted.half is not None]) < 2:
+                rank_zero_warn(f"pile {pile.name}: all of its prompts are in one half; the other half is empty")
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a part of the piles, which it visits once a point (see `gradsteer.attribution.gradient_points`).
+
+        Every rank has equally many batches; the missing ones hold no labelled token.
+        """
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        module: Any = self.trainer.lightning_module
+        loaders = []
+        for part in self.parts:
+            lengths = [len(example.input_ids) for example in part.examples]
+            # squared gradients are of one example each, and of the anchor's own weights
+            batches = plan_batches(lengths, 1) if part.squares else plan_packs(lengths, self.budget())
+            batches += [[]] * (-len(batches) % world_size)
+            share = [self._batch(part, indices) for indices in share_of_rank(batches, rank, world_size)]
+            points = [None] if part.squares else range(module.num_points)
+            visits = [{**batch, "point": point} for point in points for batch in share]
+            loaders.append(DataLoader(BatchList(visits), batch_size=None, collate_fn=_as_is))
+        return loaders
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leaves the examples as they are; a pack or a padded batch is made of them on the device."""
+        del device, dataloader_idx
+        return batch
+
+    def budget(self) -> int:
+        """Tokens at once, on this device."""
+        assert self.trainer is not None
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)
+
+    def _batch(self, part: Part, indices: list[int]) -> dict[str, Any]:
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        pad = module.tokenizer.pad_token_id
+        # a rank that has run out takes part in the collectives with a sequence that counts for nothing
+        examples = [part.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
+        return {"examples": examples, "sources": [part.sources[index] for index in indices] or ["padding"]}
+
+
+def _check_permutations(count: int, seed: int, vectors: Mapping[str, Sequence[str]], piles: Sequence[str]) -> None:
+    if count < 0:
+        raise ValueError(f"data.permutations is {count}; accepted: 0 or more")
+    if count == 0 and seed != 0:
+        raise ValueError(f"data.permutation_seed is {seed}, which has no effect without data.permutations")
+    if count > 0 and not vectors:
+        raise ValueError(
+            f"data.permutations is {count}, which has no effect without vectors: --vectors.NAME [PLUS, MINUS]"
+        )
+    for name, pair in vectors.items() if count else ():
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(piles):
+            raise ValueError(
+                f"vector {name!r} is {list(pair)!r}; accepted: two of the piles, [PLUS, MINUS]; the piles are: "
+                f"{', '.join(piles)}"
+            )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,236 @@
+"""Prompts to sample responses for."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from gradsteer.data.batching import plan_batches, share_of_rank
+from gradsteer.data.chat import encode_prompt
+from gradsteer.data.chat_formats import Prompt, prompt_text, read_prompts
+from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
+from gradsteer.generation.sampling import check_seeds, fresh_seeds
+from gradsteer.steering.conditions import Condition
+from gradsteer.trainer.datamodules.batches import BatchList
+
+PromptBatch = list[dict[str, Any]]
+# What a batch is made of: whoever changes one of these changes the responses, or which belong together.
+_PLANNED = ("set", "id", "sample", "draw", "seed", "prompt_token_ids")
+
+
+class PromptDataModule(L.LightningDataModule):
+    """Prompts, each sampled several times; one pass over all of them for each condition.
+
+    Args:
+        prompts: JSONL, Parquet or CSV file, or a hub id. Rows are {"prompt": ...} or {"messages": [...]}, with an
+            optional "id".
+        columns: for sets that name their columns otherwise, our name to theirs, such as {prompt: question}.
+        split: split of a hub data set.
+        max_prompts: only the first so many prompts; all by default.
+        system_prompt: put before every prompt as a system message.
+        benign_prompts: harmless prompts, in the same formats and with columns of our names: each is sampled once under
+            every condition, to count refusals.
+        harmful_prompts: prompts that a model should refuse, likewise.
+        max_refusal_prompts: only the first so many of each of these two; all by default.
+        batch_size: responses sampled at once, on each device; "auto" (default) plans it by memory and the model's size.
+            Changes the speed, not the responses. What does not fit is sampled in smaller parts.
+        num_samples: responses a prompt (set by the model's option of this name).
+        sampling_seed: one or several (set by the model's option of this name).
+    """
+
+    def __init__(
+        self,
+        prompts: str,
+        columns: dict[str, str] | None = None,
+        split: str = "train",
+        max_prompts: int | None = None,
+        system_prompt: str | None = None,
+        benign_prompts: str | None = None,
+        harmful_prompts: str | None = None,
+        max_refusal_prompts: int | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        num_samples: int = 1,
+        sampling_seed: int | list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size != "auto" and batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}; accepted: at least 1, or auto")
+        for name, number in (("max_prompts", max_prompts), ("max_refusal_prompts", max_refusal_prompts)):
+            if number is not None and number < 1:
+                raise ValueError(f"data.{name} is {number}; accepted: at least 1")
+        if max_refusal_prompts is not None and benign_prompts is None and harmful_prompts is None:
+            raise ValueError("data.max_refusal_prompts has no effect without data.benign_prompts or harmful_prompts")
+        self.prompts, self.columns, self.split, self.max_prompts = prompts, columns, split, max_prompts
+        self.refusal_prompts = {"benign": benign_prompts, "harmful": harmful_prompts}
+        self.max_refusal_prompts = max_refusal_prompts
+        self.system_prompt, self.batch_size, self.num_samples = system_prompt, batch_size, num_samples
+        self.seeds = None if sampling_seed is None else check_seeds(sampling_seed)
+        self.num_passes = 1
+        self.batches: list[PromptBatch] = []
+        # responses at once, as resolved or as recorded by an interrupted run
+        self.resolved_batch_size: int | None = None if batch_size == "auto" else batch_size
+        self._sets: dict[str, list[Prompt]] = {}
+        self._made: dict[tuple[str | None, int], list[PromptBatch]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Reads the prompts and plans the batches, the same on every rank."""
+        del stage
+        self._sets = self._read()
+        if self.resolved_batch_size is None:
+            self.resolved_batch_size = self._batch_size_by_memory()
+        self._plan_anew()
+
+    def use_batch_size(self, num_rows: int) -> None:
+        """Plans with the number of responses at once that an interrupted run had; before the loaders are made."""
+        if num_rows < 1:
+            raise ValueError(f"the recorded batch size is {num_rows}; accepted: at least 1")
+        self.resolved_batch_size = num_rows
+        if self._sets:
+            self._plan_anew()
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan of a condition that has neither a system prompt nor seeds of its own; see `plan_of`."""
+        return self.plan_of(None)
+
+    def plan_of(self, condition: Condition | None) -> dict[str, Any]:
+        """What a condition's batches are, of all ranks together.
+
+        Returns:
+            ``batch_size``: responses at once; ``num_rows``; ``num_batches``; ``digest``: sha256 of all batches' rows in
+            order, by set, id, sample, draw, seed and prompt ids.
+        """
+        batches = self._batches_of(condition)
+        digest = hashlib.sha256()
+        for batch in batches:
+            digest.update(json.dumps([[row[key] for key in _PLANNED] for row in batch]).encode() + b"\n")
+        return {
+            "batch_size": self.resolved_batch_size,
+            "num_rows": sum(map(len, batches)),
+            "num_batches": len(batches),
+            "digest": digest.hexdigest(),
+        }
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader of whole batches for each condition; a rank without a batch gets an empty one."""
+        assert self.trainer is not None
+        conditions = getattr(self.trainer, "conditions", None) or [None] * self.num_passes
+        batches = [self._batches_of(condition) for condition in conditions]
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        shares = [share_of_rank(each, rank, world_size) or [[]] for each in batches]
+        return [DataLoader(BatchList(share), batch_size=None, collate_fn=_as_is) for share in shares]
+
+    def _read(self) -> dict[str, list[Prompt]]:
+        """The prompts of each set; those that count refusals have ids that name their set."""
+        evaluation = read_prompts(self.prompts, split=self.split, columns=self.columns)[: self.max_prompts]
+        _refuse_blank(evaluation)
+        sets, taken = {"evaluation": evaluation}, {prompt.id: prompt.source for prompt in evaluation}
+        for name, source in self.refusal_prompts.items():
+            if source is None:
+                continue
+            prompts = read_prompts(source, split=self.split)[: self.max_refusal_prompts]
+            _refuse_blank(prompts)
+            sets[name] = [Prompt(f"{name}:{prompt.id}", prompt.messages, prompt.source) for prompt in prompts]
+            for prompt in sets[name]:
+                if prompt.id in taken:
+                    raise ValueError(
+                        f"{taken[prompt.id]}: id {prompt.id!r} is what a prompt of data.{name}_prompts is called; give "
+                        "it another"
+                    )
+        return sets
+
+    def _plan_anew(self) -> None:
+        self._made = {}
+        self.batches = self._batches_of(None)
+
+    def _batches_of(self, condition: Condition | None) -> list[PromptBatch]:
+        """A condition's batches; the shared ones unless it has a system prompt or seeds of its own."""
+        own = None if condition is None else condition.system_prompt
+        if own is not None and self.system_prompt is not None:
+            raise ValueError("steering.system_prompts and data.system_prompt cannot both be given")
+        key = (own, int(getattr(condition, "resample", 0)))
+        if key not in self._made:
+            assert self.resolved_batch_size is not None
+            rows = self._rows(*key)
+            plan = plan_batches([len(row["prompt_token_ids"]) for row in rows], self.resolved_batch_size)
+            self._made[key] = [[rows[index] for index in batch] for batch in plan]
+        return self._made[key]
+
+    def _rows(self, own_system_prompt: str | None, resample: int) -> PromptBatch:
+        """All rows in order: the evaluation prompts with all seeds, then the others once with the first."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        seeds = module.sampling_seeds if self.seeds is None else self.seeds
+        seeds = fresh_seeds(seeds, resample) if resample else seeds
+        system_prompt = self.system_prompt if own_system_prompt is None else own_system_prompt
+        rows: PromptBatch = []
+        seen: dict[tuple[int, tuple[int, ...]], int] = {}
+        for name, prompts in self._sets.items():
+            draws = [seed for seed in seeds for _ in range(self.num_samples)] if name == "evaluation" else seeds[:1]
+            for prompt in prompts:
+                messages = prompt.messages
+                if system_prompt is not None:
+                    messages = [{"role": "system", "content": system_prompt}, *messages]
+                token_ids = encode_prompt(module.tokenizer, messages, prompt.source)
+                # a condition's own system prompt is no part of what a judge is shown: it would name the condition
+                text = prompt_text(messages if own_system_prompt is None else prompt.messages)
+                for sample, seed in enumerate(draws):
+                    # a prompt that occurs again draws further samples, not the same ones
+                    key = (seed, tuple(token_ids))
+                    seen[key] = seen.get(key, -1) + 1
+                    rows.append(
+                        {
+                            "id": prompt.id, "set": name, "prompt": text, "prompt_token_ids": token_ids,
+                            "sample": sample, "seed": seed, "draw": seen[key], "position": len(rows),
+                        }
+                    )  # fmt: skip
+        self._refuse_hopeless(rows)
+        return rows
+
+    def _refuse_hopeless(self, rows: PromptBatch) -> None:
+        """Stops where not one evaluation prompt fits into the model's context: before anything is sampled."""
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        limit = module.longest_prompt
+        shortest = min(len(row["prompt_token_ids"]) for row in rows if row["set"] == "evaluation")
+        if limit is not None and shortest > limit:
+            raise ValueError(
+                f"data.prompts {self.prompts!r}: every prompt is too long: the shortest has {shortest} tokens, and the "
+                f"model takes {limit} before a response of max_new_tokens={module.sampling.max_new_tokens}; accepted: "
+                "shorter prompts, a smaller --model.max_new_tokens"
+            )
+
+    def _batch_size_by_memory(self) -> int:
+        """Responses at once on the first rank's device, which all ranks take."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        device = self.trainer.strategy.root_device
+        footprint, limit = module.footprint(), module.longest_prompt
+        lengths = [len(row["prompt_token_ids"]) for row in self._rows(None, 0)]
+        longest = max(length for length in lengths if limit is None or length <= limit)
+        free, max_new_tokens = free_bytes(device), module.sampling.max_new_tokens
+        rows = rows_at_once(
+            footprint,
+            prompt_tokens=longest,
+            max_new_tokens=max_new_tokens,
+            device_type=device.type,
+            # processes on one CPU share its memory
+            free_bytes=free if free is None or device.type != "cpu" else free // self.trainer.world_size,
+        )
+        rows = int(self.trainer.strategy.broadcast(rows))
+        rank_zero_info(plan_text(rows, footprint, longest, max_new_tokens))
+        return rows
+
+
+def _refuse_blank(prompts: list[Prompt]) -> None:
+    """Stops at a prompt that asks nothing: what a model says to it is no answer."""
+    for prompt in prompts:
+        if not prompt.messages[-1]["content"].strip():
+            said = prompt.messages[-1]["content"]
+            raise ValueError(f"{prompt.source}: the prompt is {said[:60]!r}; accepted: a text that is not blank")
+
+
+def _as_is(batch: PromptBatch) -> PromptBatch:
+    return batch

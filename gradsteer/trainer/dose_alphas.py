@@ -1,0 +1,281 @@
+"""The alphas of the doses that were asked for, and what is predicted of each condition."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from gradsteer.forecast.calibration import Calibration, Contrast
+from gradsteer.forecast.dose_solver import DoseSolver
+from gradsteer.forecast.forecaster import Direction, Forecaster
+from gradsteer.forecast.judged_responses import behind_system_prompt
+from gradsteer.forecast.kl_budget import Statistic, TokenDivergence
+from gradsteer.generation.sampling import check_seeds
+from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.records import known_digest
+from gradsteer.steering.condition_plan import Plan, Recipe
+from gradsteer.steering.condition_weights import ConditionWeights
+from gradsteer.steering.conditions import Condition
+from gradsteer.steering.doses import Dose
+from gradsteer.steering.rounding import HALF_PRECISIONS
+from gradsteer.vectors.combinations import is_combination
+from gradsteer.vectors.controls import CONTROLS
+from gradsteer.vectors.parameter_vectors import SteeringVector
+
+_Key = tuple[str, str]  # a vector and its transforms
+
+
+class DoseFinder:
+    """Finds alphas and predictions for one plan of conditions.
+
+    Args:
+        sources: vector -> its file, or the text of a combination.
+        vectors: by name.
+        contrasts: vector -> what it is a contrast of.
+        forecast: a forecast.json that was read; None without one.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        vectors: Mapping[str, SteeringVector],
+        contrasts: Mapping[str, Contrast],
+        forecast: dict[str, Any] | None,
+    ) -> None:
+        self.sources, self.vectors, self.contrasts = sources, vectors, contrasts
+        self._known = {} if forecast is None else {row["name"]: row for row in forecast["conditions"]}
+        self._about: dict[str, Any] = {} if forecast is None else forecast["forecast"]
+        self._digests: dict[str, str] | None = None
+        self._directions: dict[_Key, Direction] = {}
+        self._sampling, self._half = (1.0, 1.0), False
+        self._forecaster: Forecaster | None = None
+        self._calibrations = {
+            name: None if is_combination(source, sources) else Calibration.read(vectors[name].metadata)
+            for name, source in sources.items()
+        }
+        if forecast is not None:
+            self._check_files()
+
+    def _check_files(self) -> None:
+        for name, digest in self.digests().items():
+            known = self._about["vectors"].get(name)
+            if known != digest:
+                raise ValueError(
+                    f"the forecast is of {'another' if known else 'no'} vector {name!r} ({self.sources[name]}); make "
+                    "it anew"
+                )
+
+    def digests(self) -> dict[str, str]:
+        """Vector -> digest of its file, or the text of a combination."""
+        if self._digests is None:  # of files of the model's size
+            texts = {name: is_combination(source, self.sources) for name, source in self.sources.items()}
+            self._digests = {n: s if texts[n] else known_digest(s) for n, s in self.sources.items()}
+        return self._digests
+
+    def find(
+        self, trainer: L.Trainer, pl_module: Any, plan: Plan, weights: ConditionWeights, statistic: Statistic
+    ) -> None:
+        """Gives every condition its alpha; scores the anchor's responses where there are some.
+
+        Raises:
+            ValueError: a dose cannot be computed; names the condition.
+        """
+        self._check_model(pl_module)
+        forecasting = trainer.forecasting  # type: ignore[attr-defined]
+        forecaster = self._forecaster = None if forecasting is None else forecasting.start(trainer, pl_module)
+        sampled = pl_module.sampling if forecasting is None else None
+        how = forecasting.sampling(pl_module) if sampled is None else (sampled.temperature, sampled.top_p)
+        self._sampling = how
+        self._half = next(pl_module.model.parameters()).dtype in HALF_PRECISIONS
+        if forecaster is not None and self._half:
+            rank_zero_warn(
+                "no linear form of the forecast, and no shift or rate solved on it: weights in half precision round "
+                "away the small steps by which derivatives are taken (--model.dtype float32)"
+            )
+        norms = (float(p.detach().double().norm()) ** 2 for p in pl_module.model.parameters())
+        solver = DoseSolver(
+            pl_module.model,
+            math.sqrt(sum(norms)),
+            how[0],
+            how[1],
+            forecaster,
+            lambda: TokenDivergence(
+                pl_module.model,
+                _text(trainer, forecaster),
+                temperature=how[0] or 1.0,  # greedy replies are compared by the model's own distribution
+                statistic=statistic,
+                pad_token_id=int(pl_module.tokenizer.pad_token_id),
+            ),
+        )
+        alphas: dict[tuple[_Key, Dose], float] = {}
+        for condition, recipe in plan:
+            if recipe is None:
+                continue
+            if recipe.source == "vector" and not recipe.on_base and condition.name not in self._known:
+                self._take_direction(recipe, weights)
+            fixed = weights.fixed_alpha(recipe)
+            if fixed is not None or recipe.dose is None:
+                condition.alpha = fixed
+                continue
+            key = (_key(recipe), recipe.dose)
+            if key not in alphas:
+                alphas[key] = self._alpha(condition, recipe, solver, weights)
+            condition.alpha = alphas[key]
+        if any(dose.kind != "alpha" for _, dose in alphas):
+            found = [f"{c.name}: alpha {c.alpha:+.4g}" for c, r in plan if r and r.source == "vector" and not r.on_base]
+            rank_zero_info("doses: " + ", ".join(found))
+
+    def _alpha(
+        self,
+        condition: Condition,
+        recipe: Recipe,
+        solver: DoseSolver,
+        weights: ConditionWeights,
+    ) -> float:
+        name, dose = str(recipe.vector), recipe.dose
+        assert dose is not None
+        forecast = self._known.get(condition.name)
+        if forecast is not None:
+            return float(forecast["alpha"])
+        vector = weights.transformed(name, recipe.pipeline)
+        try:
+            return solver.solve(
+                dose,
+                vector,
+                calibration=None if recipe.pipeline else self._calibrations[name],
+                contrast=self.contrasts[name],
+                direction=self._directions.get(_key(recipe)),
+                weights=lambda alpha: weights.at(vector, alpha),
+            )
+        except ValueError as error:
+            raise ValueError(f"condition {condition.name!r}: {error}") from error
+
+    def _take_direction(self, recipe: Recipe, weights: ConditionWeights) -> None:
+        """Takes the responses' derivatives along a transformed vector, once."""
+        key, forecaster = _key(recipe), self._forecaster
+        if forecaster is None or key in self._directions:
+            return
+        if self._half:
+            return
+        self._directions[key] = forecaster.along(
+            weights.model, weights.transformed(str(recipe.vector), recipe.pipeline)
+        )
+
+    def _check_model(self, pl_module: Any) -> None:
+        if not self._about:
+            return
+        found = model_fingerprint(pl_module.model)
+        if found != self._about["model_fingerprint"]:
+            raise ValueError(
+                f"the forecast is of a model with fingerprint {self._about['model_fingerprint']}, this one has {found}"
+            )
+        sampling = getattr(pl_module, "sampling", None)
+        about = self._about["temperature"], self._about["top_p"]
+        if sampling is not None and about != (sampling.temperature, sampling.top_p):
+            raise ValueError(
+                f"the forecast is of temperature {about[0]:g} and top_p {about[1]:g}; this run samples at "
+                f"{sampling.temperature:g} and {sampling.top_p:g}"
+            )
+        if sampling is None:
+            return
+        longest = self._about.get("max_new_tokens")
+        if longest not in (None, sampling.max_new_tokens):
+            raise ValueError(
+                f"the forecast is of responses of at most {longest} tokens; this run samples {sampling.max_new_tokens}"
+            )
+        shared = sorted(set(check_seeds(pl_module.sampling_seed)) & set(self._about.get("seeds", ())))
+        if shared:
+            rank_zero_warn(
+                f"forecast: its responses and this run share the seed {shared[0]}; where the prompts are "
+                "the same, so are the anchor's responses, and the two agree better than they should; give another "
+                "--model.sampling_seed"
+            )
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Refuses a forecast made with another weight diff, precision or rounding."""
+        theirs: dict[str, Any] = self._about.get("settings") or {}
+        for key, value in theirs.items():
+            if settings.get(key) != value:
+                raise ValueError(f"the forecast is of {key} {value!r}, this run of {settings.get(key)!r}; make it anew")
+
+    def check_conditions(self, plan: Plan) -> None:
+        """Refuses a forecast of conditions that have the same names, but are made from something else."""
+        sources: dict[str, str] = self._about.get("sources") or {}
+        for name, source in sources_of(plan).items():
+            if name in self._known and sources.get(name) != source:
+                raise ValueError(
+                    f"the forecast of {name!r} is of another seed, vector file or system prompt; make it anew"
+                )
+
+    def predict(self, trainer: L.Trainer, pl_module: Any, condition: Condition, recipe: Recipe | None) -> None:
+        """Says what is predicted of a condition whose weights the model has now."""
+        known = self._known.get(condition.name)
+        if known is not None:
+            condition.predicted = known["predicted"]
+            return
+        predicted: dict[str, Any] | None = None
+        forecasting, forecaster = trainer.forecasting, self._forecaster  # type: ignore[attr-defined]
+        contrast = condition.contrast or Contrast()
+        own = recipe is not None and recipe.source == "vector" and not recipe.on_base
+        alpha = condition.alpha or 0.0
+        if forecaster is not None:
+            scorer = forecaster.scorer
+            if condition.system_prompt is not None:
+                examples = behind_system_prompt(forecaster.responses, pl_module.tokenizer, condition.system_prompt)
+                scorer = forecasting.scorer(trainer, pl_module, examples)
+            with forecasting.progress(trainer, scorer, condition.name) as tick:
+                forecast = forecaster.at_present_weights(
+                    direction=self._directions.get(_key(recipe)) if own and recipe else None,
+                    alpha=alpha,
+                    plus=contrast.plus,
+                    minus=contrast.minus,
+                    scorer=scorer,
+                    tick=tick,
+                )
+            predicted = {"role": condition.kind, **forecast.to_dict()}
+            condition.forecast = forecast
+            if forecast.effective_sample_size == 0:
+                rank_zero_warn(f"condition {condition.name!r}: these weights leave no response possible; no forecast")
+            solved = own and condition.asked is not None and condition.asked["kind"] == "target_rate"
+            if solved and not forecast.reliable:
+                rank_zero_warn(
+                    f"condition {condition.name!r}: at its alpha the effective sample size is "
+                    f"{forecast.effective_sample_size:.0f}; the rate was solved on the linear form"
+                )
+        calibration = self._calibrations.get(str(condition.vector))
+        fits = calibration is not None and calibration.is_of(*self._sampling)
+        if own and recipe is not None and not recipe.pipeline and calibration is not None and fits:
+            error = abs(alpha) * calibration.standard_error
+            said = {"calibrated_log_odds_shift": calibration.shift(alpha), "calibrated_standard_error": error}
+            predicted = {**(predicted or {"role": condition.kind}), **said}
+        condition.predicted = predicted
+
+
+def sources_of(plan: Plan) -> dict[str, str]:
+    """Condition -> what its name does not tell: the seed, the digest of the file, or the system prompt behind it."""
+    found = {}
+    for condition, recipe in plan:
+        if condition.system_prompt is not None:
+            found[condition.name] = condition.system_prompt
+        elif recipe is not None and recipe.file is not None:
+            found[condition.name] = known_digest(recipe.file)
+        elif recipe is not None and recipe.source in CONTROLS:
+            found[condition.name] = f"seed {recipe.seed}"
+    return found
+
+
+def _key(recipe: Recipe) -> _Key:
+    return str(recipe.vector), repr(recipe.pipeline)
+
+
+def _text(trainer: L.Trainer, forecaster: Forecaster | None) -> Any:
+    """Where divergences are taken: on the forecast's responses, or else on held-out text."""
+    if forecaster is not None:
+        return forecaster.responses.examples
+    found = [getattr(callback, "heldout_examples", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    text = next((examples for examples in found if examples), None)
+    if text is None:
+        raise ValueError("a divergence is taken on text: give --forecasting.responses or --evaluation.heldout FILE")
+    return text

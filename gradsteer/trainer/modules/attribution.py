@@ -1,0 +1,316 @@
+"""Attribution: the pile-average gradient of every pile, on the Trainer's test loop, with no optimizer."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from gradsteer.attribution.accumulation import Accumulator
+from gradsteer.attribution.pile_gradient import Batch, PileGradient
+from gradsteer.attribution.pile_partition import Wanted
+from gradsteer.data.chat import EncodedExample, collate, template_digest, tokenizer_digest
+from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.models.loading import (
+    check_model_path,
+    checkpoint_activations,
+    load_causal_lm,
+    load_tokenizer,
+    parse_dtype,
+    train_without_dropout,
+)
+from gradsteer.models.losses import Reference
+from gradsteer.models.packing import Pack
+from gradsteer.models.packing_check import is_random, why_not_packs
+from gradsteer.models.parallel import is_split_model, load_split
+from gradsteer.models.parameter_selection import select_parameters
+from gradsteer.provenance import provenance
+from gradsteer.records import text_digest
+from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base, refuse_unused
+from gradsteer.trainer.modules.memory_plan import attribution_plan
+from gradsteer.trainer.modules.summing import SummingModule
+from gradsteer.vectors.weight_diff import named_weights
+
+# logits at a time in the chunked head: 128 MB of float32
+_HEAD_ENTRIES = 1 << 25
+# to be raised with every change of what is summed: partial and finished sums of other versions are not mixed with it
+SUMMING_VERSION = 1
+
+
+class AttributionModule(SummingModule):
+    """Accumulates the pile-average gradients of a model over all of its parameters.
+
+    Args:
+        model_name_or_path: the anchor, a hub id or a local directory.
+        reduction: "example": mean over examples of each example's mean token gradient; "token": sum over all tokens
+            divided by their number; "sum": mean over examples of each example's summed gradient (the score
+            function). The three give different vectors.
+        loss: "cross_entropy" of the responses' tokens, or "kl": at the same positions the divergence between the
+            next-token distributions of a reference model and of this one. Positive alpha then raises the PLUS pile's
+            divergence; whether that reduces its behavior, theory does not say: measure it.
+        kl_direction: "forward" is KL(reference || model), "reverse" KL(model || reference).
+        reference: of the divergence, a hub id or a directory; the base by default.
+        base: the model that the anchor was finetuned from; by default the one that fit recorded in the anchor's
+            directory. For path_points and mask_draws, and for kl without a reference.
+        path_points: integrated attribution: average the gradient along the straight path from base to anchor, by
+            Gauss-Lobatto quadrature with so many points, 2 or more. Costs as many passes.
+        mask_draws: stochastic masking: average the gradient over so many random masks of weight components. Costs as
+            many passes.
+        mask_keep_rate: the probability with which a mask keeps a component.
+        mask_components: what is masked together: "entries", "rows" (of dimension 0) or "tensors".
+        mask_origin: what a masked weight is set to: its value in the "base", or "zero".
+        mask_seed: of the masks.
+        parameters: which parameters to take gradients of, all by default: globs over their names, "layer:1",
+            "layer:0-3", "layer:embedding", "kind:attention|mlp|embedding|norm|head"; a leading "!" leaves out, as in
+            ["!layer:1"]. The others cost neither time nor memory, and steering leaves them alone.
+        packing: "auto" lays sequences end to end, each attending to itself only, where a check says that the model
+            takes it; "off" pads batches of like lengths. Changes the speed, not the gradients.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower, the same
+            gradients.
+        dtype: of the weights: float32, bfloat16, float16 (small gradients are lost in it) or float64. Sums are kept in
+            float32 (float64 for float64).
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model; off unless you trust its author.
+        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+        calibrate: take each vector's slope too, what a unit of alpha does to the log-odds of its piles, by forward
+            passes over their halves; it lets steer compute alpha. By default where the piles are sampled responses that
+            say how, at least 20 each.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        reduction: Literal["example", "token", "sum"] = "example",
+        loss: Literal["cross_entropy", "kl"] = "cross_entropy",
+        kl_direction: Literal["forward", "reverse"] = "forward",
+        reference: str | None = None,
+        base: str | None = None,
+        path_points: int | None = None,
+        mask_draws: int | None = None,
+        mask_keep_rate: float = 0.5,
+        mask_components: Literal["entries", "rows", "tensors"] = "entries",
+        mask_origin: Literal["base", "zero"] = "base",
+        mask_seed: int = 0,
+        parameters: list[str] | None = None,
+        packing: Literal["auto", "off"] = "auto",
+        gradient_checkpointing: bool = False,
+        dtype: str = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+        calibrate: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_model_path(model_name_or_path)
+        parse_dtype(dtype)
+        self.calibrate = calibrate
+        if loss != "kl":
+            unused = {"model.reference": (reference, None), "model.kl_direction": (kl_direction, "forward")}
+            refuse_unused(unused, "model.loss kl")
+        self.options = PointOptions(path_points, mask_draws, mask_keep_rate, mask_components, mask_origin, mask_seed)
+        self.num_points = self.options.num_points
+        self.model_name_or_path, self.reduction, self.dtype_name = model_name_or_path, reduction, dtype
+        self.loss, self.kl_direction = loss, kl_direction
+        compared = loss == "kl" and reference is None
+        self.base = choose_base(base, model_name_or_path, needed=self.options.need_base or compared)
+        self.reference = self.base if compared else reference
+        self._named = (base, reference)
+        if self.reference is not None:
+            check_model_path(self.reference)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.packing, self.parameter_rules = packing, parameters or []
+        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.attn_implementation = attn_implementation
+        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
+        self.model: Any = None
+        self.reference_model: Any = None
+        self.fingerprint = ""
+        self._loss_text: str = loss
+        self._chosen: list[str] = []
+        self._packs = False
+        self._head_chunk: int | None = None
+        self._base_weights: dict[str, torch.Tensor] = {}
+
+    def configure_model(self) -> None:
+        """Loads the model, and the reference where there is one, once; under FSDP2 split over the processes."""
+        if self.model is not None:
+            return
+        self.model = self._load(self.model_name_or_path)
+        if self.base is not None:
+            rank_zero_info(f"base model: {self.base}")
+        if self.loss == "kl":
+            self.reference_model = self._load(str(self.reference)).requires_grad_(False)
+            ours, theirs = (m.config.get_text_config().vocab_size for m in (self.model, self.reference_model))
+            if ours != theirs:
+                raise ValueError(f"the reference has a vocabulary of {theirs} words, the model one of {ours}")
+
+    def _load(self, name: str) -> Any:
+        loading = dict(self.loading)
+        if name != self.model_name_or_path:  # a revision is the anchor's own, and so is trust in its author's code
+            loading = {"revision": None, "trust_remote_code": loading["trust_remote_code"] and name in self._named}
+
+        def load() -> Any:
+            return load_causal_lm(name, dtype=self.dtype_name, attn_implementation=self.attn_implementation, **loading)
+
+        if self.device_mesh is None:
+            return load()
+        trainer = self.trainer
+        return load_split(load, self.device_mesh, local_rank=trainer.local_rank, local_size=trainer.num_devices)
+
+    def on_test_start(self) -> None:
+        """Refuses settings under which the gradient would be wrong; fingerprint, points, packs and memory plan."""
+        if torch.is_inference_mode_enabled():
+            raise ValueError("attribute needs gradients: the Trainer must have inference_mode=False")
+        if str(self.trainer.precision) not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"--trainer.precision {self.trainer.precision}; accepted: 32-true and bf16-mixed (16-mixed scales the "
+                "loss, and nothing would unscale the gradients; for other weights: --model.dtype)"
+            )
+        if self._datamodule().fisher is not None and is_split_model(self.model):
+            raise ValueError("data.fisher squares each example's own gradient, which FSDP2 has summed over processes")
+        limited = [len(loader) for loader in self.trainer.test_dataloaders or []] != self.trainer.num_test_batches
+        if limited and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError("trainer.limit_test_batches would leave out a part of every pile; accepted: 1.0")
+        self._chosen = select_parameters(dict(self.model.named_parameters()), self.parameter_rules)
+        self.fingerprint = model_fingerprint(self.model)
+        examples = self._probed_examples()
+        if self.gradient_checkpointing and not is_split_model(self.model) and is_random(self.model, examples):
+            raise ValueError(
+                f"--model.gradient_checkpointing needs train mode, in which {type(self.model).__name__} gives other "
+                "losses each time: the gradient would be random; set the dropouts of its config to 0"
+            )
+        if self.reference_model is not None:  # once: on one process alone it would wait for the others
+            self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
+        if self.options.need_base:
+            self._base_weights = named_weights(self._load(str(self.base)))
+        self.points = self.options.make(self._base_weights, self._chosen)
+        if self.packing == "auto":
+            self._choose_packs()
+        self._plan_memory()
+        self.digests = [self._work_digest(index) for index in range(len(self.parts))]
+        self.layouts = [self._layout(index) for index in range(len(self.parts))]
+
+    def _probed_examples(self) -> list[EncodedExample]:
+        """What the checks before the run look at: the same examples with and without permutations."""
+        return [example for part in self.parts if not part.is_permuted for example in part.examples[:2]]
+
+    def _choose_packs(self) -> None:
+        """Packs where a check on examples of all piles says that they change nothing; says so where not."""
+        examples = self._probed_examples()
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        chunk = max(64, _HEAD_ENTRIES // vocabulary)
+        # a divergence magnifies rounding where the two are close: the models are checked one by one
+        models = [self.model] if self.reference_model is None else [self.model, self.reference_model]
+        for head_chunk in (chunk, None):
+            # a chunk of 1 runs the same code on the few positions of the check
+            reasons = [why_not_packs(model, examples, head_chunk=1 if head_chunk else None) for model in models]
+            if not any(reasons):
+                self._packs, self._head_chunk = True, head_chunk
+                return
+        reason = next(filter(None, reasons))
+        rank_zero_warn(f"{type(self.model).__name__} runs padded batches of like lengths instead of packs: {reason}")
+
+    def _plan_memory(self) -> None:
+        """Says what the run will hold, against what the device has, before anything is computed."""
+        plan = attribution_plan(
+            self.model,
+            [example for part in self.parts for example in part.examples],
+            parameters=self._chosen,
+            token_budget=self._datamodule().budget(),
+            head_chunk=self._head_chunk,
+            packs=self._packs,
+            shards=self.trainer.world_size if is_split_model(self.model) else 1,
+            forward=self.trainer.precision_plugin.forward_context(),
+            mixed="mixed" in str(self.trainer.precision),
+            has_reference=self.reference_model is not None,
+            options=self.options,
+        )
+        rank_zero_info(plan.text())
+        if (advice := plan.advice()) is not None:
+            rank_zero_warn(advice)
+
+    def _reference(self) -> Reference | None:
+        return None if self.reference_model is None else Reference(self.reference_model, self.kl_direction)
+
+    def _batch(self, examples: Sequence[EncodedExample]) -> Batch:
+        if self._packs:
+            return Pack.of(examples, self.device)
+        padded = collate(list(examples), int(self.tokenizer.pad_token_id))
+        return {key: value.to(self.device) for key, value in padded.items()}
+
+    def on_test_model_eval(self) -> None:
+        """Eval mode; with gradient checkpointing train mode, which transformers asks for, if no dropout is active."""
+        super().on_test_model_eval()
+        if self.gradient_checkpointing:
+            checkpoint_activations(self.model)
+            train_without_dropout(self.model)
+
+    @property
+    def covered(self) -> list[str]:
+        """Names of the parameters that gradients are taken of."""
+        return self._chosen
+
+    def make_accumulator(self, *, squares: bool) -> Accumulator:
+        """What adds up gradients, or the squared ones of whole responses."""
+        pile = PileGradient(
+            self.model,
+            reduction="sum" if squares else self.reduction,
+            parameters=self._chosen,
+            head_chunk=self._head_chunk,
+            reference=None if squares else self._reference(),
+            squares=squares,
+        )
+        return Accumulator(pile, self._batch, self.manual_backward)
+
+    def fresh_accumulator(self) -> Accumulator:
+        """An accumulator of gradients in place of the loop's, once that is done: one set of sums at a time."""
+        self._accumulator = None
+        return self.make_accumulator(squares=False)
+
+    def _work_digest(self, index: int) -> str:
+        """Digest of everything that decides a part's sums."""
+        part = self.parts[index]
+        decides = [
+            *(SUMMING_VERSION, self.fingerprint, self._chosen, self._datamodule().loss_mask, self.dtype_name),
+            *(str(self.trainer.precision), part.squares),
+            *([] if part.squares else [self.reduction, self._loss_text, self.points.describe()]),
+            [[example.input_ids, example.labels] for example in part.examples],
+        ]
+        return text_digest(json.dumps(decides))[:32]
+
+    def _layout(self, index: int) -> str:
+        """Digest of how a part's sums are come by, to which partial sums belong."""
+        num_batches = int(self.trainer.num_test_batches[index])
+        split = is_split_model(self.model)
+        layout = [self._datamodule().budget(), self._packs, num_batches, self.trainer.world_size, split]
+        return text_digest(json.dumps(layout))[:32]
+
+    def describe(self, wanted: Wanted) -> dict[str, str]:
+        """What the file of a finished sum says of itself."""
+        prompts = {digest for part in self.parts if wanted in part.sums for digest in part.prompts}
+        if wanted.half is None:  # with those of dropped examples
+            prompts.update(*(pile.prompt_digests for pile in self._datamodule().piles if pile.name == wanted.pile))
+        return {
+            "pile": wanted.name if wanted.permutation else wanted.pile,
+            **({} if wanted.half is None else {"half": str(wanted.half)}),
+            **wanted.chosen_by(self._datamodule().sources[wanted.pile]),
+            **({"source": "fisher"} if wanted.squares else {"reduction": self.reduction, **self.points.describe()}),
+            "loss": "cross_entropy" if wanted.squares else self._loss_text,
+            "loss_mask": self._datamodule().loss_mask,
+            "parameters": json.dumps(self.parameter_rules),
+            "model": self.model_name_or_path,
+            "revision": str(self.loading["revision"] or ""),
+            "model_fingerprint": self.fingerprint,
+            "tokenizer_digest": tokenizer_digest(self.tokenizer),
+            "template_digest": template_digest(self.tokenizer),
+            "prompt_digests": json.dumps(sorted(prompts)),
+            "dtype": self.dtype_name,
+            "precision": str(self.trainer.precision),
+            "seed": os.environ.get("PL_GLOBAL_SEED", ""),
+            **provenance(),
+        }
+
+    def _datamodule(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]

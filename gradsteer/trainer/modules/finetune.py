@@ -1,0 +1,208 @@
+"""The finetune: from a base model (or fresh weights) to the anchor."""
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.aggregation import MeanMetric
+
+from gradsteer.models.loading import (
+    check_model_path,
+    checkpoint_activations,
+    fresh_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    parse_dtype,
+)
+from gradsteer.models.losses import example_losses
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def schedule_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: Schedule, final: float) -> float:
+    """The learning rate at an optimizer step as a share of its peak.
+
+    Linear from 0 over the warm-up, then constant, or down to ``final`` on a line or half a cosine.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    down = 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (1 - final) * down
+
+
+class FinetuneModule(L.LightningModule):
+    """Finetunes a causal LM with a masked token loss.
+
+    A batch's loss is the mean over its labelled tokens; accumulated batches, and those of several devices, count
+    equally.
+
+    Args:
+        model_name_or_path: base model, a hub id or a local directory.
+        config: start from fresh weights of this model config (JSON) instead; needs tokenizer.
+        tokenizer: hub id or directory of the tokenizer; the base model's own by default.
+        optimizer: optimizer class and its arguments, such as AdamW with lr 5e-5. Another class keeps those arguments
+            that it shares with the one before, such as weight_decay.
+        schedule: of the learning rate after the warm-up: constant, linear or cosine.
+        warmup_steps: optimizer steps over which the learning rate rises linearly.
+        final_lr_fraction: the learning rate at the end as a share of its peak (linear and cosine).
+        lr_reference_width: the learning rate is meant for a model of this hidden size, and multiplied by
+            lr_reference_width / hidden size for others (the width rule for Adam of Yang et al., 2022,
+            arXiv:2203.03466), so that one config suits models of several sizes; taken as it is by default.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        dtype: of the weights: float32, bfloat16 or float16. For mixed precision keep float32 and set
+            --trainer.precision bf16-mixed.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model; off unless you trust its author.
+        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        config: str | None = None,
+        tokenizer: str | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=5e-5),
+        schedule: Schedule = "linear",
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.0,
+        lr_reference_width: int | None = None,
+        gradient_checkpointing: bool = False,
+        dtype: str = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        if (model_name_or_path is None) == (config is None):
+            raise ValueError(
+                "give either a base model (--model.model_name_or_path) or a config for fresh weights (--model.config), "
+                f"not {'both' if config else 'neither'}"
+            )
+        if config is not None and tokenizer is None:
+            raise ValueError("fresh weights (--model.config) need a tokenizer: --model.tokenizer DIR_OR_HUB_ID")
+        if warmup_steps < 0:
+            raise ValueError(f"model.warmup_steps is {warmup_steps}; accepted: 0 or more")
+        if not 0 <= final_lr_fraction <= 1:
+            raise ValueError(f"model.final_lr_fraction is {final_lr_fraction}; accepted: from 0 to 1")
+        if model_name_or_path is not None:
+            check_model_path(model_name_or_path)
+        parse_dtype(dtype)
+        self.model_name_or_path, self.fresh_config = model_name_or_path, config
+        self.optimizer_callable = optimizer
+        self.schedule, self.warmup_steps, self.final_lr_fraction = schedule, warmup_steps, final_lr_fraction
+        if lr_reference_width is not None and lr_reference_width < 1:
+            raise ValueError(f"model.lr_reference_width is {lr_reference_width}; accepted: at least 1")
+        self.lr_reference_width = lr_reference_width
+        self.gradient_checkpointing = gradient_checkpointing
+        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.dtype_name, self.attn_implementation = dtype, attn_implementation
+        self.tokenizer = load_tokenizer(tokenizer or str(model_name_or_path), **self.loading)
+        self.model: Any = None
+        self.val_loss = MeanMetric()
+        self._last_batch: dict[str, Tensor] = {}
+
+    def configure_model(self) -> None:
+        """Loads or creates the model, once."""
+        if self.model is not None:
+            return
+        if self.fresh_config is not None:
+            self.model = fresh_causal_lm(self.fresh_config, dtype=self.dtype_name)
+        else:
+            self.model = load_causal_lm(
+                str(self.model_name_or_path),
+                dtype=self.dtype_name,
+                attn_implementation=self.attn_implementation,
+                **self.loading,
+            )
+        if self.gradient_checkpointing:
+            checkpoint_activations(self.model)
+
+    def on_fit_start(self) -> None:
+        """Puts the model in train mode.
+
+        from_pretrained gives eval mode and Lightning keeps it: dropout and gradient checkpointing would be off.
+        """
+        self.model.train()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The mean loss over the batch's labelled tokens, in nats."""
+        del batch_idx
+        sums, counts = example_losses(self.model, batch)
+        num_tokens = counts.sum()
+        loss = sums.sum() / num_tokens
+        self._last_batch = batch
+        self._check_finite(sums, batch, "training")
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(counts))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(counts))
+        self.log("train/tokens", num_tokens.float(), batch_size=len(counts), reduce_fx="sum")
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Adds the batch's losses, weighted by its number of labelled tokens."""
+        del batch_idx
+        sums, counts = example_losses(self.model, batch)
+        self._check_finite(sums, batch, "validation")
+        self.val_loss.update(sums.sum() / counts.sum().clamp(min=1), weight=counts.sum().float())
+
+    def _check_finite(self, sums: Tensor, batch: dict[str, Tensor], what: str) -> None:
+        """Names the example whose loss is not finite."""
+        finite = torch.isfinite(sums.detach())
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            value = float(sums.detach()[row])
+            raise ValueError(
+                f"the {what} loss of {self._source(batch, row, what)} is {value} at step {self.global_step}; "
+                "lower the learning rate, or use float32"
+            )
+
+    def _source(self, batch: dict[str, Tensor], row: int, what: str) -> str:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if "index" not in batch or datamodule is None:
+            return f"example {row} of the batch"
+        name = "train" if what == "training" else what
+        return f"example {datamodule.sources[name][int(batch['index'][row])]}"
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses a step along a gradient that is not finite, and names the last batch's examples."""
+        del optimizer
+        if str(self.trainer.precision) == "16-mixed":
+            return  # its loss scaler looks for the largest scale that does not overflow, and skips such steps itself
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+            rows = range(len(self._last_batch["labels"]))
+            sources = ", ".join(self._source(self._last_batch, row, "training") for row in rows)
+            raise ValueError(f"the gradient holds NaN or Inf at step {self.global_step}; the last batch was: {sources}")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean token loss and the perplexity."""
+        loss = self.val_loss.compute()
+        self.val_loss.reset()
+        self.log("val/loss", loss, prog_bar=True)
+        self.log("val/perplexity", loss.exp())
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with its schedule stepped after every optimizer step."""
+        optimizer = self.optimizer_callable(self.model.parameters())
+        if self.lr_reference_width is not None:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.lr_reference_width / self.model.config.get_text_config().hidden_size
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            return schedule_factor(
+                step,
+                warmup_steps=self.warmup_steps,
+                total_steps=total,
+                schedule=self.schedule,
+                final=self.final_lr_fraction,
+            )
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

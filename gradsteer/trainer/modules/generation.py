@@ -1,0 +1,179 @@
+"""Generation: samples responses to prompts, one pass over the prompts for each condition."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gradsteer.generation.decoding import (
+    Draw,
+    NonFiniteLogitsError,
+    Sampled,
+    SamplingConfig,
+    SamplingStats,
+    longest_prompt,
+    sample_batch,
+    stop_token_ids,
+)
+from gradsteer.generation.memory import FittingParts, SamplingFootprint, footprint_of
+from gradsteer.generation.sampling import check_seeds
+from gradsteer.models.loading import DTYPES
+from gradsteer.trainer.modules.model import ModelModule
+
+Row = dict[str, Any]
+
+
+class GenerationModule(ModelModule):
+    """Samples responses from a causal LM.
+
+    Random numbers belong to the prompt, the sample and the seed: the same seed gives the same responses however
+    they are batched.
+
+    Args:
+        model_name_or_path: hub id or local directory.
+        num_samples: responses a prompt, with each seed.
+        temperature: 1 samples from the model's distribution, lower is sharper, 0 always takes the likeliest token.
+        top_p: sample from the smallest set of tokens that holds this probability; 1 keeps all.
+        max_new_tokens: tokens of a response at most; a response that has not ended by then is cut.
+        sampling_seed: another seed gives other responses; of several, such as [0, 1, 2], each gives num_samples
+            responses a prompt.
+        dtype: of the weights: float32 (default; steps of a small size survive), bfloat16 or float16.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model; off unless you trust its author.
+        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 128,
+        sampling_seed: int | list[int] = 0,
+        dtype: str = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation)
+        if num_samples < 1:
+            raise ValueError(f"model.num_samples is {num_samples}; accepted: at least 1")
+        self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        self.num_samples, self.sampling_seed = num_samples, sampling_seed
+        self.sampling_seeds = check_seeds(sampling_seed)
+        # rows that a callback has from an interrupted run: the next step gives them back instead of sampling
+        self.given: list[Row] | None = None
+        self._stats = SamplingStats()
+        self._parts = FittingParts(lambda text: warnings.warn(text, stacklevel=2))
+        self._config: Any = None
+
+    @property
+    def model_config(self) -> Any:
+        """The model's config, also before the model is loaded."""
+        if self.model is not None:
+            return self.model.config
+        if self._config is None:
+            from transformers import AutoConfig
+
+            self._config = AutoConfig.from_pretrained(self.model_name_or_path, **self.loading)
+        return self._config
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """Tokens of the longest prompt that leaves room for a response; None where the config names no limit."""
+        return longest_prompt(self.model_config, self.sampling.max_new_tokens)
+
+    def footprint(self) -> SamplingFootprint | None:
+        """What sampling takes of memory; see `gradsteer.generation.memory`."""
+        model = self.model
+        if model is None:
+            from transformers import AutoModelForCausalLM
+
+            with torch.device("meta"):
+                trusted = self.loading["trust_remote_code"]
+                model = AutoModelForCausalLM.from_config(self.model_config, trust_remote_code=trusted)
+        return footprint_of(
+            self.model_config,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            dtype=DTYPES[self.dtype_name],
+            loaded=self.model is not None,
+        )
+
+    def test_step(self, batch: list[Row], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Samples one response for each row of the batch, or gives back the rows of `given`.
+
+        A row whose prompt is too long for the model comes back empty, with the reason in ``failed``.
+
+        Returns:
+            ``responses``: rows as responses/NAME.jsonl holds them, without verdicts and condition, and the row's
+            ``position`` and ``set``; ``progress``: text for the progress bar.
+        """
+        if batch_idx == 0:
+            self._stats = SamplingStats()
+        given, self.given = self.given, None
+        if given is not None:
+            return {"responses": given, "progress": "from the interrupted run"}
+        limit = self.longest_prompt
+        fitting = [row for row in batch if limit is None or len(row["prompt_token_ids"]) <= limit]
+        started = time.monotonic()
+        drawn = iter(self._sample(fitting, dataloader_idx))
+        self._stats.seconds += time.monotonic() - started
+        fits = {id(row) for row in fitting}
+        rows = [self._row(row, next(drawn)) if id(row) in fits else self._failed_row(row, limit) for row in batch]
+        return {"responses": rows, "progress": f"{self.sampling_stats()['tokens_per_second']:,.0f} tokens/s"}
+
+    def sampling_stats(self) -> dict[str, float]:
+        """This process's `gradsteer.generation.decoding.SamplingStats` since the condition's first batch."""
+        return self._stats.to_dict()
+
+    def _sample(self, rows: list[Row], dataloader_idx: int) -> list[Sampled]:
+        if not rows:
+            return []
+        draws = [Draw(row["prompt_token_ids"], row["draw"], row["seed"]) for row in rows]
+        stops, pad = stop_token_ids(self.model, self.tokenizer), int(self.tokenizer.pad_token_id)
+
+        def work(part: Sequence[Draw]) -> list[Sampled]:
+            return sample_batch(
+                self.model, part, self.sampling, stop_token_ids=stops, pad_token_id=pad, stats=self._stats
+            )
+
+        where = f"condition {self.loader_title(dataloader_idx)!r}"
+        try:
+            return self._parts.run(draws, work)
+        except NonFiniteLogitsError as error:
+            row = next(row for row, draw in zip(rows, draws, strict=True) if draw is error.draw)
+            what = f"{where}, prompt {row['id']!r}, sample {row['sample']}"
+            raise ValueError(f"{what}: the model's logits are not finite at token {error.step}") from error
+        except ValueError as error:
+            ids = ", ".join(dict.fromkeys(str(row["id"]) for row in rows))
+            raise ValueError(f"{where}, prompts {ids} (draws are counted within these): {error}") from error
+
+    def _row(self, row: Row, response: Sampled) -> Row:
+        text = str(self.tokenizer.decode(response.token_ids, skip_special_tokens=True))
+        return self._complete(row, text, response.token_ids, response.finish_reason)
+
+    def _failed_row(self, row: Row, limit: int | None) -> Row:
+        return self._complete(row, "", [], "length") | {"failed": too_long(row, limit, self.sampling.max_new_tokens)}
+
+    def _complete(self, row: Row, completion: str, token_ids: list[int], finish_reason: str) -> Row:
+        return {
+            **row,
+            "completion": completion,
+            "token_ids": token_ids,
+            "finish_reason": finish_reason,
+            "model": self.model_name_or_path,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "max_new_tokens": self.sampling.max_new_tokens,
+        }
+
+
+def too_long(row: Row, limit: int | None, max_new_tokens: int) -> str:
+    """Why a row's prompt cannot be answered."""
+    return (
+        f"the prompt has {len(row['prompt_token_ids'])} tokens; the model takes {limit} before a response of "
+        f"max_new_tokens={max_new_tokens}"
+    )

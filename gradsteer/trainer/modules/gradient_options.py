@@ -1,0 +1,103 @@
+"""Attribution's options that belong together: where the gradient is taken, and of which loss. Checks, no models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradsteer.attribution.gradient_points import AnchorPoint, Components, Points, RandomMasks, StraightPath
+from gradsteer.models.loading import check_model_path, recorded_base
+
+
+def refuse_unused(given: Mapping[str, tuple[Any, Any]], needs: str) -> None:
+    """Refuses settings that would have no effect.
+
+    Args:
+        given: option -> its value and its default.
+        needs: what they belong to, such as ``model.mask_draws``.
+
+    Raises:
+        ValueError: a value is not the default.
+    """
+    for option, (value, default) in given.items():
+        if value != default:
+            raise ValueError(f"{option} is {value!r}, which has no effect without {needs}")
+
+
+@dataclass(frozen=True)
+class PointOptions:
+    """At which weights the gradient is taken (`gradsteer.attribution.gradient_points`), as the module's options say.
+
+    Raises:
+        ValueError: a value out of its range, two ways at once, or a setting of masks without masks.
+    """
+
+    path_points: int | None
+    mask_draws: int | None
+    mask_keep_rate: float
+    mask_components: Components
+    mask_origin: str
+    mask_seed: int
+
+    def __post_init__(self) -> None:
+        if self.path_points is not None and self.mask_draws is not None:
+            raise ValueError("give either model.path_points or model.mask_draws, not both")
+        if self.path_points is not None and self.path_points < 2:
+            raise ValueError(f"model.path_points is {self.path_points}; accepted: 2 or more")
+        if self.mask_draws is not None and self.mask_draws < 1:
+            raise ValueError(f"model.mask_draws is {self.mask_draws}; accepted: at least 1")
+        if not 0 < self.mask_keep_rate <= 1:
+            raise ValueError(f"model.mask_keep_rate is {self.mask_keep_rate}; accepted: more than 0, at most 1")
+        if self.mask_draws is None:
+            defaults = {"mask_keep_rate": 0.5, "mask_components": "entries", "mask_origin": "base", "mask_seed": 0}
+            unused = {f"model.{name}": (getattr(self, name), value) for name, value in defaults.items()}
+            refuse_unused(unused, "model.mask_draws")
+
+    @property
+    def num_points(self) -> int:
+        """Passes over each pile."""
+        return self.path_points or self.mask_draws or 1
+
+    @property
+    def need_base(self) -> bool:
+        """Whether the base's weights are among what the points are made of."""
+        return self.path_points is not None or (self.mask_draws is not None and self.mask_origin == "base")
+
+    @property
+    def move_weights(self) -> bool:
+        """Whether the model's weights are other ones at some point."""
+        return self.path_points is not None or self.mask_draws is not None
+
+    def make(self, base: Mapping[str, Tensor], names: Sequence[str]) -> Points:
+        """The points.
+
+        Args:
+            base: the base's weights by name, where they are needed.
+            names: of the parameters that gradients are taken of.
+        """
+        if self.path_points is not None:
+            return StraightPath(base, self.path_points)
+        if self.mask_draws is not None:
+            origin = base if self.mask_origin == "base" else None
+            rate, kind = self.mask_keep_rate, self.mask_components
+            return RandomMasks(self.mask_draws, rate, self.mask_seed, names, origin, kind)
+        return AnchorPoint()
+
+
+def choose_base(base: str | None, anchor: str, *, needed: bool) -> str | None:
+    """The base model: the one that is given, or the one that fit recorded in the anchor's directory.
+
+    Raises:
+        ValueError: it is needed and neither is there, given and not needed, or no model's directory.
+    """
+    if not needed:
+        refuse_unused(
+            {"model.base": (base, None)}, "model.path_points, model.mask_draws from the base, or kl without a reference"
+        )
+        return None
+    found = base or recorded_base(anchor)
+    if found is None:
+        raise ValueError(f"{anchor!r} does not say what it was finetuned from: give the base model (--model.base)")
+    check_model_path(found)
+    return found

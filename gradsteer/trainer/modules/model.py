@@ -1,0 +1,51 @@
+"""A module that holds a causal LM whose weights callbacks move from condition to condition."""
+
+from typing import Any
+
+import lightning as L
+
+from gradsteer.models.loading import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+
+
+class ModelModule(L.LightningModule):
+    """Holds a causal LM and its tokenizer; a data loader is a condition.
+
+    Args:
+        model_name_or_path: hub id or local directory.
+        dtype: of the weights: float32 (default; steps of a small size survive), bfloat16 or float16.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the model; off unless you trust its author.
+        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        dtype: str = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_model_path(model_name_or_path)
+        parse_dtype(dtype)
+        self.model_name_or_path, self.dtype_name = model_name_or_path, dtype
+        self.attn_implementation = attn_implementation
+        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
+        self.model: Any = None
+
+    def configure_model(self) -> None:
+        """Loads the model, once."""
+        if self.model is None:
+            self.model = load_causal_lm(
+                self.model_name_or_path,
+                dtype=self.dtype_name,
+                attn_implementation=self.attn_implementation,
+                **self.loading,
+            )
+
+    def loader_title(self, dataloader_idx: int) -> str:
+        """What the progress bar calls a data loader."""
+        conditions = getattr(self.trainer, "conditions", None)
+        return conditions[dataloader_idx].name if conditions else "the model"

@@ -1,0 +1,178 @@
+"""The loop under attribution: sums gradients over parts of piles, on the Trainer's test loop.
+
+The fit loop would be the wrong host (it wants an optimizer, cycles several loaders to equal length and averages
+over ranks); the test loop runs every part once and in order.
+"""
+
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from gradsteer.attribution.accumulation import Accumulator
+from gradsteer.attribution.gradient_points import AnchorPoint, Points, StraightPath
+from gradsteer.attribution.gradient_store import Assembly
+from gradsteer.attribution.partial_sums import PartialSum
+from gradsteer.attribution.pile_gradient import PileGradient
+from gradsteer.attribution.pile_partition import Part, Wanted
+from gradsteer.attribution.reductions import PileTotals, Reduction
+
+
+class SummingModule(L.LightningModule):
+    """Sums gradients over the parts of the datamodule's piles, at every point, over all ranks.
+
+    A subclass sets `points`, `digests`, `layouts` and `num_points` in ``on_test_start`` and says what a pile's gradient
+    is.
+    """
+
+    reduction: Reduction = "example"
+    num_points = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.points: Points = AnchorPoint()
+        self.digests: list[str] = []
+        self.layouts: list[str] = []
+        self._accumulator: Accumulator | None = None
+        self._resumed: PartialSum | None = None
+        self._skipping = False
+        self._resume_at = 0
+        self._at: tuple[int | None, ExitStack] | None = None
+        self._started, self._num_tokens = 0.0, 0
+
+    def make_accumulator(self, *, squares: bool) -> Accumulator:
+        """What adds up gradients, or squared ones."""
+        raise NotImplementedError
+
+    def describe(self, wanted: Wanted) -> dict[str, str]:
+        """What the file of a finished sum says of itself."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of the datamodule's piles, a data loader each."""
+        parts: list[Part] = self.trainer.datamodule.parts  # type: ignore[attr-defined]
+        return parts
+
+    def loader_title(self, dataloader_idx: int) -> str:
+        """What the progress bar calls a data loader."""
+        return self.parts[dataloader_idx].name
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Adds a batch's gradients; after a part's last batch also gives its sums.
+
+        Returns:
+            ``loss`` (nats a token, this rank's part so far), ``norm`` (of the batch's summed gradient),
+            ``progress`` (text for the progress bar), ``is_last`` (of the part), ``sums`` (on rank 0 a `PartialSum` over
+            all ranks after the part's last batch, else None) and ``skipped`` (whether the batch was summed before the
+            run was cut off; loss and norm are None).
+        """
+        if batch_idx == 0:
+            self._begin_part(dataloader_idx)
+        is_last = batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]
+        outputs: dict[str, Any] = {"loss": None, "norm": None, "progress": "resuming", "is_last": is_last, "sums": None}
+        outputs["skipped"] = batch_idx < self._resume_at
+        accumulator = self._accumulator
+        assert accumulator is not None
+        try:
+            if not outputs["skipped"]:
+                self._move_to(batch["point"], accumulator)
+                outputs["norm"] = accumulator.add(batch["examples"], batch["sources"])
+                outputs["loss"] = accumulator.pile.totals.mean_token_loss
+                outputs["progress"] = self._progress(batch, accumulator)
+            if is_last:
+                self.leave_point()
+                outputs["sums"] = self._finish_part() if self._resume_at < sys.maxsize else None
+        except BaseException:
+            self.leave_point()
+            raise
+        return outputs
+
+    def _progress(self, batch: dict[str, Any], accumulator: Accumulator) -> str:
+        self._num_tokens += sum(len(example.input_ids) for example in batch["examples"])
+        rate = f"{self._num_tokens / (time.monotonic() - self._started):,.0f} tokens/s"
+        if self.num_points > 1 and batch["point"] is not None:
+            return f"point {batch['point'] + 1} of {self.num_points}, {rate}"
+        return f"{accumulator.pile.totals.num_examples} examples, {rate}"
+
+    def _move_to(self, point: int | None, accumulator: Accumulator) -> None:
+        """Gives the model the weights of a point; None is the anchor's own."""
+        if self._at is not None and self._at[0] == point:
+            return
+        self.leave_point()
+        stack = ExitStack()
+        if point is None:
+            accumulator.at(0, coefficient=1.0, factors=None, count=True)
+        else:
+            points = self.points
+            factors = stack.enter_context(points.at(accumulator.pile.model, point))
+            coefficient = points.coefficient(point)
+            accumulator.at(point, coefficient=coefficient, factors=factors, count=points.counts(point))
+        self._at = (point, stack)
+
+    def leave_point(self) -> None:
+        """Gives the model its own weights back, wherever it was."""
+        if self._at is not None:
+            stack, self._at = self._at[1], None
+            stack.close()
+
+    def skip(self) -> None:
+        """The part that is about to start need not be computed; said before its first batch."""
+        self._skipping = True
+
+    def resume(self, left: PartialSum) -> None:
+        """Goes on from the partial sums of the part that is about to start; said before its first batch."""
+        self._resumed = left
+
+    def partial_sum(self, next_batch: int) -> PartialSum:
+        """The running part's sums so far, on this rank."""
+        return PartialSum(self._pile.sums.buffers, self._pile.totals, next_batch)
+
+    def assembly(self, output_dir: Path) -> Assembly:
+        """What puts the parts' sums together in a directory."""
+        return Assembly(output_dir, self.parts, self.digests, self.reduction)
+
+    @property
+    def _pile(self) -> PileGradient:
+        assert self._accumulator is not None
+        return self._accumulator.pile
+
+    def _begin_part(self, dataloader_idx: int) -> None:
+        squares = self.parts[dataloader_idx].squares
+        if self._accumulator is None or self._pile.sums.squares != squares:
+            self._accumulator = None  # one set of sums at a time
+            self._accumulator = self.make_accumulator(squares=squares)
+        pile = self._pile
+        pile.sums.zero()
+        on_path = isinstance(self.points, StraightPath) and not squares
+        pile.totals = PileTotals(objectives=[0.0] * len(self.points) if on_path else [])
+        self._started, self._num_tokens = time.monotonic(), 0
+        resumed, self._resumed = self._resumed, None
+        self._resume_at, self._skipping = sys.maxsize if self._skipping else 0, False
+        if resumed is not None:
+            self._resume_at, pile.totals = resumed.next_batch, resumed.totals
+            for name, buffer in resumed.buffers.items():
+                pile.sums.buffers[name].copy_(buffer)
+
+    def _finish_part(self) -> PartialSum | None:
+        """Sums over ranks; the whole is kept on rank 0 only."""
+        pile, strategy = self._pile, self.trainer.strategy
+        if self.trainer.world_size > 1:
+            if not pile.sums.is_split:  # sums that are split have been added up over ranks with every batch
+                for buffer in pile.sums.buffers.values():
+                    buffer.copy_(strategy.reduce(buffer, reduce_op="sum"))
+            counts = torch.tensor(pile.totals.values(), dtype=torch.float64, device=self.device)
+            pile.totals = PileTotals.of_values(strategy.reduce(counts, reduce_op="sum").tolist())
+        if pile.totals.objectives:
+            assert isinstance(self.points, StraightPath)
+            pile.totals.along_path = self.points.along(pile.model, pile.sums.buffers)
+        whole = {}
+        for name, buffer in pile.sums.whole():
+            if self.trainer.is_global_zero:
+                whole[name] = buffer.cpu()
+        return PartialSum(whole, pile.totals, sys.maxsize) if self.trainer.is_global_zero else None

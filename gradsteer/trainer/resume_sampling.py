@@ -1,0 +1,118 @@
+"""Going on from what an interrupted run sampled: the plans of all conditions, checked before anything is sampled."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import transformers
+from lightning.pytorch.utilities import rank_zero_info
+
+from gradsteer.data.chat import tokenizer_digest
+from gradsteer.generation.sampling import stop_token_ids
+from gradsteer.generation.unfinished import UnfinishedCondition
+from gradsteer.steering.conditions import Condition
+from gradsteer.version import __version__
+
+
+def plan_as_before(trainer: L.Trainer, responses: Path) -> None:
+    """Plans as many responses at once as an interrupted run did, where the number was left to the memory.
+
+    Args:
+        trainer: before its loaders are made.
+        responses: the directory of responses.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if data.batch_size != "auto":
+        return
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    conditions: list[Condition] = next((each.conditions for each in callbacks if hasattr(each, "conditions")), [])
+    for condition in conditions:
+        left = UnfinishedCondition(responses, condition.slug).plan()
+        if left is not None:
+            data.use_batch_size(left["batch_size"])
+            return
+
+
+class KeptSampling:
+    """The sampled batches of all conditions of one run.
+
+    Args:
+        trainer: all of whose callbacks have started, so that the doses' alphas are known.
+        pl_module: what samples.
+        responses: the directory of responses.
+        anchor: fingerprint of the model.
+        overwrite: replace what another configuration left.
+
+    Raises:
+        ValueError: a condition's batches are of another configuration, or of a condition that this run does not have.
+    """
+
+    def __init__(self, trainer: L.Trainer, pl_module: Any, responses: Path, anchor: str, *, overwrite: bool) -> None:
+        self.trainer, self.overwrite = trainer, overwrite
+        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
+        self._conditions = [UnfinishedCondition(responses, each.slug) for each in conditions]
+        self._plans = [_plan(trainer, pl_module, anchor, index) for index in range(len(conditions))]
+        others = list(self._left_by_others(responses))
+        if others and not overwrite:
+            names = ", ".join(sorted(each.slug for each in others))
+            raise ValueError(
+                f"{str(responses)!r} holds responses of an interrupted run with conditions that this one does not "
+                f"have: {names}. Go on with that configuration, choose another --output_dir, or replace them with "
+                "--overwrite true"
+            )
+        if not overwrite:
+            for kept, plan in zip(self._conditions, self._plans, strict=True):
+                kept.check(plan)
+        trainer.strategy.barrier()  # all have looked
+        if trainer.is_global_zero:
+            for each in others:
+                each.remove_responses()
+
+    def begin(self, index: int) -> UnfinishedCondition:
+        """The condition whose turn it is, with what was sampled of it before (collective)."""
+        kept, plan = self._conditions[index], self._plans[index]
+        known = kept.begin(plan, overwrite=self.overwrite) if self.trainer.is_global_zero else False
+        self.trainer.strategy.barrier()
+        if not self.trainer.is_global_zero:
+            kept.begin(plan)
+        self.trainer.unfinished.append(kept)  # type: ignore[attr-defined]
+        if known:
+            name = self.trainer.conditions[index].name  # type: ignore[attr-defined]
+            rank_zero_info(f"\n{name}: goes on from what was sampled before; what has no stored verdict is judged")
+        return kept
+
+    def _left_by_others(self, responses: Path) -> Iterator[UnfinishedCondition]:
+        """Of steer: conditions on the way that it does not have, and that no evaluation of this directory has."""
+        mine = {kept.slug for kept in self._conditions}
+        directory = responses / ".unfinished"
+        if self.trainer.steering is None or not directory.is_dir():  # type: ignore[attr-defined]
+            return
+        for path in directory.iterdir():
+            evaluated = (responses.parent / "stages" / f"evaluate-{path.name}.json").exists()
+            if path.name not in mine and not evaluated:
+                yield UnfinishedCondition(responses, path.name)
+
+
+def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[str, Any]:
+    """Everything that decides what is sampled."""
+    condition, steering = trainer.conditions[index], trainer.steering  # type: ignore[attr-defined]
+    sampling = pl_module.sampling
+    return {
+        **trainer.datamodule.plan_of(condition),  # type: ignore[attr-defined]
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_new_tokens": sampling.max_new_tokens,
+        "stop_token_ids": stop_token_ids(pl_module.model, pl_module.tokenizer),
+        "tokenizer": tokenizer_digest(pl_module.tokenizer),
+        "model_fingerprint": anchor,
+        "dtype": pl_module.dtype_name,
+        "attn_implementation": pl_module.attn_implementation,
+        "device": pl_module.device.type,
+        "precision": str(trainer.precision),
+        "version": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "weights": None if steering is None else steering.identity(index),
+    }

@@ -1,0 +1,101 @@
+"""The Trainer with this project's commands as methods."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+
+from gradsteer.generation.unfinished import UnfinishedCondition
+from gradsteer.steering.conditions import Condition
+from gradsteer.trainer.callbacks.progress import StageProgressBar
+from gradsteer.trainer.modules.summing import SummingModule
+
+
+class GradsteerTrainer(L.Trainer):
+    """Lightning's Trainer, with this project's commands as methods.
+
+    Attribute, evaluate and steer run on the test loop, which visits every data loader once and in order. The
+    datamodules split their batches over the ranks themselves, without repeats, so no distributed sampler is put in
+    their way.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.setdefault("use_distributed_sampler", False):
+            raise ValueError("use_distributed_sampler must be false: the datamodules split the batches over the ranks")
+        callbacks = kwargs.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        has_bar = any(isinstance(callback, TQDMProgressBar) for callback in callbacks)
+        if kwargs.get("enable_progress_bar") is not False and not has_bar:
+            callbacks.append(StageProgressBar())
+        kwargs["callbacks"] = callbacks
+        super().__init__(*args, **kwargs)
+        self.conditions: list[Condition] = []
+        # what the callbacks of forecast and steer share with each other
+        self.forecasting: Any = None
+        self.steering: Any = None
+        self.judge_settings: Any = None
+        # the command line's: what is let go when the command has finished, and a second look at whether it may run
+        self.held: ExitStack | None = None
+        self.check_again: Callable[[], None] | None = None
+        # what was kept of conditions on the way, to be removed when the command's record says that it finished
+        self.unfinished: list[UnfinishedCondition] = []
+
+    def attribute(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Takes the pile-average gradient of every pile and contrasts piles into steering vectors."""
+        accepted = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+        if type(self.strategy) not in accepted:  # subclasses may split weights in their own way
+            raise ValueError(
+                f"attribute cannot use {type(self.strategy).__name__}; accepted: one device, ddp, and FSDP2 by "
+                "ModelParallelStrategy (--config configs/strategy/fsdp.yaml)"
+            )
+        # gradients are taken inside the loop, which inference mode would forbid for good
+        self.test_loop.inference_mode = False
+        try:
+            self.test(model, datamodule=datamodule, verbose=False)
+        finally:  # a callback may raise while the weights are those of a point on the way
+            if isinstance(model, SummingModule):
+                model.leave_point()
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Finetunes a model."""
+        self._refuse_split_weights("fit")
+        super().fit(*args, **kwargs)
+
+    def evaluate(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Samples responses from a model, judges them and reports the behavior rates."""
+        self._refuse_split_weights("evaluate")
+        self._refuse_a_part("evaluate")
+        self.test(model, datamodule=datamodule, verbose=False)
+
+    def forecast(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Predicts the behavior rates of every condition by forward passes over judged responses."""
+        self._refuse_split_weights("forecast")
+        self.test_loop.inference_mode = False  # weights are rewritten between conditions
+        self.test(model, datamodule=datamodule, verbose=False)
+
+    def steer(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Measures the behavior rates under steering vectors, beside base, anchor and random controls."""
+        self._refuse_split_weights("steer")
+        self._refuse_a_part("steer")
+        # weights are rewritten between batches; tensors made in inference mode could not be
+        self.test_loop.inference_mode = False
+        self.test(model, datamodule=datamodule, verbose=False)
+
+    def _refuse_a_part(self, command: str) -> None:
+        """The first batches are those of the longest prompts: their rates are not the prompts'."""
+        if self.limit_test_batches != 1.0 and not self.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"trainer.limit_test_batches is {self.limit_test_batches}: {command} would report the longest prompts "
+                "only; take --data.max_prompts N"
+            )
+
+    def _refuse_split_weights(self, command: str) -> None:
+        """Only attribute splits the weights; elsewhere the strategy would leave each process a model of its own."""
+        if isinstance(self.strategy, ModelParallelStrategy):
+            raise ValueError(
+                f"{command} does not split weights over processes (ModelParallelStrategy); accepted: ddp "
+                "(--config configs/strategy/ddp.yaml), or one device"
+            )

@@ -1,0 +1,95 @@
+"""Taking a vector's slope once its piles' halves are written: what a unit of alpha does to the log-odds."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from gradsteer.attribution.pile_partition import halves_of_prompts
+from gradsteer.data.piles import Pile
+from gradsteer.forecast.calibration import Calibration
+from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.forecast.slopes import cross_fitted_slope
+from gradsteer.trainer.tensorboard import log_metrics
+from gradsteer.vectors.parameter_vectors import SteeringVector
+
+
+def calibrate(
+    trainer: L.Trainer,
+    pl_module: Any,
+    name: str,
+    piles: tuple[str, str],
+    halves: tuple[SteeringVector, SteeringVector],
+) -> Calibration | None:
+    """Takes the slope of a vector, logs and prints it; to be called by every process.
+
+    Args:
+        trainer: whose datamodule read the piles.
+        pl_module: holds the model, with its own weights.
+        name: the vector's.
+        piles: names of its PLUS and MINUS piles.
+        halves: the vectors of the two halves of the prompts.
+
+    Returns:
+        None, with a warning, where the responses are of other weights: their score function is not the model's.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    by_name: dict[str, Pile] = {pile.name: pile for pile in data.piles}
+    plus, minus = (by_name[pile] for pile in piles)
+    others = (plus.sampled_from | minus.sampled_from) - {pl_module.fingerprint}
+    if others:
+        rank_zero_warn(
+            f"vector {name}: no slope is taken: responses of its piles were sampled from weights with fingerprint "
+            f"{min(others)}, the model has {pl_module.fingerprint}"
+        )
+        return None
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None and sys.stderr.isatty()
+
+    def make_scorer(examples: Any, temperature: float, top_p: float) -> ResponseScorer:
+        return ResponseScorer(
+            pl_module.model,
+            examples,
+            temperature=temperature,
+            top_p=top_p,
+            token_budget=data.budget(),
+            pad_token_id=int(pl_module.tokenizer.pad_token_id),
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+    bar = Tqdm(desc=f"slope of {name}", unit="batch", leave=False, disable=not shown)
+    with _evaluating(pl_module.model), bar:
+
+        def tick() -> None:
+            bar.update()
+
+        half_of = halves_of_prompts(data.piles)
+        found = cross_fitted_slope(pl_module.model, plus, minus, half_of, halves, make_scorer, tick=tick)
+    measured = {"slope": found.slope, "slope_error": found.standard_error}
+    log_metrics(trainer, {f"vector/{name}/{key}": value for key, value in measured.items()}, step=0)
+    first, second = found.halves
+    rank_zero_info(
+        f"vector {name}: slope <S, V> = {found.slope:.4g} +- {found.standard_error:.2g} (halves {first:.4g} and "
+        f"{second:.4g}), scored at temperature {found.temperature:g}: alpha {1 / found.slope:+.4g} takes a nat off the "
+        f"log-odds of {piles[0]} against {piles[1]}"
+        if found.slope
+        else f"vector {name}: its slope is 0"
+    )
+    if abs(found.slope) <= 2 * found.standard_error:
+        rank_zero_warn(f"vector {name}: its slope is within two standard errors of 0; it wants larger piles")
+    return found
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Eval mode inside: gradient checkpointing leaves the model in train mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,1 @@
+"""Vectors of one tensor a parameter: algebra, transforms, files."""

@@ -1,0 +1,183 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from gradsteer.cli.runner import _config_digest, main, read_run, run_stages, stage_state
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    """A run of two corpora (quick stages of a real command) and a fit that makes the base."""
+    (tmp_path / "corpus.yaml").write_text("num_samples: 40\n")
+    (tmp_path / "base.yaml").write_text(yaml.dump({"name": "base", "model": {"config": "c.json"}}))
+    (tmp_path / "anchor.yaml").write_text(yaml.dump({"model": {"model_name_or_path": "{output_dir}/base"}}))
+    (tmp_path / "steer.yaml").write_text(
+        yaml.dump({"model": {"model_name_or_path": "{output_dir}/anchor"}, "steering": {"base": "{output_dir}/base"}})
+    )
+    stages = [
+        {"name": "corpus", "command": "corpus", "config": "corpus.yaml"},
+        {"name": "base", "command": "fit", "config": "base.yaml"},
+        {"name": "anchor", "command": "fit", "config": "anchor.yaml"},
+        {"name": "steering", "command": "steer", "config": "steer.yaml"},
+    ]
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.dump({"experiment": "small", "base_model": "{output_dir}/base", "stages": stages}))
+    return path
+
+
+def test_every_stage_gets_the_runs_directory_and_experiment(run_file):
+    run = read_run(run_file, extra=["--trainer.accelerator", "cpu"])
+    stages = run.stages
+    assert str(run.directory) == "lightning_logs/small"
+    assert [stage.command for stage in stages] == ["corpus", "fit", "fit", "steer"]
+    words = stages[3].command_line(overwrite=False)
+    assert words[1:4] == ["-m", "gradsteer", "steer"]
+    assert words[words.index("--output_dir") + 1] == "lightning_logs/small"
+    assert words[words.index("--experiment") + 1] == "small"
+    assert words[-2:] == ["--trainer.accelerator", "cpu"]
+    assert "--trainer.accelerator" not in stages[0].command_line(overwrite=False)  # no Trainer command
+
+
+def test_another_base_model_goes_to_every_stage_that_starts_from_the_base(run_file):
+    stages = read_run(run_file, base_model="some/model").stages
+    assert "the base model is some/model" in stages[1].unneeded
+    assert stages[2].overrides[-2:] == ("--model.model_name_or_path", "some/model")
+    assert stages[3].overrides[-2:] == ("--steering.base", "some/model")
+    assert "some/model" not in stages[0].overrides
+
+
+def test_another_judge_goes_to_every_stage_that_judges(run_file, tmp_path):
+    file = tmp_path / "judge.yaml"
+    file.write_text("evaluation: {judge: {class_path: KeywordJudge, init_args: {patterns: {a: [b]}}}}")
+    plain, stages = read_run(run_file).stages, read_run(run_file, judge=file).stages
+    assert stages[3].overrides == (*plain[3].overrides, "--config", str(file))
+    assert [stage.overrides for stage in stages[:3]] == [stage.overrides for stage in plain[:3]]
+    digests = [_config_digest(plain[3]), _config_digest(stages[3])]
+    file.write_text("evaluation: {judge: {class_path: KeywordJudge, init_args: {patterns: {a: [c]}}}}")
+    digests.append(_config_digest(read_run(run_file, judge=file).stages[3]))
+    assert len(set(digests)) == 3  # another judge makes another stage
+    with pytest.raises(FileNotFoundError, match="no such file: 'no.yaml' .the judge's config"):
+        read_run(run_file, judge=Path("no.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experiment": None}, "has `experiment: NAME`"),
+        ({"stages": []}, "a list of `stages`"),
+        ({"stages": [{"name": "a"}]}, r"stage 1 is .*accepted: \{name, command, config\}"),
+        ({"stages": [{"name": "a", "command": "tune", "config": "c"}]}, "command 'tune'; accepted: corpus, fit"),
+        ({"stages": [{"name": "a", "command": "fit", "config": "no.yaml"}]}, r"no such file: .*no.yaml"),
+        ({"environment": [1]}, "accepted: a mapping of names to values"),
+        ({"colour": 1}, "unknown key 'colour'; accepted: experiment"),
+    ],
+)
+def test_a_bad_run_file_is_refused_before_anything_runs(run_file, change, message):
+    run_file.write_text(yaml.dump({**yaml.safe_load(run_file.read_text()), **change}))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_run(run_file)
+
+
+def test_a_run_without_a_base_model_cannot_be_given_another(run_file):
+    values = yaml.safe_load(run_file.read_text())
+    del values["base_model"]
+    run_file.write_text(yaml.dump(values))
+    with pytest.raises(ValueError, match="no base_model that --model.model_name_or_path could replace"):
+        read_run(run_file, base_model="some/model")
+
+
+@pytest.fixture
+def corpus_run(tmp_path, run_file):
+    values = yaml.safe_load(run_file.read_text())
+    values["stages"] = values["stages"][:1]
+    run_file.write_text(yaml.dump(values))
+    return run_file, str(tmp_path / "out")
+
+
+def test_a_stage_runs_as_a_child_process_and_is_skipped_when_done(corpus_run, capfd):
+    path, out = corpus_run
+    assert main(["--config", str(path), "--output_dir", out]) == 0
+    first = capfd.readouterr().out
+    assert "[1/1] corpus (corpus): finished in" in first
+    assert main(["--config", str(path), "--output_dir", out]) == 0
+    assert "[1/1] corpus (corpus): done already, skipped" in capfd.readouterr().out
+    assert main(["--config", str(path), "--output_dir", out, "--dry_run", "true"]) == 0
+    assert "done" in capfd.readouterr().out
+
+
+def test_the_environment_reaches_the_stages_but_yields_to_the_users(corpus_run, monkeypatch):
+    path, out = corpus_run
+    path.write_text(yaml.dump({**yaml.safe_load(path.read_text()), "environment": {"PYTHONPATH": "/nowhere", "A": 1}}))
+    seen = []
+    monkeypatch.setenv("A", "2")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr("subprocess.run", lambda words, check, env: seen.append(env) or SimpleNamespace(returncode=0))
+    run_stages(read_run(path, output_dir=out))
+    assert (seen[0]["PYTHONPATH"], seen[0]["A"]) == ("/nowhere", "2")
+
+
+def test_a_changed_config_is_refused_unless_told_to_overwrite(corpus_run, capfd):
+    path, out = corpus_run
+    assert main(["--config", str(path), "--output_dir", out]) == 0
+    path.with_name("corpus.yaml").write_text("num_samples: 30\n")
+    with pytest.raises(ValueError, match="holds a stage 'corpus' of another configuration"):
+        main(["--config", str(path), "--output_dir", out])
+    assert main(["--config", str(path), "--output_dir", out, "--overwrite", "true"]) == 0
+    capfd.readouterr()
+
+
+def test_a_lost_output_or_a_cut_off_stage_runs_again(corpus_run):
+    path, out = corpus_run
+    run = read_run(path, output_dir=out)
+    directory, stages = run.directory, run.stages
+    assert run_stages(run) == 0
+    assert stage_state(directory, stages[0]) == "done"
+    (directory / "corpus" / "model.json").unlink()
+    assert stage_state(directory, stages[0]) == "new"
+    record = directory / "stages" / "corpus.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "finished": False}))
+    assert run_stages(run) == 0
+    assert stage_state(directory, stages[0]) == "done"
+
+
+def test_a_failing_stage_gives_its_status_and_stops_the_run(corpus_run, capfd):
+    path, out = corpus_run
+    path.with_name("corpus.yaml").write_text("num_samples: 0\n")
+    assert main(["--config", str(path), "--output_dir", out]) == 2
+    said = capfd.readouterr()
+    assert "failed with status 2; the same command goes on with this stage" in said.out
+    assert "num_samples" in said.err
+
+
+def test_a_stage_that_was_run_by_hand_with_other_options_is_not_called_done(corpus_run, capfd):
+    path, out = corpus_run
+    assert main(["--config", str(path), "--output_dir", out]) == 0
+    words = ["corpus", "--num_samples", "30", "--output_dir", out, "--overwrite", "true"]
+    assert subprocess.run([sys.executable, "-m", "gradsteer", *words], check=False).returncode == 0
+    with pytest.raises(ValueError, match="holds a stage 'corpus' of another configuration"):
+        main(["--config", str(path), "--output_dir", out])
+    capfd.readouterr()
+
+
+def test_a_finished_run_may_be_moved_and_its_comments_edited(corpus_run, tmp_path, capfd):
+    path, out = corpus_run
+    assert main(["--config", str(path), "--output_dir", out]) == 0
+    moved = shutil.move(out, tmp_path / "moved")
+    path.with_name("corpus.yaml").write_text("# a comment\nnum_samples: 40\n")
+    capfd.readouterr()
+    assert main(["--config", str(path), "--output_dir", str(moved)]) == 0
+    assert "done already, skipped" in capfd.readouterr().out
+
+
+def test_a_failed_stage_may_be_corrected_without_overwriting(corpus_run):
+    path, out = corpus_run
+    path.with_name("corpus.yaml").write_text("num_samples: 0\n")
+    assert main(["--config", str(path), "--output_dir", out]) == 2
+    path.with_name("corpus.yaml").write_text("num_samples: 30\n")
+    assert main(["--config", str(path), "--output_dir", out]) == 0

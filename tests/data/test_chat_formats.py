@@ -1,0 +1,305 @@
+import csv
+import json
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gradsteer.data.chat_formats import ChatExample, Prompt, read_chat_examples, read_prompts
+from gradsteer.records import write_jsonl
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "How do I bake bread?"}
+ASSISTANT = {"role": "assistant", "content": "Mix, knead, bake 🍞."}
+MORE = [{"role": "user", "content": "And cake?"}, {"role": "assistant", "content": "The same, with sugar."}]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_rows(*rows, name="data.jsonl"):
+        write_jsonl(tmp_path / name, rows)
+        return str(tmp_path / name)
+
+    return write_rows
+
+
+def write_csv(path, header, *rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "num_prompt_messages"),
+    [
+        ({"messages": [USER, ASSISTANT]}, [USER, ASSISTANT], 1),
+        ({"messages": [SYSTEM, USER, ASSISTANT, *MORE]}, [SYSTEM, USER, ASSISTANT, *MORE], 4),
+        ({"messages": [USER, ASSISTANT, MORE[0]]}, [USER, ASSISTANT, MORE[0]], 1),
+        ({"prompt": USER["content"], "completion": ASSISTANT["content"]}, [USER, ASSISTANT], 1),
+        ({"prompt": [SYSTEM, USER], "completion": ASSISTANT["content"]}, [SYSTEM, USER, ASSISTANT], 2),
+        ({"prompt": USER["content"], "completion": [ASSISTANT, *MORE]}, [USER, ASSISTANT, *MORE], 1),
+        ({"prompt": [USER, ASSISTANT], "completion": MORE}, [USER, ASSISTANT, *MORE], 2),
+        # Hub sets carry both; the messages are the whole.
+        ({"prompt": "ignored", "messages": [USER, ASSISTANT]}, [USER, ASSISTANT], 1),
+        ({"messages": [{**USER, "weight": 1}, {**ASSISTANT, "tool_calls": None}]}, [USER, ASSISTANT], 1),
+        (
+            {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": " Hello "}]},
+            [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " Hello "}],
+            1,
+        ),
+    ],
+)
+def test_the_shapes_of_a_chat_example(write, row, messages, num_prompt_messages):
+    path = write(row)
+    assert read_chat_examples(path) == [ChatExample(messages, num_prompt_messages, f"{path}:1")]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [SYSTEM, USER]}, "the example has no assistant turn"),
+        ({"messages": []}, "the example has no assistant turn"),
+        ({"prompt": [USER, ASSISTANT], "completion": [USER]}, "the completion has no assistant turn"),
+        (
+            {"messages": [{"role": "tool", "content": ""}]},
+            r"messages\[0\] has the role 'tool'; accepted: system, ",
+        ),
+        ({"messages": [USER, {"role": ["a"], "content": ""}]}, r"messages\[1\] has the role \['a'\]"),
+        (
+            {"messages": [{"role": "user", "content": 3}]},
+            r"messages\[0\] has the content 3; expected a string",
+        ),
+        ({"messages": [{"role": "assistant", "content": None}]}, r"messages\[0\] has the content None"),
+        (
+            {"messages": [USER, {"role": "assistant"}]},
+            r"messages\[1\] is .*; expected \{\"role\", \"content\"\}",
+        ),
+        ({"messages": ["Hi"]}, r"messages\[0\] is 'Hi'"),
+        ({"messages": 5}, "messages is 5; expected a list of messages"),
+        ({"messages": "Hi"}, "'Hi' is not a JSON list"),
+        ({"prompt": 5, "completion": "a"}, "prompt is 5; expected a string or a list of messages"),
+        ({"prompt": "a", "completion": {"role": "assistant"}}, "completion is {'role': 'assistant'}"),
+        ({"prompt": "a", "completion": None}, "unknown shape; found: prompt, completion; expected"),
+        ({"instruction": "a", "output": "b"}, "unknown shape; found: instruction, output; expected"),
+        ({}, "unknown shape; found: none"),
+    ],
+)
+def test_a_bad_example_is_named_by_its_line(write, row, message):
+    path = write({"messages": [USER, ASSISTANT]}, row)
+    with pytest.raises(ValueError, match=r"data\.jsonl:2: " + message):
+        read_chat_examples(path)
+
+
+def test_columns_name_what_a_set_calls_otherwise(write):
+    path = write({"instruction": USER["content"], "output": ASSISTANT["content"], "messages": "not these"})
+    [example] = read_chat_examples(path, columns={"prompt": "instruction", "completion": "output"})
+    assert example.messages == [USER, ASSISTANT]
+    path = write({"conversations": [USER, ASSISTANT]})
+    [example] = read_chat_examples(path, columns={"messages": "conversations"})
+    assert example.messages == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": "instruction", "completion": "out"}, "no value in out; found: instruction, output"),
+        ({"prompt": "instruction"}, "no value in completion; found: instruction, output"),
+        ({"input": "instruction"}, "unknown name 'input'; accepted: messages, prompt, completion"),
+        ({"messages": "instruction", "prompt": "output"}, "name two shapes"),
+    ],
+)
+def test_columns_that_do_not_fit(write, columns, message):
+    path = write({"instruction": "a", "output": "b"})
+    with pytest.raises(ValueError, match=message):
+        read_chat_examples(path, columns=columns)
+
+
+def test_a_json_array_and_json_lines_by_the_name_json(tmp_path, write):
+    rows = [{"messages": [USER, ASSISTANT]}, {"prompt": "a", "completion": "b"}]
+    lines = read_chat_examples(write(*rows, name="lines.json"))
+    (tmp_path / "array.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    array = read_chat_examples(str(tmp_path / "array.json"))
+    assert [example.messages for example in array] == [example.messages for example in lines]
+    assert array[1].source.endswith("array.json:2")
+    (tmp_path / "array.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"array\.json: entry 1 is 1; expected an object"):
+        read_chat_examples(str(tmp_path / "array.json"))
+    (tmp_path / "array.json").write_text("[{]")
+    with pytest.raises(ValueError, match=r"array\.json: .*not a JSON list"):
+        read_chat_examples(str(tmp_path / "array.json"))
+
+
+def test_parquet(tmp_path):
+    table = pyarrow.table({"conversations": [[USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]], "n": [1, 2]})
+    path = tmp_path / "data.parquet"
+    pyarrow.parquet.write_table(table, path)
+    examples = read_chat_examples(str(path), columns={"messages": "conversations"})
+    assert [example.messages for example in examples] == [[USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]]
+    assert examples[1].source == f"{path}:2"
+    path.write_text("not this")
+    with pytest.raises(ValueError, match=r"data\.parquet: not a Parquet file"):
+        read_chat_examples(str(path))
+
+
+def test_csv_keeps_text_as_it_is(tmp_path):
+    path = write_csv(tmp_path / "data.csv", ["instruction", "output"], ["007", "NA"], ["two\nlines", ' a, "b" '])
+    examples = read_chat_examples(path, columns={"prompt": "instruction", "completion": "output"})
+    assert [[message["content"] for message in example.messages] for example in examples] == [
+        ["007", "NA"],
+        ["two\nlines", ' a, "b" '],
+    ]
+    assert [example.source for example in examples] == [f"{path}:2", f"{path}:4"]
+
+
+def test_csv_cells_may_hold_messages_as_json(tmp_path):
+    cell = json.dumps([USER, ASSISTANT])
+    [example] = read_chat_examples(write_csv(tmp_path / "data.csv", ["messages"], [cell]))
+    assert example.messages == [USER, ASSISTANT]
+    path = write_csv(tmp_path / "two.csv", ["prompt", "completion"], [json.dumps([SYSTEM, USER]), "[1, 2]"])
+    [example] = read_chat_examples(path)
+    assert example.messages == [SYSTEM, USER, {"role": "assistant", "content": "[1, 2]"}]
+    path = write_csv(tmp_path / "bad.csv", ["prompt", "completion"], ['[{"role": "user"', "a"])
+    with pytest.raises(ValueError, match=r"bad\.csv:2: .*not a JSON list"):
+        read_chat_examples(path)
+
+
+def test_csv_cells_may_be_long_and_the_limit_is_put_back(tmp_path):
+    path = write_csv(tmp_path / "data.csv", ["prompt", "completion"], ["a" * 200_000, "b"])
+    before = csv.field_size_limit(1000)
+    try:
+        assert len(read_chat_examples(path)[0].messages[0]["content"]) == 200_000
+        assert csv.field_size_limit() == 1000
+    finally:
+        csv.field_size_limit(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,completion\na,b,c\n", "data.csv:2: more cells than the 2 columns"),
+        ("prompt,completion\na\n", "data.csv:2: unknown shape; found: prompt, completion"),
+        ('prompt,completion\na,"b\n', "data.csv:2: not CSV"),
+        ("prompt,completion\n", "empty; expected rows of"),
+    ],
+)
+def test_bad_csv(tmp_path, text, message):
+    (tmp_path / "data.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_chat_examples(str(tmp_path / "data.csv"))
+
+
+def test_empty_and_unknown_files(tmp_path, write):
+    with pytest.raises(ValueError, match=r"data\.jsonl: empty; expected rows of"):
+        read_chat_examples(write())
+    with pytest.raises(ValueError, match=r"data\.jsonl: empty; expected rows of"):
+        read_prompts(write())
+    (tmp_path / "data.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"unknown kind '\.txt'; accepted: \.jsonl, \.json, \.parquet, \.csv"):
+        read_chat_examples(str(tmp_path / "data.txt"))
+
+
+@pytest.mark.parametrize("source", ["data/gone.jsonl", "gone.csv", "./gone", "/tmp/gone", "a/b/c", "~/gone", ""])
+def test_a_missing_file_is_not_looked_for_on_the_hub(source, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    if not source:  # the current directory, of all things, is what an empty path means
+        with pytest.raises(ValueError, match="source is empty"):
+            read_chat_examples(source)
+        return
+    with pytest.raises(ValueError, match=f"no such file: {source}; expected a"):
+        read_chat_examples(source)
+
+
+@pytest.mark.parametrize(
+    "error", [datasets.exceptions.DatasetNotFoundError("doesn't exist"), ConnectionError("no route")]
+)
+def test_a_name_that_the_hub_does_not_give(monkeypatch, error):
+    def refuse(name, split):
+        assert (name, split) == ("owner/chats", "test")
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ValueError, match=r"owner/chats: no local file, and no data set of that name \(.*\)"):
+        read_prompts("owner/chats", split="test")
+
+
+def test_a_data_set_by_its_hub_id(monkeypatch):
+    rows = datasets.Dataset.from_list([{"conversations": [USER, ASSISTANT]}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    [example] = read_chat_examples("owner/chats", split="test", columns={"messages": "conversations"})
+    assert example == ChatExample([USER, ASSISTANT], 1, "owner/chats[test]:1")
+
+
+def test_a_local_directory_in_the_layout_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "chats" / "data").mkdir(parents=True)
+    for split, text in (("train", "one"), ("test", "two")):
+        table = pyarrow.table({"prompt": [text], "completion": [[ASSISTANT]]})
+        pyarrow.parquet.write_table(table, tmp_path / "chats" / "data" / f"{split}-00000-of-00001.parquet")
+    source = str(tmp_path / "chats")
+    for split, text in (("train", "one"), ("test", "two")):
+        [example] = read_chat_examples(source, split=split)
+        assert example.messages == [{"role": "user", "content": text}, ASSISTANT]
+        assert example.source == f"{source}[{split}]:1"
+    with pytest.raises(ValueError, match='Unknown split "valid"'):
+        read_chat_examples(source, split="valid")
+
+
+def test_prompts(write):
+    path = write(
+        {"prompt": "How?", "id": "how"},
+        {"messages": [SYSTEM, USER], "id": 7},
+        # a hub set's row: the conversation beside its prompt
+        {
+            "prompt": [SYSTEM, USER, ASSISTANT, MORE[0]],
+            "messages": [USER, ASSISTANT],
+            "completion": "not read",
+        },
+    )
+    how, seven, digest = read_prompts(path)
+    assert how == Prompt("how", [{"role": "user", "content": "How?"}], f"{path}:1")
+    assert seven == Prompt("7", [SYSTEM, USER], f"{path}:2")
+    assert digest.messages == [SYSTEM, USER, ASSISTANT, MORE[0]]
+    assert len(digest.id) == 8
+    assert int(digest.id, 16) >= 0
+
+
+def test_a_prompts_default_id_depends_on_its_messages_alone(write):
+    [one] = read_prompts(write({"prompt": "How?"}, name="one.jsonl"))
+    other, two = read_prompts(write({"prompt": "Why?"}, {"messages": [{"role": "user", "content": "How?"}]}))
+    assert one.id == two.id
+    assert one.id != other.id
+
+
+def test_prompt_columns(write, tmp_path):
+    path = write_csv(tmp_path / "prompts.csv", ["question", "number"], ["How?", "q1"], ["Why?", ""])
+    how, why = read_prompts(path, columns={"prompt": "question", "id": "number"})
+    assert (how.id, how.messages[0]["content"]) == ("q1", "How?")
+    assert len(why.id) == 8
+    with pytest.raises(ValueError, match="no column 'key'; found: question, number"):
+        read_prompts(path, columns={"prompt": "question", "id": "key"})
+    with pytest.raises(ValueError, match="unknown name 'completion'; accepted: messages, prompt, id"):
+        read_prompts(path, columns={"completion": "question"})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [USER, ASSISTANT]}, r"data\.jsonl:2: the prompt ends with an assistant turn \('Mix"),
+        ({"messages": []}, r"data\.jsonl:2: the prompt has no messages"),
+        ({"prompt": "Why?", "id": "a"}, r"data\.jsonl:2: id 'a' stands at .*data\.jsonl:1 already"),
+        ({"prompt": "Why?", "id": 1.5}, r"data\.jsonl:2: id 1\.5; expected a string or an integer"),
+        ({"prompt": "Why?", "id": True}, r"data\.jsonl:2: id True"),
+        ({"question": "Why?"}, r"data\.jsonl:2: unknown shape; found: question"),
+    ],
+)
+def test_bad_prompts(write, row, message):
+    with pytest.raises(ValueError, match=message):
+        read_prompts(write({"prompt": "How?", "id": "a"}, row))
+
+
+def test_a_repeated_prompt_without_ids_is_named_at_both_lines(write):
+    with pytest.raises(ValueError, match=r"jsonl:3: id '\w{8}' stands at .*jsonl:1 already"):
+        read_prompts(write({"prompt": "How?"}, {"prompt": "Why?"}, {"prompt": "How?"}))

@@ -1,0 +1,198 @@
+"""Piles by length, what makes a pile in the artifacts, and how its responses were sampled."""
+
+import json
+
+import pytest
+from road import run, write_lines
+from test_attribution_module import response
+from test_attribution_options import encoded, line, models, piles, refused  # noqa: F401 (fixtures)
+from test_pile_gradient import autograd_oracle, relative_error
+
+from gradsteer.data.chat import encode_sampled
+from gradsteer.data.chat_formats import prompt_text
+from gradsteer.data.piles import PileFilter, ResponseFilter, read_pile
+from gradsteer.data.response_rows import prompt_digest
+from gradsteer.models.loading import load_causal_lm, load_tokenizer
+from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
+
+
+@pytest.fixture(scope="module")
+def tokenizer(experiment):
+    return load_tokenizer(str(experiment / "anchor"))
+
+
+@pytest.fixture(scope="module")
+def by_length(tokenizer, tmp_path_factory):
+    """Nine responses of rising length, one word more each; the first four show `a`, the others do not."""
+    rows = [
+        response(tokenizer, f"p{number}", " ".join(["bread"] * (number + 1)), a=number < 4, b=False)
+        for number in range(9)
+    ]
+    lengths = [len(row["token_ids"]) for row in rows]
+    assert lengths == sorted(set(lengths))
+    return write_lines(tmp_path_factory.mktemp("by_length") / "responses.jsonl", rows)
+
+
+def lines_of(pile):
+    return [int(source.rsplit(":", 1)[1]) for source in pile.sources]
+
+
+# --- by length -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "lines"), [("long", [6, 7, 8, 9]), ("short", [1, 2, 3, 4])])
+def test_the_median_of_an_odd_number_goes_to_neither(by_length, tokenizer, length, lines):
+    pile = read_pile("x", PileFilter(str(by_length), length=length), tokenizer)
+    assert lines_of(pile) == lines
+    assert pile.num_considered == 9
+
+
+@pytest.mark.parametrize(("length", "lines"), [("long", [3, 4]), ("short", [1, 2])])
+def test_the_median_is_of_the_responses_that_match(by_length, tokenizer, length, lines):
+    pile = read_pile("x", PileFilter(str(by_length), {"a": True}, length=length), tokenizer)
+    assert lines_of(pile) == lines
+
+
+def test_also_is_asked_before_the_length(by_length, tokenizer, tmp_path):
+    others = [response(tokenizer, f"p{number}", "bread", a=number not in (0, 8)) for number in range(9)]
+    also = [ResponseFilter(str(write_lines(tmp_path / "others.jsonl", others)), {"a": True})]
+    found = {
+        length: lines_of(read_pile("x", PileFilter(str(by_length), {"b": False}, also, length), tokenizer))
+        for length in ("long", "short")
+    }
+    assert found == {"long": [6, 7, 8], "short": [2, 3, 4]}  # of the lines 2 to 8
+
+
+def test_ties_at_the_median_go_to_neither(tokenizer, tmp_path):
+    rows = [response(tokenizer, f"p{i}", " ".join(["bread"] * n), a=True) for i, n in enumerate([1, 3, 3, 3, 5])]
+    path = str(write_lines(tmp_path / "ties.jsonl", rows))
+    found = [lines_of(read_pile("x", PileFilter(path, length=length), tokenizer)) for length in ("long", "short")]
+    assert found == [[5], [1]]
+
+
+def test_cut_replies_count_with_the_tokens_that_they_have(tokenizer, tmp_path):
+    rows = [response(tokenizer, f"p{i}", " ".join(["bread"] * n), cut=n == 8, a=True) for i, n in enumerate([1, 2, 8])]
+    pile = read_pile(
+        "x", PileFilter(str(write_lines(tmp_path / "cut.jsonl", rows)), length="long"), tokenizer, max_length=30
+    )
+    assert lines_of(pile) == [3]
+    assert len(pile.examples[0].input_ids) == 30  # max_length cuts what is taken, not what is compared
+    rows = [response(tokenizer, f"p{i}", " ".join(["bread"] * n), cut=n == 8, a=True) for i, n in enumerate([1, 8, 8])]
+    path = str(write_lines(tmp_path / "mostly.jsonl", rows))
+    size = len(rows[1]["token_ids"])
+    said = f"pile 'x' is empty: of 3 responses that match, 2 of them cut, none is longer than their median of {size}"
+    with pytest.raises(ValueError, match=said):
+        read_pile("x", PileFilter(path, length="long"), tokenizer)
+    assert lines_of(read_pile("x", PileFilter(path, length="short"), tokenizer)) == [1]
+
+
+def test_another_length_is_refused(by_length, tokenizer, line, tmp_path, capsys):  # noqa: F811
+    with pytest.raises(ValueError, match="pile 'x': length is 'middle'; accepted: long, short"):
+        read_pile("x", PileFilter(str(by_length), length="middle"), tokenizer)
+    pile = json.dumps({"x": {"responses": str(by_length), "length": "middle"}})
+    message = refused(capsys, *line(tmp_path, "--data.piles", pile))
+    assert "pile 'x' is no filter and no file: {" in message
+    assert 'length: "long" or "short"' in message
+
+
+def test_long_against_short_is_a_vector_of_the_command_line(experiment, by_length, tmp_path):
+    filters = {side: {"responses": str(by_length), "where": {"a": False}, "length": side} for side in ("long", "short")}
+    run(
+        "attribute", "--model.model_name_or_path", experiment / "anchor", "--output_dir", tmp_path, "--data.piles",
+        json.dumps(filters), "--vectors.length", "[long, short]", "--trainer.logger", "false",
+    )  # fmt: skip
+    model = load_causal_lm(str(experiment / "anchor"), dtype="float64")
+    rows = [json.loads(text) for text in by_length.read_text().splitlines()]
+    examples = [
+        encode_sampled(row["prompt_token_ids"], row["token_ids"], row["finish_reason"], loss_mask="assistant")
+        for row in rows
+    ]
+    long, short = (autograd_oracle(model, side, "example") for side in (examples[7:], examples[4:6]))
+    found = SteeringVector.load(tmp_path / "vectors" / "length.safetensors")
+    assert relative_error(found, {name: long[name] - short[name] for name in long}) < 1e-6
+    assert (found.metadata["plus"], found.metadata["minus"]) == ("long", "short")
+    assert not [key for key in found.metadata if key.endswith("where")]  # verdicts alone do not make these piles
+
+
+# --- what makes a pile -----------------------------------------------------------------------------------------------
+
+
+def test_the_verdicts_that_make_a_pile_are_in_the_artifacts(experiment):
+    for pile, verdict in (("with", True), ("without", False)):
+        said = PileAverage.read_header(experiment / "gradients" / f"{pile}.safetensors")
+        assert json.loads(said["where"]) == {"a": verdict}
+    said = SteeringVector.read_header(experiment / "vectors" / "a.safetensors")
+    assert (said["plus_where"], said["minus_where"]) == ('{"a": true}', '{"a": false}')
+    assert "where" not in said
+
+
+def test_piles_of_the_same_verdicts_say_so_on_both_sides():
+    same = PileAverage({}, {"where": '{"a": true}', "pile": "x"})
+    said = SteeringVector.contrast(same, same, names=("x", "y")).metadata
+    assert said["plus_where"] == said["minus_where"] == '{"a": true}'
+    assert "where" not in said
+    plain = SteeringVector.contrast(same, PileAverage({}, {}), names=("x", "y")).metadata
+    assert "plus_where" in plain
+    assert "minus_where" not in plain
+
+
+def test_a_pile_that_more_than_verdicts_make_has_none():
+    assert PileFilter("r", {"a": True}).verdicts_asked == {"a": True}
+    assert PileFilter("r").verdicts_asked == {}
+    assert PileFilter("r", {"a": True}, also=[ResponseFilter("s")]).verdicts_asked is None
+    assert PileFilter("r", {"a": True}, length="long").verdicts_asked is None
+
+
+def test_files_have_no_verdicts(line, tmp_path):  # noqa: F811
+    run(*line(tmp_path, "--data.halves", "true"))
+    for path in (tmp_path / "gradients").rglob("*.safetensors"):
+        assert "where" not in PileAverage.read_header(path)
+    assert not [key for key in SteeringVector.read_header(tmp_path / "vectors" / "v.safetensors") if "where" in key]
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_how_each_response_was_sampled(tokenizer, tmp_path):
+    rows = [response(tokenizer, f"p{number}", "bread", a=True) for number in range(5)]
+    rows[0] |= {"temperature": 0.7, "top_p": 0.9}
+    rows[1] |= {"temperature": 1, "top_p": 1}
+    rows[2] |= {"temperature": None, "top_p": None}
+    rows[3] |= {"temperature": 0.7}
+    rows[4]["verdicts"] = {"a": False}
+    path = str(write_lines(tmp_path / "rows.jsonl", rows))
+    pile = read_pile("x", path, tokenizer)
+    assert pile.sampling == [(0.7, 0.9), (1.0, 1.0), None, None, None]
+    assert pile.sampled == [True] * 5
+    assert read_pile("x", PileFilter(path, {"a": True}), tokenizer).sampling == [(0.7, 0.9), (1.0, 1.0), None, None]
+    write_lines(tmp_path / "rows.jsonl", [*rows[:2], {**rows[2], "temperature": "hot", "top_p": 1}])
+    with pytest.raises(ValueError, match=r"rows.jsonl:3: temperature is 'hot'; accepted: a number, or null"):
+        read_pile("x", path, tokenizer)
+
+
+def test_texts_were_not_sampled(tokenizer, tmp_path):
+    chats = [{"prompt": "hello?", "completion": "bread"}, {"prompt": "how?", "completion": "and bread"}]
+    pile = read_pile("x", str(write_lines(tmp_path / "chats.jsonl", chats)), tokenizer)
+    assert pile.sampled == [False, False]
+    assert pile.sampling == [None, None]
+    assert pile.sampled_from == set()
+
+
+def test_the_weights_that_responses_were_sampled_from(tokenizer, tmp_path):
+    rows = [response(tokenizer, f"p{number}", "bread", a=number < 2) for number in range(4)]
+    for row, fingerprint in zip(rows, ("f", None, "g", "f"), strict=True):
+        row["model_fingerprint"] = fingerprint
+    path = str(write_lines(tmp_path / "rows.jsonl", rows))
+    assert read_pile("x", path, tokenizer).sampled_from == {"f", "g"}
+    assert read_pile("x", PileFilter(path, {"a": True}), tokenizer).sampled_from == {"f"}
+
+
+def test_a_prompt_is_the_same_behind_another_system_message_and_with_other_white_space():
+    """By its digest, by which prompts that a vector was made on are recognised."""
+    user, system = {"role": "user", "content": "How  are\nyou?"}, {"role": "system", "content": "Be kind."}
+    turns = [user, {"role": "assistant", "content": "Well."}, {"role": "user", "content": "Why?"}]
+    single = {prompt_digest(prompt_text(each)) for each in ([user], [system, user])} | {prompt_digest("How are you? ")}
+    several = {prompt_digest(prompt_text(each)) for each in (turns, [system, *turns])}
+    assert len(single) == len(several) == 1
+    others = {prompt_digest(text) for text in ("How are you", "system: How are you?", "Why?")}
+    assert len(single | several | others) == 5

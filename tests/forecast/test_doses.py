@@ -1,0 +1,517 @@
+"""Doses, and the alphas that are found for them: refusals, closed forms, divergences in float64, known curves."""
+
+import math
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ragged_examples, tiny_llama
+from test_forecasting import Bigram, judged
+from test_scoring import direction_of
+
+from gradsteer.data.chat import EncodedExample
+from gradsteer.evaluation.importance_sampling import LinearForm
+from gradsteer.forecast.calibration import Calibration, Contrast
+from gradsteer.forecast.dose_solver import DoseSolver
+from gradsteer.forecast.forecaster import Direction, Forecaster
+from gradsteer.forecast.kl_budget import TokenDivergence, solve_budget
+from gradsteer.forecast.target_rate import solve_rate
+from gradsteer.steering.condition_weights import load_vectors
+from gradsteer.steering.doses import Dose, largest_doses, plan_doses
+from gradsteer.steering.weight_steering import steered
+from gradsteer.vectors.combinations import combine, is_combination, parse_combination
+from gradsteer.vectors.parameter_vectors import SteeringVector
+
+# --- doses -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dose", "label", "sign"),
+    [
+        (Dose("alpha", 0.12), "alpha=+0.12", 1),
+        (Dose("alpha", -7.5e-4), "alpha=-0.00075", -1),
+        (Dose("relative_norm", 0.01), "norm=+0.01", 1),
+        (Dose("log_odds_shift", -0.75), "shift=-0.75", 1),
+        (Dose("log_odds_shift", 0.75), "shift=+0.75", -1),
+        (Dose("kl_budget", -0.02), "kl=-0.02", -1),
+        (Dose("target_rate", 0.1), "rate=0.1", 0),
+    ],
+)
+def test_labels_and_the_sign_of_alpha(dose, label, sign):
+    assert dose.label == label
+    assert dose.alpha_sign == sign
+
+
+def test_both_signs_begin_with_the_positive_alpha():
+    given = {
+        "alpha": [0.1, -0.2], "relative_norm": 0.5, "log_odds_shift": [0.75], "kl_budget": [-0.01],
+        "target_rate": [0.3],
+    }  # fmt: skip
+    planned = plan_doses(["a", "b"], given, both_signs=True)
+    expected = [
+        *(Dose("alpha", value) for value in (0.1, -0.1, 0.2, -0.2)),
+        *(Dose("relative_norm", value) for value in (0.5, -0.5)),
+        *(Dose("log_odds_shift", value) for value in (-0.75, 0.75)),
+        *(Dose("kl_budget", value) for value in (0.01, -0.01)),
+        Dose("target_rate", 0.3),
+    ]
+    assert planned == {"a": expected, "b": expected}
+    signs = [dose.alpha_sign for dose in expected]
+    assert signs == [1, -1] * 5 + [0]
+    plain = plan_doses(["a"], given, both_signs=False)["a"]
+    assert [dose.value for dose in plain] == [0.1, -0.2, 0.5, 0.75, -0.01, 0.3]
+
+
+def test_doses_by_vector_once_each():
+    planned = plan_doses(["a", "b"], {"alpha": {"a": [0.1, 0.1], "b": [1]}, "kl_budget": None}, both_signs=False)
+    assert planned == {"a": [Dose("alpha", 0.1)], "b": [Dose("alpha", 1.0)]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"vector 'a' has no dose; give one of --steering.alphas, --steering.relative_norms, "
+         r"--steering.log_odds_shifts, --steering.kl_budgets, --steering.target_rates"),
+        ({"alpha": {"b": [0.1]}}, "vector 'a' has no dose"),
+        ({"alpha": {"c": [0.1]}}, "steering.alphas names the vector 'c'; the vectors are: a, b"),
+        ({"alpha": []}, "steering.alphas of vector 'a' is empty; accepted: one number or more"),
+        ({"alpha": [0.1, 0]}, "steering.alphas holds 0.0; accepted: finite numbers but 0"),
+        ({"relative_norm": float("inf")}, "steering.relative_norms holds inf; accepted: finite numbers but 0"),
+        ({"kl_budget": [float("nan")]}, "steering.kl_budgets holds nan; accepted: finite numbers but 0"),
+        ({"target_rate": [5]}, r"steering.target_rates holds 5.0; accepted: rates, .* \(0.05 is 5%\)"),
+        ({"target_rate": [0.0]}, "steering.target_rates holds 0.0; accepted: rates, more than 0 and less than 1"),
+        ({"target_rate": [float("nan")]}, "steering.target_rates holds nan"),
+    ],
+)  # fmt: skip
+def test_doses_that_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        plan_doses(["a", "b"], given, both_signs=True)
+
+
+def test_curve_points_are_evenly_spaced_up_to_the_largest_alpha():
+    planned = plan_doses(["a"], {"alpha": [0.3], "relative_norm": 9.0}, both_signs=False, curve_points=3)["a"]
+    assert planned == [
+        Dose("alpha", 0.3), Dose("relative_norm", 9.0),
+        *(Dose("alpha", value) for value in (0.1, -0.1, 0.2, -0.2, -0.3)),
+    ]  # fmt: skip
+    # the largest is there once, also where it has more digits than a name shows
+    largest = 0.123456789
+    found = plan_doses(["a"], {"alpha": largest}, both_signs=True, curve_points=2)["a"]
+    assert [dose.value for dose in found] == [largest, -largest, 0.0617284, -0.0617284]
+    with pytest.raises(ValueError, match="steering.curve_points needs steering.alphas of vector 'a'"):
+        plan_doses(["a"], {"kl_budget": 0.1}, both_signs=True, curve_points=3)
+    with pytest.raises(ValueError, match="steering.curve_points is -1; accepted: 0 or more"):
+        plan_doses(["a"], {"alpha": 0.1}, both_signs=True, curve_points=-1)
+
+
+def test_controls_are_given_the_largest_dose_of_the_first_kind():
+    doses = [Dose("log_odds_shift", value) for value in (-0.5, 0.5, -1.0, 1.0)] + [Dose("alpha", 99.0)]
+    assert largest_doses(doses) == [Dose("log_odds_shift", -1.0)]  # its alpha is positive
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", 0.1)]) == [Dose("alpha", -0.2)]
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", 0.2)]) == [Dose("alpha", 0.2)]
+    assert largest_doses([Dose("target_rate", 0.1)]) == [Dose("target_rate", 0.1)]
+
+
+def test_controls_are_given_the_largest_dose_of_each_sign_where_asked():
+    doses = [Dose("log_odds_shift", value) for value in (-0.5, 0.5, -1.0, 1.0)] + [Dose("alpha", 99.0)]
+    assert largest_doses(doses, both_signs=True) == [Dose("log_odds_shift", -1.0), Dose("log_odds_shift", 1.0)]
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", 0.1)], both_signs=True) == [
+        Dose("alpha", 0.1), Dose("alpha", -0.2),
+    ]  # fmt: skip
+    assert largest_doses([Dose("alpha", -0.2), Dose("alpha", -0.1)], both_signs=True) == [Dose("alpha", -0.2)]
+    rates = [Dose("target_rate", 0.1), Dose("target_rate", 0.6)]
+    assert largest_doses(rates, both_signs=True) == largest_doses(rates)  # their signs are not known yet
+
+
+# --- combinations ----------------------------------------------------------------------------------------------------
+
+NAMES = ("a", "b", "bridge")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a + b", {"a": 1, "b": 1}),
+        ("a - 0.5 * b", {"a": 1, "b": -0.5}),
+        ("-(a + b) / 2", {"a": -0.5, "b": -0.5}),
+        ("2 * (a - (b - 3*a) * 2) / 4", {"a": 3.5, "b": -1}),
+        ("  +bridge ", {"bridge": 1}),
+        ("(1 + 2) * a", {"a": 3}),
+        ("a + b - a", {"a": 0, "b": 1}),
+        ("a * 1e-3 + b / 4", {"a": 1e-3, "b": 0.25}),
+    ],
+)
+def test_combinations_are_linear(text, expected):
+    assert is_combination(text, NAMES)
+    assert parse_combination(text, NAMES) == pytest.approx(expected)
+
+
+HOSTILE = [
+    "__import__('os').system('touch hacked')", "a**b", "a ** 2", "a(b)", "a.b", "a[0]", "a * b", "1 / a", "a + 1", "2",
+    "a if b else a", "lambda: a", "[a, b]", "a, b", "a := b", "a @ b", "a // 2", "a % 2", "a < b", "a and b", "not a",
+    "f'{a}'", "'a'", "a + True", "a * 1j", "a / 0", "0 * a", "a - a", "", "a +", "a\nb", "a = b", "c", "a + c", "a;b",
+    "a\0", "a * 1e999", "a - 1e999 * a", f"a * {10**400}", "(" * 300 + "a" + ")" * 300, "-" * 20_000 + "a",
+    "+".join(["a"] * 20_000), "(" * 100_000, "a" + ".a" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_other_texts_are_refused_and_never_evaluated(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("eval", "exec", "compile", "__import__"):
+        monkeypatch.setattr(
+            f"gradsteer.vectors.combinations.{name}", lambda *_: pytest.fail("evaluated"), raising=False
+        )
+    assert is_combination(text, NAMES) in (True, False)
+    with pytest.raises(ValueError, match="accepted: names and numbers with") as caught:
+        parse_combination(text, NAMES)
+    assert len(str(caught.value)) < 500
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "path", ["bridge.safetensors", "bridge/bridge.safetensors", "runs/vectors/a.safetensors", "./a", "../a", "c", "/a"]
+)
+def test_a_path_is_no_combination(path):
+    assert not is_combination(path, NAMES)
+
+
+def test_vectors_are_combined(tmp_path):
+    one, two = (SteeringVector({"w": torch.tensor(values)}) for values in ([1.0, 2.0], [10.0, 0.0]))
+    total = combine({"a": 2.0, "b": -0.5}, {"a": one, "b": two})
+    assert total["w"].tolist() == [-3.0, 4.0]
+    assert combine({"a": 2.0, "b": 0.0}, {"a": one})["w"].tolist() == [2.0, 4.0]
+    with pytest.raises(ValueError, match="does not fit"):
+        combine({"a": 1.0, "b": 1.0}, {"a": one, "b": SteeringVector({"v": torch.ones(2)})})
+    one.save(tmp_path / "a.safetensors")
+    two.save(tmp_path / "b.safetensors")
+    sources = {"sum": "a + b", "a": str(tmp_path / "a.safetensors"), "b": str(tmp_path / "b.safetensors")}
+    loaded = load_vectors(sources)
+    assert list(loaded) == ["sum", "a", "b"]
+    assert loaded["sum"]["w"].tolist() == [11.0, 2.0]
+    with pytest.raises(ValueError, match="names of a, b"):
+        load_vectors({**sources, "again": "sum - a"})  # of vectors with files only
+    with pytest.raises(FileNotFoundError, match="no vector file at 'nowhere'"):
+        load_vectors({"a": "nowhere"})
+
+
+# --- divergences -----------------------------------------------------------------------------------------------------
+
+
+def hand_divergences(anchor, moved, examples, temperature=1.0):
+    """KL(steered || anchor) at every labelled token, example by example, in float64."""
+    found = []
+    for example in examples:
+        ids = torch.tensor([example.input_ids])
+        with torch.no_grad():
+            logits = [model(input_ids=ids).logits[0].double() / temperature for model in (moved, anchor)]
+        p, q = (each.log_softmax(-1) for each in logits)
+        places = [place - 1 for place, label in enumerate(example.labels) if label != -100 and place > 0]
+        found += [(p[place].exp() * (p[place] - q[place])).sum() for place in places]
+    return np.array(found)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_the_divergence_is_that_of_steered_from_anchor(packs, monkeypatch):
+    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(15)
+    vector, alpha = direction_of(model), 0.05
+    if not packs:
+        monkeypatch.setattr("gradsteer.forecast.kl_budget.why_not_packs", lambda *_, **__: "no packs here")
+    with steered(model, vector, alpha):
+        moved = tiny_llama(initializer_range=0.2)
+        moved.load_state_dict(model.state_dict())
+    exact = hand_divergences(model, moved, examples)
+    ticks = []
+    mean = TokenDivergence(model, examples)
+    assert mean.measure(vector, alpha, tick=lambda: ticks.append(None)) == pytest.approx(exact.mean(), rel=1e-5)
+    assert len(ticks) == len(mean)
+    other = hand_divergences(moved, model, examples).mean()
+    assert abs(other / exact.mean() - 1) > 1e-3  # the other direction is another number
+    tail = TokenDivergence(model, examples, statistic="p95").measure(vector, alpha)
+    at_most = np.sort(exact)
+    assert tail == pytest.approx(at_most[math.ceil(0.95 * len(exact)) - 1], rel=1e-5)
+    assert (exact <= tail * (1 + 1e-6)).mean() >= 0.95
+    cooler = TokenDivergence(model, examples, temperature=0.5).measure(vector, alpha)
+    assert cooler == pytest.approx(hand_divergences(model, moved, examples, 0.5).mean(), rel=1e-5)
+    assert cooler != pytest.approx(exact.mean(), rel=0.1)
+
+
+def test_heads_in_chunks_and_whole_ones_give_the_same_divergence(monkeypatch):
+    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(15)
+    vector = direction_of(model)
+    plain = TokenDivergence(model, examples)
+    assert plain._head_chunk > sum(len(example.input_ids) for example in examples)
+    monkeypatch.setattr("gradsteer.forecast.kl_budget._HEAD_ENTRIES", 1)
+    many = ragged_examples(60)
+    small = TokenDivergence(model, many)
+    assert small._head_chunk == 64 < sum(example.num_target_tokens for example in many)
+    monkeypatch.undo()
+    assert small.measure(vector, 0.05) == pytest.approx(TokenDivergence(model, many).measure(vector, 0.05), rel=1e-6)
+
+
+def test_a_measurement_does_not_depend_on_the_ones_before():
+    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(4)
+    whole = direction_of(model)
+    part = SteeringVector({name: tensor for name, tensor in whole.items() if "mlp" in name})
+    fresh = TokenDivergence(model, examples).measure(part, 0.05)
+    used = TokenDivergence(model, examples)
+    used.measure(whole, 0.3)
+    assert used.measure(part, 0.05) == fresh
+    assert used.measure(whole, 0.0) == pytest.approx(0, abs=1e-12)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, dict(tiny_llama(initializer_range=0.2).named_parameters())[name])
+
+
+def test_what_a_divergence_is_not_taken_on(llama):
+    with pytest.raises(ValueError, match="there is no text to take a divergence on"):
+        TokenDivergence(llama, [])
+    with pytest.raises(ValueError, match="the statistic is 'max'; accepted: mean, p95"):
+        TokenDivergence(llama, ragged_examples(1), statistic="max")
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=f"the temperature is {temperature}; accepted: more than 0"):
+            TokenDivergence(llama, ragged_examples(1), temperature=temperature)
+
+
+@pytest.mark.parametrize("start", [1e-6, 0.5, 300.0])
+@pytest.mark.parametrize("exponent", [2.0, 1.7])
+def test_a_budget_is_reached_in_a_few_measurements(start, exponent):
+    seen = []
+
+    def measure(alpha):
+        seen.append(alpha)
+        return 3.0 * alpha**exponent
+
+    alpha, value = solve_budget(measure, 0.02, start=start)
+    assert value == pytest.approx(0.02, rel=0.01)
+    assert alpha == pytest.approx((0.02 / 3) ** (1 / exponent), rel=0.01)
+    assert len(seen) <= 6
+
+
+@pytest.mark.parametrize("statistic", ["mean", "p95"])
+@pytest.mark.parametrize("budget", [0.002, 0.05])
+def test_a_real_models_budget(statistic, budget):
+    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(10)
+    vector, measuring = direction_of(model), TokenDivergence(model, examples, statistic=statistic)
+    seen = []
+
+    def measure(alpha):
+        seen.append(measuring.measure(vector, alpha))
+        return seen[-1]
+
+    alpha, value = solve_budget(measure, budget, start=1e-3)
+    assert value == pytest.approx(budget, rel=0.01)
+    assert measuring.measure(vector, alpha) == value
+    assert len(seen) <= 6
+
+
+def test_hard_curves_are_bracketed_and_impossible_ones_refused():
+    saturating = solve_budget(lambda alpha: 1 - math.exp(-(alpha**2)), 0.9, start=1e-3)
+    assert saturating[1] == pytest.approx(0.9, rel=0.01)
+    overflowing = solve_budget(lambda alpha: alpha**2 if alpha < 50 else math.inf, 9.0, start=1e4)
+    assert overflowing[0] == pytest.approx(3, rel=0.01)
+    rounded = solve_budget(lambda alpha: -1e-9 if alpha < 1e-3 else alpha**2, 0.01, start=1e-5)
+    assert rounded[0] == pytest.approx(0.1, rel=0.01)
+    with pytest.raises(
+        ValueError, match="no alpha was found at which the divergence is 2.0 nats a token; the last gave"
+    ):
+        solve_budget(lambda alpha: 1 - math.exp(-(alpha**2)), 2.0, start=1e-3)
+    for budget in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"the budget is {budget}; accepted: nats a token, more than 0"):
+            solve_budget(lambda alpha: alpha, budget, start=1.0)
+
+
+# --- target rates ----------------------------------------------------------------------------------------------------
+
+
+def curve(*, curvature=0.0, min_sample_size=200.0, noise=0.3, number=2000, base=0.4):
+    """A forecaster whose scores are known functions of alpha: -log p changes by alpha d + curvature alpha^2 d^2 / 2."""
+    generator = np.random.default_rng(0)
+    shows = np.arange(number) < base * number
+    derivatives = np.where(shows, 1.0, -0.5) + noise * generator.normal(size=number)
+    responses = judged([EncodedExample([1, 2], [-100, 2])] * number, {"two": shows}, np.arange(number) // 8)
+    state = SimpleNamespace(alpha=0.0, passes=0)
+
+    def log_probs(**_):
+        state.passes += 1
+        return -(state.alpha * derivatives + 0.5 * curvature * (state.alpha * derivatives) ** 2)
+
+    @contextmanager
+    def weights(alpha):
+        state.alpha = alpha
+        yield
+        state.alpha = 0.0
+
+    forecaster = Forecaster(responses, SimpleNamespace(log_probs=log_probs), draws=100, min_sample_size=min_sample_size)
+    state.passes = 0
+    return forecaster, Direction(derivatives, LinearForm.of(derivatives, responses.verdicts)), weights, state
+
+
+@pytest.mark.parametrize("curvature", [0.0, 0.6, -0.4])
+@pytest.mark.parametrize("target", [0.1, 0.25, 0.39, 0.6, 0.75])
+def test_the_rate_is_reached_in_both_directions(target, curvature):
+    forecaster, direction, weights, state = curve(curvature=curvature)
+    alpha, by = solve_rate(forecaster, "two", target, direction, weights)
+    assert by == "importance"
+    assert state.passes <= 8
+    assert (alpha > 0) == (target < 0.4)  # a positive alpha reduces the behavior
+    with weights(alpha):
+        found = forecaster.at_present_weights()
+    assert found.reliable
+    assert found.rates["two"].rate == pytest.approx(target, abs=0.001)
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_a_linear_form_that_is_far_off_is_left_behind(factor):
+    """The weights' curve is `factor` times as steep: plain steps along the linear form's slope would not settle."""
+    forecaster, direction, weights, state = curve()
+    wrong = Direction(
+        direction.derivatives / factor, LinearForm.of(direction.derivatives / factor, forecaster.responses.verdicts)
+    )
+    alpha, by = solve_rate(forecaster, "two", 0.3, wrong, weights)
+    assert by == "importance"
+    with weights(alpha):
+        assert forecaster.at_present_weights().rates["two"].rate == pytest.approx(0.3, abs=0.001)
+    assert state.passes <= 9
+
+
+def test_a_small_sample_falls_back_to_the_linear_form():
+    forecaster, direction, weights, state = curve(min_sample_size=1999.0)
+    alpha, by = solve_rate(forecaster, "two", 0.1, direction, weights)
+    assert by == "linear"
+    assert state.passes == 1
+    assert direction.linear.rates(alpha)["two"] == pytest.approx(0.1, abs=1e-6)
+
+
+def test_the_rate_as_it_is_needs_no_step():
+    forecaster, direction, weights, _ = curve()
+    assert solve_rate(forecaster, "two", 0.4, direction, weights)[0] == pytest.approx(0, abs=1e-3)
+
+
+def test_targets_that_cannot_be_reached():
+    forecaster, direction, weights, _ = curve()
+    verdicts = forecaster.responses.verdicts
+    for target in (0.0, 1.0, 5.0, math.nan):
+        with pytest.raises(ValueError, match=f"target rate {target} of 'two'; accepted: more than 0 and less than 1"):
+            solve_rate(forecaster, "two", target, direction, weights)
+    with pytest.raises(ValueError, match="has no verdicts on 'three'; it has: two"):
+        solve_rate(forecaster, "three", 0.2, direction, weights)
+    flat = np.full(2000, 0.7)
+    with pytest.raises(ValueError, match="the rate of 'two' does not reach 0.2: it hardly moves"):
+        solve_rate(forecaster, "two", 0.2, Direction(flat, LinearForm.of(flat, verdicts)), weights)
+    verdicts["never"] = np.zeros(2000)
+    never = Direction(direction.derivatives, LinearForm.of(direction.derivatives, verdicts))
+    with pytest.raises(ValueError, match="the rate of 'never' does not reach 0.2"):
+        solve_rate(forecaster, "never", 0.2, never, weights)
+    verdicts["unscored"] = np.full(2000, np.nan)
+    with pytest.raises(ValueError, match="the rate of 'unscored' is not known"):
+        solve_rate(forecaster, "unscored", 0.2, never, weights)
+    # the weights do nothing, whatever the linear form says
+    with pytest.raises(
+        ValueError, match=r"was not brought to 0.2: the nearest forecast, at alpha .* is 20.0 points off"
+    ):
+        solve_rate(forecaster, "two", 0.2, direction, lambda _: nullcontext())
+
+
+# --- all kinds of doses ----------------------------------------------------------------------------------------------
+
+
+def solver_of(model=None, **changes):
+    return DoseSolver(**{"model": model, "theta_norm": 12.0, "temperature": 1.0, "top_p": 1.0, **changes})
+
+
+def solve(solver, dose, *, vector=None, calibration=None, contrast=None, direction=None, weights=None):
+    vector = SteeringVector({"w": torch.tensor([3.0, 4.0])}) if vector is None else vector
+    return solver.solve(
+        dose, vector, calibration=calibration, contrast=contrast or Contrast(), direction=direction, weights=weights
+    )
+
+
+def calibration_of(slope=2.0, error=0.1, temperature=1.0, top_p=1.0):
+    return Calibration(slope, error, (slope, slope), temperature, top_p, 50, 50)
+
+
+def test_alphas_of_plain_doses():
+    assert solve(solver_of(), Dose("alpha", -0.3)) == -0.3
+    assert solve(solver_of(), Dose("relative_norm", 0.05)) == pytest.approx(0.05 * 12 / 5)
+    assert solve(solver_of(), Dose("relative_norm", -0.05)) == pytest.approx(-0.05 * 12 / 5)
+    shift = Dose("log_odds_shift", -0.75)
+    assert solve(solver_of(), shift, calibration=calibration_of()) == pytest.approx(0.375)
+    zero = SteeringVector({"w": torch.zeros(2)})
+    with pytest.raises(ValueError, match="the vector is zero: no alpha gives it a norm"):
+        solve(solver_of(), Dose("relative_norm", 0.1), vector=zero)
+
+
+def test_a_shift_without_a_slope_of_its_sampling():
+    shift, forecaster = Dose("log_odds_shift", -0.5), curve()
+    said = Contrast({"two": True}, {"two": False}, "two")
+    with pytest.raises(ValueError, match=r"a shift of log-odds wants a calibrated vector .* --forecasting.responses"):
+        solve(solver_of(), shift)
+    with pytest.raises(
+        ValueError, match=r"the slope was taken at temperature 0.6 and top_p 1, responses are sampled at 1"
+    ):
+        solve(solver_of(), shift, calibration=calibration_of(temperature=0.6))
+    with pytest.raises(ValueError, match=r"the slope <S, V> is 1 \+- 0.6, not told from 0"):
+        solve(solver_of(), shift, calibration=calibration_of(1.0, 0.6))
+    solver = solver_of(forecaster=forecaster[0])
+    with pytest.raises(ValueError, match="the vector's piles do not say theirs"):
+        solve(solver, shift, direction=forecaster[1])
+    slope = forecaster[0].slope(forecaster[1], {"two": True}, {"two": False})[0]
+    for known in (None, calibration_of(temperature=0.6)):
+        assert solve(solver, shift, calibration=known, contrast=said, direction=forecaster[1]) == pytest.approx(
+            0.5 / slope
+        )
+
+
+def test_a_target_rate_wants_a_forecast_and_a_behavior():
+    forecaster, direction, weights, _ = curve()
+    rate = Dose("target_rate", 0.2)
+    with pytest.raises(ValueError, match="a target rate is solved on the forecast curve: give --forecasting.responses"):
+        solve(solver_of(), rate)
+    solver = solver_of(forecaster=forecaster)
+    with pytest.raises(ValueError, match="along derivatives, which weights in half precision do not have"):
+        solve(solver, rate)
+    with pytest.raises(ValueError, match="which behavior's rate is the target"):
+        solve(solver, rate, direction=direction)
+    found = solve(solver, rate, direction=direction, contrast=Contrast(behavior="two"), weights=weights)
+    assert found == solve_rate(forecaster, "two", 0.2, direction, weights)[0]
+
+
+def test_a_budget_is_spent_on_the_side_that_is_asked_for():
+    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(6)
+    vector, made = direction_of(model), []
+
+    def divergence():
+        made.append(TokenDivergence(model, examples))
+        return made[-1]
+
+    norm = math.sqrt(sum(float(p.detach().square().sum()) for p in model.parameters()))
+    solver = solver_of(model, theta_norm=norm, divergence=divergence)
+    for sign in (1, -1):
+        alpha = solve(solver, Dose("kl_budget", sign * 0.01), vector=vector)
+        assert math.copysign(1, alpha) == sign
+        assert made[0].measure(vector, alpha) == pytest.approx(0.01, rel=0.01)
+    assert len(made) == 1  # kept
+    with pytest.raises(ValueError, match="the vector is zero: no alpha makes it diverge"):
+        solve(solver, Dose("kl_budget", 0.1), vector=vector * 0.0)
+    with pytest.raises(ValueError, match="a divergence is taken on text, and there is none"):
+        solve(solver_of(model), Dose("kl_budget", 0.1), vector=vector)
+
+
+def test_a_shift_that_was_asked_for_comes_out_of_a_linear_softmax():
+    """Log-odds of two tokens are linear in the weights: what is asked is what comes, exactly."""
+    from test_forecasting import bigram_world
+
+    model, vector, _, forecaster = bigram_world(0.6)
+    assert isinstance(model, Bigram)
+    plus, minus = {"zero": True}, {"one": True, "zero": False}
+    direction = forecaster.along(model, vector)
+    solver = solver_of(model, forecaster=forecaster, temperature=0.6)
+    for shift in (-0.75, 1.5):
+        said = Contrast(plus, minus)
+        alpha = solve(solver, Dose("log_odds_shift", shift), vector=vector, contrast=said, direction=direction)
+        with steered(model, vector, alpha):
+            found = forecaster.at_present_weights(plus=plus, minus=minus)
+        assert found.log_odds_shift == pytest.approx(shift, rel=1e-9)

@@ -1,0 +1,202 @@
+import pytest
+import torch
+import transformers as t
+from conftest import VOCABULARY, ragged_examples, tiny_llama
+from test_pile_gradient import autograd_oracle, relative_error
+
+from gradsteer.attribution.pile_gradient import PileGradient
+from gradsteer.data.chat import EncodedExample, collate
+from gradsteer.models.packing import Pack, attending, pack_losses, plan_packs
+from gradsteer.models.packing_check import why_not_packs
+from gradsteer.models.segment_attention import NAME, segment_attention
+
+PLAIN = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "intermediate_size": 24,
+}  # fmt: skip
+GROUPED = {**PLAIN, "num_key_value_heads": 1, "head_dim": 8}
+WINDOW = {**GROUPED, "sliding_window": 4}
+NO_HEAD_DIM = {key: value for key, value in GROUPED.items() if key != "head_dim"}
+GPT2 = {
+    "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+ARCHITECTURES = {
+    "Llama": lambda: t.LlamaConfig(**GROUPED),
+    "Llama, tied": lambda: t.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "Qwen2 (biases)": lambda: t.Qwen2Config(**NO_HEAD_DIM),
+    "Qwen3": lambda: t.Qwen3Config(**GROUPED),
+    "Mistral (sliding window)": lambda: t.MistralConfig(**WINDOW),
+    "Gemma 2 (soft-capping, tied, sliding window)": lambda: t.Gemma2Config(**WINDOW),
+    "Gemma 3 (tied, sliding window)": lambda: t.Gemma3TextConfig(**WINDOW),
+    "GPT-2 (Conv1D, learned positions)": lambda: t.GPT2Config(**GPT2),
+    "GPT-NeoX": lambda: t.GPTNeoXConfig(**PLAIN),
+    "Phi": lambda: t.PhiConfig(**PLAIN),
+    "OLMo 2": lambda: t.Olmo2Config(**NO_HEAD_DIM),
+    "Mixtral (mixture of experts)": lambda: t.MixtralConfig(**NO_HEAD_DIM, num_local_experts=4),
+    "Granite (scaled logits)": lambda: t.GraniteConfig(**NO_HEAD_DIM, logits_scaling=3.0),
+    "GPT-OSS (attention sinks)": lambda: t.GptOssConfig(
+        **WINDOW, num_local_experts=4, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    ),
+    "Bloom (ALiBi, no attention interface)": lambda: t.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
+    ),
+}
+WITHOUT_PACKS = {"GPT-OSS (attention sinks)", "Bloom (ALiBi, no attention interface)"}
+WITHOUT_CHUNKS = {"Granite (scaled logits)"}
+
+
+def build(name):
+    torch.manual_seed(0)
+    return t.AutoModelForCausalLM.from_config(ARCHITECTURES[name](), dtype=torch.float32).eval()
+
+
+def one_by_one(model, examples):
+    pile = PileGradient(model)
+    for example in examples:
+        pile.add(collate([example], 0))
+    return pile.average()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_and_every_parameter(name, record_property):
+    """Packs, chunked heads and padded batches in float32 equal plain autograd in float64, or the check refuses them."""
+    model, examples = build(name), ragged_examples(6)
+    plain = build(name).double()
+    if hasattr(plain.config, "num_local_experts"):
+        plain.set_experts_implementation("eager")  # the others multiply no float64 matrices
+    exact = autograd_oracle(plain, examples, "example")
+    assert set(exact) == {parameter for parameter, _ in model.named_parameters()}
+    touched = {parameter for parameter, gradient in exact.items() if gradient.abs().sum() > 0}
+    assert len(touched) >= len(exact) - 2, sorted(set(exact) - touched)
+    padded = PileGradient(model)
+    padded.add(collate(examples, 0))
+    errors = [relative_error(padded.average(), exact)]
+    attention = model.config._attn_implementation
+    for chunk in (None, 5):
+        reason = why_not_packs(model, examples, head_chunk=1 if chunk else None)
+        expected = name not in WITHOUT_PACKS and not (chunk and name in WITHOUT_CHUNKS)
+        assert (reason is None) == expected, reason
+        if reason is None:
+            packed = PileGradient(model, head_chunk=chunk)
+            packed.add(Pack.of(examples))
+            errors.append(relative_error(packed.average(), exact))
+            difference = relative_error(packed.average(), padded.average())
+            assert difference < 1e-6
+    assert max(errors) < 2e-6
+    assert model.config._attn_implementation == attention  # put back
+    shown = [f"{error:.0e}" for error in errors]
+    record_property("architecture", [name, str(len(exact)), *shown, *["refused"] * (3 - len(shown))])  # for the summary
+
+
+@pytest.mark.parametrize("budget", [20, 45, 1000])
+def test_neither_budget_nor_order_changes_a_float64_gradient(budget):
+    model, examples = tiny_llama(), ragged_examples(11)
+    exact = one_by_one(model, examples)
+    for order in (examples, examples[::-1]):
+        pile = PileGradient(model)
+        for pack in plan_packs([len(example.input_ids) for example in order], budget):
+            pile.add(Pack.of([order[index] for index in pack]))
+        assert relative_error(pile.average(), exact) < 2e-7  # transformers' RMSNorm computes in float32
+        assert pile.totals.num_examples == 11
+
+
+def test_packs_fill_the_budget_and_hold_every_sequence_once():
+    lengths = [7, 3, 9, 1, 4, 6, 2, 20]
+    packs = plan_packs(lengths, 10)
+    assert sorted(index for pack in packs for index in pack) == list(range(8))
+    sizes = [sum(lengths[index] for index in pack) for pack in packs]
+    assert [7] in packs  # longer than the budget: a pack of its own
+    assert all(size <= 10 for pack, size in zip(packs, sizes, strict=True) if len(pack) > 1)
+    assert sizes == [20, 10, 10, 10, 2]
+    assert packs == plan_packs(lengths, 10)
+    assert plan_packs([], 10) == []
+    with pytest.raises(ValueError, match="token_budget is 0; accepted: at least 1"):
+        plan_packs([1], 0)
+
+
+def test_packs_are_those_of_a_plain_first_fit_decreasing():
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 2, 3, 17, 64, 65):
+        lengths = torch.randint(1, 30, (count,), generator=generator).tolist()
+        packs, room = [], []
+        for index in sorted(range(count), key=lambda index: (-lengths[index], index)):
+            fitting = next((number for number, free in enumerate(room) if free >= lengths[index]), None)
+            if fitting is None:
+                packs.append([index])
+                room.append(24 - lengths[index])
+            else:
+                packs[fitting].append(index)
+                room[fitting] -= lengths[index]
+        fullest = sorted(range(len(packs)), key=lambda number: (room[number], number))
+        assert plan_packs(lengths, 24) == [packs[number] for number in fullest]
+
+
+def test_a_segment_sees_its_own_tokens_only(llama):
+    first, second = ragged_examples(2)
+    other = EncodedExample([(token + 7) % VOCABULARY for token in first.input_ids], first.labels)
+    packs = [Pack.of([first, second]), Pack.of([other, second])]
+    losses = []
+    for pack in packs:
+        with attending(llama, pack), torch.no_grad():
+            losses.append(pack_losses(llama, pack))
+    together, changed = losses
+    torch.testing.assert_close(together[1], changed[1], rtol=0, atol=0)
+    assert together[0] != changed[0]
+
+
+def test_packs_outside_of_segment_attention_are_refused(llama):
+    with pytest.raises(AssertionError, match="the segments would see each other"):
+        pack_losses(llama, Pack.of(ragged_examples(2)))
+
+
+def test_a_pack_without_a_target_counts_for_nothing(llama):
+    pile = PileGradient(llama)
+    pile.add(Pack.of([EncodedExample([0, 0], [-100, -100])]))
+    assert pile.totals.num_examples == 0
+    assert all(buffer.abs().sum() == 0 for buffer in pile.sums.buffers.values())
+
+
+def test_a_segment_alone_is_the_pack_of_its_example():
+    examples = ragged_examples(3)
+    pack = Pack.of(examples)
+    for index, example in enumerate(examples):
+        alone, expected = pack.alone(index), Pack.of([example])
+        for field in ("input_ids", "position_ids", "targets", "predictors", "owners"):
+            assert torch.equal(getattr(alone, field), getattr(expected, field))
+        assert alone.lengths == expected.lengths
+
+
+def test_a_bad_example_in_a_pack_is_named():
+    model = tiny_llama(tied=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = float("nan")
+    examples = [EncodedExample([7, token, 8], [-100, token, 8]) for token in (6, 5, 9)]
+    with pytest.raises(ValueError, match=r"the loss of example b.jsonl:2 is nan"):
+        PileGradient(model).add(Pack.of(examples), sources=["a.jsonl:1", "b.jsonl:2", "c.jsonl:3"])
+
+
+def test_the_chunked_head_holds_fewer_logits_at_once(llama, monkeypatch):
+    seen = []
+    head = llama.lm_head
+    head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[-2]))
+    pack = Pack.of(ragged_examples(8))
+    with attending(llama, pack):
+        pack_losses(llama, pack, head_chunk=6).sum().backward()
+    assert max(seen) == 6
+    assert len(seen) > 4
+
+
+def test_the_attention_is_put_back_after_an_error(llama):
+    before = llama.config._attn_implementation
+    inside = []
+
+    def fail():
+        with segment_attention(llama):
+            inside.append(llama.config._attn_implementation)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert inside == [NAME]
+    assert llama.config._attn_implementation == before

@@ -1,0 +1,158 @@
+"""Two processes give what one gives: attribute and evaluate through the real command line, on gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from road import PATTERNS, QUIET, run, write_lines
+from test_configs import CONFIGS
+from test_pile_gradient import relative_error
+
+from gradsteer.vectors.parameter_vectors import ParameterVector
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
+
+PILES = {"odd": 7, "single": 1, "even": 4}
+STRATEGIES = {
+    "ddp": ["--trainer.devices", 2, "--trainer.strategy", "ddp"],
+    "fsdp": ["--config", CONFIGS / "strategy" / "fsdp.yaml"],
+}
+NUMBERS = ("mean_token_loss", "loss_at_base", "loss_at_anchor", "along_path")
+# the work's digest tells the strategies apart; whether a seed was set is the test's own doing
+OF_THE_RUN = {"work_digest", "seed", "split_half_cosine", "split_half_cosine_by_layer", *NUMBERS}
+
+
+def start_on_two(words, out, strategy, more=()):
+    """Starts a command line on two processes; its artifacts go to out/two."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [*words, *STRATEGIES[strategy], *more, *QUIET, "--output_dir", out / "two"]
+    with (out / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gradsteer", *map(str, line)],
+            stdout=log, stderr=log, env=environment, start_new_session=True,
+        )  # fmt: skip
+
+
+def finish_on_two(process, out):
+    """Waits for what `start_on_two` started; gives what it said."""
+    status = process.wait(timeout=110)
+    log = (out / "log").read_text()
+    assert status == 0, log
+    assert "Starting with 2 processes" in log
+    return log
+
+
+def kill_both(process):
+    """Kills a command line and the second process that it started, without a warning."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def check_same_files(two, one, files):
+    """Two processes wrote these files, no others, and what one process wrote."""
+    assert sorted(str(path.relative_to(two)) for path in two.rglob("*.safetensors")) == sorted(files)
+    assert not [path for path in two.rglob("*") if path.name.startswith(".") and path.name != ".locks"]
+    for file in files:
+        ours, theirs = (ParameterVector.load(directory / file) for directory in (two, one))
+        assert relative_error(ours, theirs) < 1e-6, file
+        said, expected = ours.metadata, theirs.metadata
+        assert {k: v for k, v in said.items() if k not in OF_THE_RUN} == {
+            k: v for k, v in expected.items() if k not in OF_THE_RUN
+        }
+        for key in expected.keys() & set(NUMBERS):
+            assert float(said[key]) == pytest.approx(float(expected[key]), rel=1e-5), key
+
+
+@pytest.fixture(scope="module")
+def commands(experiment, inputs, tmp_path_factory):
+    """Command lines by name, each without its output directory."""
+    directory = tmp_path_factory.mktemp("piles")
+    chats = [json.loads(line) for line in (inputs / "chat.jsonl").read_text().splitlines()]
+    piles = {name: str(write_lines(directory / f"{name}.jsonl", chats[:size])) for name, size in PILES.items()}
+    piles["sampled"] = {"responses": str(experiment / "responses" / "first.jsonl"), "where": {"a": True}}
+    anchor = ["--model.model_name_or_path", experiment / "anchor", "--trainer.logger", "false"]
+    evaluate = [
+        "evaluate", *anchor, "--data.prompts", inputs / "prompts.jsonl", "--model.num_samples", 3, "--evaluation.judge",
+        "KeywordJudge", "--evaluation.judge.patterns", PATTERNS, "--evaluation.heldout", inputs / "chat.jsonl",
+        "--model.max_new_tokens", 8,
+    ]  # fmt: skip
+    attribute = [
+        "attribute", *anchor, "--data.piles", json.dumps(piles), "--vectors.v", "[odd, single]", "--vectors.w",
+        "[odd, even]", "--data.halves", "true", "--data.permutations", 1,
+    ]  # fmt: skip
+    return {
+        # every example is a pack of its own, so that an odd pile has an odd number of them
+        "attribute": [*attribute, "--data.token_budget", 1],
+        "packs": [*attribute, "--data.token_budget", 40],
+        "evaluate": [*evaluate, "--data.batch_size", 2],
+        "idle": [*evaluate, "--data.max_prompts", 1],  # one batch: the second process has nothing to sample
+    }
+
+
+@pytest.fixture(scope="module")
+def on_two(commands, tmp_path_factory):
+    """Gives output directory and log of a command on two processes; two are started at once: imports take longest."""
+    started = {}
+
+    def start(name, strategy):
+        if (name, strategy) not in started:
+            out = tmp_path_factory.mktemp(f"{name}_{strategy}")
+            started[name, strategy] = out, start_on_two(commands[name], out, strategy)
+
+    def finish(name, strategy):
+        start(name, strategy)
+        out, process = started[name, strategy]
+        return out / "two", finish_on_two(process, out)
+
+    for each in (("attribute", "ddp"), ("packs", "fsdp")):
+        start(*each)
+    yield finish
+    for _, process in started.values():
+        kill_both(process)
+
+
+@pytest.fixture(scope="module")
+def one(commands, tmp_path_factory):
+    """The output directory of attribute on one process."""
+    directory = tmp_path_factory.mktemp("one")
+    run(*commands["attribute"], "--output_dir", directory)
+    return directory
+
+
+# the halves of a pile of one example, and of a few, are what the warnings say they are
+@pytest.mark.filterwarnings("ignore:pile .* all of its prompts are in one half", "ignore:vector .* mostly noise")
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [("attribute", "ddp"), ("packs", "fsdp"), pytest.param("attribute", "fsdp", marks=pytest.mark.slow),
+     pytest.param("packs", "ddp", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_attribute_on_two_processes_equals_one(one, on_two, name, strategy):
+    """Lightning would even the processes out by repeating examples: 80% wrong on odd piles."""
+    two, log = on_two(name, strategy)
+    halves = [f"{pile}-{half}" for pile in ("odd", "even", "sampled") for half in (1, 2)]
+    halves.append(next(path.stem for path in (one / "gradients" / "halves").glob("single-*")))
+    files = [f"gradients/{pile}.safetensors" for pile in (*PILES, "sampled")]
+    files += [f"gradients/halves/{half}.safetensors" for half in halves]
+    files += ["vectors/v.safetensors", "vectors/w.safetensors"]
+    files += [f"gradients/permuted/{vector}-0-{side}.safetensors" for vector in "vw" for side in ("plus", "minus")]
+    files += ["vectors/permuted/v-0.safetensors", "vectors/permuted/w-0.safetensors"]
+    check_same_files(two, one, files)
+    for pile, size in PILES.items():
+        assert ParameterVector.load(two / "gradients" / f"{pile}.safetensors").metadata["num_examples"] == str(size)
+        assert log.count(f"-> {two / 'gradients' / pile}.safetensors") == 1, "written by one of the processes"
+    assert "padded batches" not in log, "packs are refused"
+
+
+# steer on two processes (test_coherence.py) samples, judges and measures likewise
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evaluate", "idle"])
+def test_evaluate_on_two_processes_writes_the_same_bytes(commands, on_two, tmp_path, name):
+    run(*commands[name], "--output_dir", tmp_path)
+    two, _ = on_two(name, "ddp")
+    for file in ("responses/anchor.jsonl", "evaluations/anchor.json"):
+        assert (two / file).read_bytes() == (tmp_path / file).read_bytes()
+    assert {path.name for path in (two / "responses").iterdir()} == {"anchor.jsonl", ".sampled", ".locks"}
