@@ -16,7 +16,9 @@ class Command:
         help: one line for the list of commands.
         module: ``package.module:Class`` of the LightningModule.
         data: of the LightningDataModule.
-        callbacks: option group -> callback class.
+        callbacks: option group -> callback class, in the order in which they start: what predicts, what steers, what
+            judges, the checks before a model is loaded, the report.
+        options: option group -> dataclass of options that the report is given.
         defaults: option -> this command's default.
         named: whether the command's artifact has a name (``--name``) and what it is by default.
         outputs: what the command leaves in the output directory ({name} is the artifact's).
@@ -28,6 +30,7 @@ class Command:
     module: str = ""
     data: str = ""
     callbacks: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     named: str | None = None
     outputs: tuple[str, ...] = ()
@@ -72,10 +75,8 @@ COMMANDS: dict[str, Command] = {
             module="gradsteer.trainer.modules.generation:GenerationModule",
             data="gradsteer.trainer.datamodules.prompts:PromptDataModule",
             callbacks={
-                "condition": "gradsteer.trainer.callbacks.evaluated_condition:NamedCondition",
                 "evaluation": "gradsteer.trainer.callbacks.evaluation:JudgeEvaluation",
-                "estimate": "gradsteer.trainer.callbacks.dry_run:DryRun",
-                "exclusive": "gradsteer.trainer.callbacks.run_locks:ExclusiveConditions",
+                "preflight": "gradsteer.trainer.callbacks.preflight:EvaluationPreflight",
                 "report": "gradsteer.trainer.callbacks.report:EvaluationReport",
             },
             defaults={"trainer.enable_checkpointing": False, "trainer.enable_model_summary": False},
@@ -123,16 +124,15 @@ COMMANDS: dict[str, Command] = {
             module="gradsteer.trainer.modules.generation:GenerationModule",
             data="gradsteer.trainer.datamodules.prompts:PromptDataModule",
             callbacks={
-                "evaluation": "gradsteer.trainer.callbacks.evaluation:JudgeEvaluation",
                 "forecasting": "gradsteer.trainer.callbacks.forecasting:Forecasting",
-                "fluency": "gradsteer.trainer.callbacks.fluency:Fluency",
                 "steering": "gradsteer.trainer.callbacks.steering:WeightSteering",
-                "sampled": "gradsteer.trainer.callbacks.steered_conditions:SampledConditions",
-                "comparisons": "gradsteer.trainer.callbacks.comparisons:Comparisons",
-                "estimate": "gradsteer.trainer.callbacks.dry_run:DryRun",
-                "exclusive": "gradsteer.trainer.callbacks.run_locks:ExclusiveConditions",
+                "evaluation": "gradsteer.trainer.callbacks.evaluation:JudgeEvaluation",
+                "preflight": "gradsteer.trainer.callbacks.preflight:Preflight",
                 "report": "gradsteer.trainer.callbacks.report:ResultsReport",
-                "figures": "gradsteer.trainer.callbacks.report:LayerNorms",
+            },
+            options={
+                "fluency": "gradsteer.trainer.fluency:FluencyOptions",
+                "comparisons": "gradsteer.evaluation.condition_comparisons:ComparisonOptions",
             },
             defaults={
                 "trainer.enable_checkpointing": False,

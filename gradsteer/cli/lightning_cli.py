@@ -25,8 +25,9 @@ from gradsteer.cli.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS,
 from gradsteer.cli.stages import Stage, judge_settings
 from gradsteer.cli.warning_filters import quieten
 from gradsteer.steering.conditions import check_name
-from gradsteer.trainer.callbacks.dry_run import DryRunDoneError
 from gradsteer.trainer.callbacks.saving import SavePretrained
+from gradsteer.trainer.dry_run import DryRunDoneError
+from gradsteer.trainer.session import session_of
 from gradsteer.trainer.trainer import GradsteerTrainer
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -90,7 +91,7 @@ class GradsteerCLI(LightningCLI):
             default=False,
             help="replace what another configuration of this command left in output_dir.",
         )
-        if "estimate" in command.callbacks:
+        if "preflight" in command.callbacks:
             parser.add_argument(
                 "--dry_run",
                 type=bool,
@@ -99,6 +100,8 @@ class GradsteerCLI(LightningCLI):
             )
         parser.add_lightning_class_args(load(command.module), "model")
         parser.add_lightning_class_args(load(command.data), "data")
+        for group, target in command.options.items():
+            parser.add_class_arguments(load(target), group)
         for group, target in command.callbacks.items():
             parser.add_lightning_class_args(load(target), group)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -145,14 +148,15 @@ class GradsteerCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         command = COMMANDS[str(self.subcommand)]
         if command.outputs:
-            locks = [] if "exclusive" in command.callbacks else [ExclusiveStage(self.stage)]
+            locks = [] if "preflight" in command.callbacks else [ExclusiveStage(self.stage)]
             callbacks = [*callbacks, *locks, StageRecord(self.stage, self.stage_config, self.inputs)]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        trainer.held = self.held  # type: ignore[attr-defined]
+        session = session_of(trainer)
+        session.held = self.held
         overwrite = self.config[command.name]["overwrite"]
         if command.outputs:
-            trainer.check_again = partial(check_stage, self.stage, self.stage_config, overwrite=overwrite)  # type: ignore[attr-defined]
-        trainer.judge_settings = judge_settings((self.stage_config.get("evaluation") or {}).get("judge"))  # type: ignore[attr-defined]
+            session.check_again = partial(check_stage, self.stage, self.stage_config, overwrite=overwrite)
+        session.judge_settings = judge_settings((self.stage_config.get("evaluation") or {}).get("judge"))
         return trainer
 
     def before_fit(self) -> None:
@@ -172,7 +176,7 @@ class GradsteerCLI(LightningCLI):
         dry = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.trainer.is_global_zero and not dry and COMMANDS[str(self.subcommand)].outputs:
             self.stage.write(self.stage_config, finished=True, inputs=self.inputs)
-            for work in self.trainer.unfinished:  # type: ignore[attr-defined]
+            for work in session_of(self.trainer).unfinished:
                 work.finish()
 
 
@@ -208,6 +212,8 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
         for shared in ("experiment", "name", "overwrite", "dry_run"):
             if f"{group}.{shared}" in options:
                 parser.link_arguments(shared, f"{group}.{shared}")
+    for group in command.options:  # as one object, which is checked when it is made
+        parser.link_arguments(group, f"report.{group}", apply_on="instantiate")
     for shared in ("num_samples", "sampling_seed"):
         if f"data.{shared}" in options:
             parser.link_arguments(f"model.{shared}", f"data.{shared}")

@@ -1,11 +1,9 @@
-"""Counting a condition's judged responses: rates of behaviors and classes, metrics, and what is missing.
-
-Knows of response rows; knows nothing of models or Trainers.
-"""
+"""Counting a condition's judged responses: rates of behaviors and classes, metrics, and what is missing."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gradsteer.data.response_rows import cluster_of, verdict_of
@@ -14,23 +12,43 @@ from gradsteer.evaluation.metrics import response_metrics
 from gradsteer.evaluation.refusals import REFUSAL, REFUSAL_SETS, refusals_of
 from gradsteer.evaluation.statistics import Rate, rate_with_interval
 from gradsteer.evaluation.verdict_classes import classes_of, in_class
-from gradsteer.steering.conditions import Condition
 
 Rows = Sequence[Mapping[str, Any]]
 _NUMBER = re.compile(r"(?<!HTTP )\b\d+(?:[.,]\d+)*")  # an HTTP status is no quantity
 _SHOWN = 3  # kinds of reasons
 
 
-def count_condition(
-    condition: Condition,
-    sets: Mapping[str, Rows],
-    behaviors: Sequence[str],
-    errors: Mapping[str, JudgeError] | None = None,
-) -> None:
-    """Fills a condition's rates and metrics from its judged responses.
+@dataclass
+class Counts:
+    """Rates and metrics of one condition's judged responses.
+
+    Attributes:
+        behaviors: behavior -> its rate.
+        classes: class of responses -> its rate, where there are several behaviors; see
+            `gradsteer.evaluation.verdict_classes`.
+        refusals: ``benign`` and ``harmful`` -> share of refusals on these prompts by patterns, where they were
+            sampled; ``benign_judged`` and ``harmful_judged`` -> by the judge, where it knows ``refusal``.
+        metrics: text metrics of the responses.
+        corrected: behavior -> its rate corrected for the judge's known error; None without a labelled set.
+    """
+
+    behaviors: dict[str, Rate] = field(default_factory=dict)
+    classes: dict[str, Rate] = field(default_factory=dict)
+    refusals: dict[str, Rate] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    corrected: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        """The rates in a line: ``bridge 41.9% of 797, recipe of none: 12 degenerate``."""
+        return ", ".join(f"{name} {_rate_text(rate)}" for name, rate in self.behaviors.items())
+
+
+def count_responses(
+    sets: Mapping[str, Rows], behaviors: Sequence[str], errors: Mapping[str, JudgeError] | None = None
+) -> Counts:
+    """Counts the rates and metrics of a condition's judged responses.
 
     Args:
-        condition: whose ``behaviors``, ``classes``, ``refusals``, ``metrics`` and ``corrected`` are filled.
         sets: rows by set: ``evaluation``, and where they were sampled ``benign`` and ``harmful``.
         behaviors: that were judged.
         errors: behavior -> the judge's error on a labelled set.
@@ -39,30 +57,17 @@ def count_condition(
     clear = [row for row in rows if not row.get("degenerate")]
     clusters = [cluster_of(row) for row in clear]
     num_degenerate = len(rows) - len(clear)
+    found = Counts(refusals=dict(refusals_of(sets, behaviors)), metrics=response_metrics(rows))
     for behavior in behaviors:
         verdicts = [verdict_of(row, behavior) for row in clear]
-        condition.behaviors[behavior] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
+        found.behaviors[behavior] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
     for name, where in classes_of(list(behaviors)).items():
         verdicts = [in_class(row["verdicts"], where) for row in clear]
-        condition.classes[name] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
-    condition.metrics.update(response_metrics(rows))
-    condition.refusals.update(refusals_of(sets, behaviors))
-    condition.metrics.update({f"refusal_{name}": rate.rate for name, rate in condition.refusals.items()})
+        found.classes[name] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
+    found.metrics.update({f"refusal_{name}": rate.rate for name, rate in found.refusals.items()})
     if errors:
-        condition.corrected = {
-            behavior: _corrected(condition.behaviors[behavior], error) for behavior, error in errors.items()
-        }
-
-
-def scalars_of(condition: Condition) -> dict[str, float]:
-    """The rates and metrics that there are, as loggers show them."""
-    scalars = {f"rates/{name}": rate.rate for name, rate in condition.behaviors.items() if rate.rate is not None}
-    return scalars | {f"metrics/{name}": value for name, value in condition.metrics.items() if value is not None}
-
-
-def rates_text(condition: Condition) -> str:
-    """The rates in a line: ``bridge 41.9% of 797, recipe of none: 12 degenerate``."""
-    return ", ".join(f"{name} {_rate_text(rate)}" for name, rate in condition.behaviors.items())
+        found.corrected = {name: _corrected(found.behaviors[name], error) for name, error in errors.items()}
+    return found
 
 
 def _rate_text(rate: Rate) -> str:
@@ -72,29 +77,27 @@ def _rate_text(rate: Rate) -> str:
     return "of none: " + (", ".join(f"{number} {name}" for name, number in missing.items() if number) or "no responses")
 
 
-def excess_of_unscored(condition: Condition, sets: Mapping[str, Rows], limit: float) -> str | None:
+def excess_of_unscored(name: str, counts: Counts, sets: Mapping[str, Rows], limit: float) -> str | None:
     """Says so where the share of unscored verdicts on a behavior passes the limit; None where none does.
 
     Args:
-        condition: that was counted.
+        name: of the condition.
+        counts: of its responses.
         sets: its rows by set.
         limit: the share, from 0 to 1.
     """
-    counted = [(behavior, rate, "evaluation") for behavior, rate in condition.behaviors.items()]
-    counted += [
-        (REFUSAL, condition.refusals[f"{name}_judged"], name)
-        for name in REFUSAL_SETS
-        if f"{name}_judged" in condition.refusals
-    ]
-    for behavior, rate, name in counted:
+    counted = [(behavior, rate, "evaluation") for behavior, rate in counts.behaviors.items()]
+    judged = {of_set: counts.refusals.get(f"{of_set}_judged") for of_set in REFUSAL_SETS}
+    counted += [(REFUSAL, rate, of_set) for of_set, rate in judged.items() if rate is not None]
+    for behavior, rate, of_set in counted:
         total = rate.num_scored + rate.num_unscored
         if total == 0 or rate.num_unscored <= limit * total:
             continue
-        missing = [row for row in sets[name] if behavior in row["unscored"] and not row.get("degenerate")]
+        missing = [row for row in sets[of_set] if behavior in row["unscored"] and not row.get("degenerate")]
         shown = reasons_text(row["unscored"][behavior] for row in missing)
-        where = "" if name == "evaluation" else f", {name} prompts"
+        where = "" if of_set == "evaluation" else f", {of_set} prompts"
         return (
-            f"condition {condition.name!r}{where}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
+            f"condition {name!r}{where}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
             f"({100 * rate.num_unscored / total:.1f}%) are unscored, more than evaluation.max_unscored {limit:g} "
             f"allows. Reasons: {shown}. What was sampled and judged is kept: the same command asks for what is "
             "missing, but for what was refused for good; with a higher evaluation.max_unscored it goes on without"

@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradsteer.forecast.calibration import Calibration, Contrast
+from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.kl_budget import TokenDivergence, solve_budget
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.doses import Dose
+from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
 

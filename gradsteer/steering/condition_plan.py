@@ -1,6 +1,6 @@
 """The plan of an experiment: which conditions there are, and what makes each one's weights.
 
-Knows of names, doses and files; reads no tensor and knows no model.
+Reads no tensor and needs no model.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradsteer.records import known_digest
-from gradsteer.steering.conditions import Condition, check_name
+from gradsteer.steering.conditions import Condition, ModelKind, check_name
 from gradsteer.steering.doses import Dose, largest_doses
 from gradsteer.vectors.combinations import names_in
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Controls:
-    """Which controls each vector has, at its largest dose or doses, and which baselines stand beside all.
+    """Which controls each vector has, at its largest dose or doses.
 
     Attributes:
         random: number of Gaussian directions.
@@ -56,9 +56,6 @@ class Controls:
         permuted: number of vectors from permuted pile labels; a combination of vectors has none.
         files: name -> vector file, applied at each vector's norm.
         seed: of the first random one; each further one takes the next.
-        graddiff: numbers of GradDiff steps; likewise.
-        delta_scales: k of the baselines anchor - k * Delta.
-        system_prompts: name -> text.
         both_signs: controls at the largest dose of each sign, not of the positive one alone.
     """
 
@@ -67,9 +64,6 @@ class Controls:
     permuted: int = 0
     files: Mapping[str, str] | None = None
     seed: int = 0
-    graddiff: Sequence[int] = ()
-    delta_scales: Sequence[float] = ()
-    system_prompts: Mapping[str, str] | None = None
     both_signs: bool = False
 
     def __post_init__(self) -> None:
@@ -78,6 +72,25 @@ class Controls:
                 raise ValueError(f"steering.{option}_controls is {value}; accepted: 0 or more")
         for name in self.files or {}:
             check_name("a control", name)
+        if self.seed and not self.random and not self.signs:
+            raise ValueError("steering.control_seed has no effect without random_controls or sign_controls")
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What stands beside all vectors.
+
+    Attributes:
+        graddiff: numbers of GradDiff steps; of each vector that is no combination.
+        delta_scales: k of the baselines anchor - k * Delta.
+        system_prompts: name -> text.
+    """
+
+    graddiff: Sequence[int] = ()
+    delta_scales: Sequence[float] = ()
+    system_prompts: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
         for name, text in (self.system_prompts or {}).items():
             check_name("a system prompt", name)
             if not text.strip():
@@ -101,6 +114,7 @@ def plan_conditions(
     *,
     has_base: bool,
     on_base: bool,
+    baselines: Baselines | None = None,
     chosen: Collection[str] | None = None,
     anchor_resamples: int = 0,
 ) -> Plan:
@@ -110,9 +124,10 @@ def plan_conditions(
         vectors: name -> file; None where the vector is a combination of others.
         doses: of every vector.
         pipelines: sets of transforms; one set of conditions each.
-        controls: and baselines.
+        controls: of each vector.
         has_base: there is a base condition.
         on_base: also add every steered condition's step to the base.
+        baselines: that stand beside all vectors; none by default.
         chosen: names of the steered conditions to keep, by default all; a vector of which none is kept has no control.
         anchor_resamples: so many times the anchor is sampled again, with fresh seeds.
 
@@ -137,7 +152,7 @@ def plan_conditions(
             kept = [r.dose for _, r in plan if r and (r.vector, r.pipeline) == (name, pipeline) and r.dose]
             for dose in largest_doses(kept, both_signs=controls.both_signs) if kept else ():
                 plan += _controls_of(name, file, pipeline, dose, controls)
-    plan += _baselines(vectors, controls)
+    plan += [] if baselines is None else _baselines(vectors, baselines)
     _check_names([condition for condition, _ in plan])
     return plan
 
@@ -148,7 +163,7 @@ def controls_at_largest(plan: Plan, *, both_signs: bool = False) -> Plan:
     Which of two rates, or of a rate and a shift, asks for more can only be told by their alphas.
 
     Args:
-        plan: whose steered conditions have their alphas; the controls' conditions are changed in place.
+        plan: whose steered conditions have their alphas.
         both_signs: of its largest step with the sign of its own dose, where that says it.
 
     Raises:
@@ -168,11 +183,11 @@ def controls_at_largest(plan: Plan, *, both_signs: bool = False) -> Plan:
             if (r.vector, r.pipeline) == (recipe.vector, recipe.pipeline)
         ]
         of_its_sign = [step for step in steps if step[1] * sign >= 0]
-        _, condition.alpha, dose = max(of_its_sign or steps, key=lambda step: step[:2])
+        _, alpha, dose = max(of_its_sign or steps, key=lambda step: step[:2])
         assert dose is not None
-        condition.name = condition.name.removesuffix(recipe.dose.label) + dose.label
-        condition.asked = {"kind": dose.kind, "value": dose.value}
-        changed.append((condition, replace(recipe, dose=dose)))
+        name = condition.name.removesuffix(recipe.dose.label) + dose.label
+        moved = replace(condition, name=name, alpha=alpha, asked={"kind": dose.kind, "value": dose.value})
+        changed.append((moved, replace(recipe, dose=dose)))
     _check_names([condition for condition, _ in changed])
     return changed
 
@@ -210,8 +225,8 @@ def _files_of(pipeline: Sequence[TransformSpec]) -> list[str]:
     return [str(given[key]) for given in arguments for key in ("vector_file", "second_moment") if key in given]
 
 
-def _labels(pipeline: Sequence[TransformSpec]) -> list[str]:
-    return [parse_transform(spec)[0] for spec in pipeline]
+def _labels(pipeline: Sequence[TransformSpec]) -> tuple[str, ...]:
+    return tuple(parse_transform(spec)[0] for spec in pipeline)
 
 
 def _condition(prefix: str, kind: Any, recipe: Recipe) -> tuple[Condition, Recipe]:
@@ -219,11 +234,10 @@ def _condition(prefix: str, kind: Any, recipe: Recipe) -> tuple[Condition, Recip
     shown = "|".join([str(recipe.vector), *labels])
     dose = recipe.dose
     name = f"{prefix}{shown}{f' {dose.label}' if dose else ''}{' on base' if recipe.on_base else ''}"
-    condition = Condition(name, kind, "base" if recipe.on_base else "anchor", recipe.vector, labels)
-    if dose is not None:
-        condition.asked = {"kind": dose.kind, "value": dose.value}
-        condition.alpha = dose.value if dose.kind == "alpha" else None
-    return condition, recipe
+    asked = None if dose is None else {"kind": dose.kind, "value": dose.value}
+    alpha = dose.value if dose is not None and dose.kind == "alpha" else None
+    model: ModelKind = "base" if recipe.on_base else "anchor"
+    return Condition(name, kind, model, recipe.vector, labels, alpha, asked), recipe
 
 
 def _steered(recipe: Recipe) -> tuple[Condition, Recipe]:
@@ -250,17 +264,17 @@ def _controls_of(
     return made
 
 
-def _baselines(vectors: Mapping[str, str | None], controls: Controls) -> Plan:
+def _baselines(vectors: Mapping[str, str | None], baselines: Baselines) -> Plan:
     made: Plan = []
     for name, file in vectors.items():
-        for steps in controls.graddiff if file is not None else ():
+        for steps in baselines.graddiff if file is not None else ():
             path = _beside(str(file), f"graddiff/{name}-{steps}", f"steering.graddiff_steps of vector {name!r}")
             made.append(_condition(f"graddiff-{steps} of ", "baseline", Recipe("graddiff", name, file=path)))
-    for scale in controls.delta_scales:
+    for scale in baselines.delta_scales:
         sign = "-" if scale > 0 else "+"
         condition = Condition(f"anchor {sign} {abs(scale):g} Delta", "baseline", alpha=-scale)
         made.append((condition, Recipe("delta", scale=scale)))
-    for name, text in (controls.system_prompts or {}).items():
+    for name, text in (baselines.system_prompts or {}).items():
         made.append((Condition(f"system prompt {name}", "baseline", alpha=0.0, system_prompt=text), None))
     return made
 

@@ -1,10 +1,8 @@
-"""The weights of every condition: makes a recipe's direction and gives the model its weights, one condition at a time.
-
-Knows of recipes, vectors and a model; knows nothing of prompts, judges or Trainers.
-"""
+"""The weights of every condition: makes a recipe's direction, and gives the model one condition's weights at a time."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -46,6 +44,29 @@ def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
     return {name: loaded[name] for name in sources}
 
 
+@dataclass(frozen=True)
+class StepOptions:
+    """How steps are added to the weights.
+
+    Attributes:
+        rounding: of weights in half precision; see `gradsteer.steering.weight_steering.steered`.
+        seed: of stochastic rounding.
+        min_retained: share of a step below which it is refused, from 0 to 1.
+        allow_other_model: apply vectors to a model that they were not made on.
+    """
+
+    rounding: Rounding = "nearest"
+    seed: int = 0
+    min_retained: float = 0.5
+    allow_other_model: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounding != "stochastic" and self.seed:
+            raise ValueError("steering.rounding_seed has no effect without steering.rounding stochastic")
+        if not 0 <= self.min_retained <= 1:
+            raise ValueError(f"steering.min_retained is {self.min_retained}; accepted: from 0 to 1")
+
+
 class ConditionWeights:
     """Gives one model the weights of one condition after the other, each computed from the model's own.
 
@@ -54,9 +75,7 @@ class ConditionWeights:
         vectors: by name.
         diff: anchor - base; None where there is no base.
         base: the base's weights by parameter name; None where there is no base.
-        allow_other_model: apply vectors to a model that they were not made on.
-        rounding: of weights in half precision; see `gradsteer.steering.weight_steering.steered`.
-        seed: of stochastic rounding.
+        options: how steps are added.
     """
 
     def __init__(
@@ -66,13 +85,12 @@ class ConditionWeights:
         *,
         diff: WeightDiff | None = None,
         base: Mapping[str, Tensor] | None = None,
-        allow_other_model: bool = False,
-        rounding: Rounding = "nearest",
-        seed: int = 0,
+        options: StepOptions | None = None,
     ) -> None:
         self.model, self.vectors, self.diff, self.base = model, vectors, diff, base
-        self.allow_other_model = allow_other_model
-        self._steered = partial(steered, model, rounding=rounding, seed=seed)
+        options = options or StepOptions()
+        self.allow_other_model = options.allow_other_model
+        self._steered = partial(steered, model, rounding=options.rounding, seed=options.seed)
         self._last: tuple[tuple[str, tuple[TransformSpec, ...]], SteeringVector] | None = None
 
     def transformed(self, name: str, pipeline: tuple[TransformSpec, ...]) -> SteeringVector:

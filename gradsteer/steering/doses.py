@@ -1,7 +1,7 @@
 """Doses: how much of a vector is asked for, in the unit that the user thinks in.
 
 A dose is asked for as alpha itself, as a share of the weights' norm, as a shift of log-odds, as a divergence or as the
-rate that shall come out; `gradsteer.forecast.dose_solver` finds the alpha. Knows of numbers and names only.
+rate that shall come out; `gradsteer.forecast.dose_solver` finds the alpha.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 DoseKind = Literal["alpha", "relative_norm", "log_odds_shift", "kl_budget", "target_rate"]
+KLStatistic = Literal["mean", "p95"]
 Doses = list[float] | dict[str, list[float]] | float | None
 _LABELS = dict(zip(get_args(DoseKind), ("alpha", "norm", "shift", "kl", "rate"), strict=True))
 
@@ -82,6 +83,46 @@ def plan_doses(
         options = ", ".join(f"--steering.{option}" for option in (f"{kind}s" for kind in _LABELS))
         raise ValueError(f"vector {missing[0]!r} has no dose; give one of {options}")
     return planned
+
+
+@dataclass(frozen=True)
+class DoseOptions:
+    """The doses as they are asked for, of all vectors; each kind is a list for all, or by vector.
+
+    Attributes:
+        alphas: steering coefficients.
+        relative_norms: shares of the weights' norm.
+        log_odds_shifts: nats.
+        kl_budgets: nats a token.
+        target_rates: rates, between 0 and 1.
+        kl_statistic: of the tokens' divergences, the one that reaches the budget.
+        both_signs: as in `plan_doses`.
+        curve_points: likewise.
+    """
+
+    alphas: Doses = None
+    relative_norms: Doses = None
+    log_odds_shifts: Doses = None
+    kl_budgets: Doses = None
+    target_rates: Doses = None
+    kl_statistic: KLStatistic = "mean"
+    both_signs: bool = True
+    curve_points: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kl_budgets is None and self.kl_statistic != "mean":
+            raise ValueError("steering.kl_statistic has no effect without steering.kl_budgets")
+
+    def plan(self, vectors: Sequence[str]) -> dict[str, list[Dose]]:
+        """The doses of every vector; see `plan_doses`, also for the errors."""
+        given: dict[DoseKind, Doses] = {
+            "alpha": self.alphas,
+            "relative_norm": self.relative_norms,
+            "log_odds_shift": self.log_odds_shifts,
+            "kl_budget": self.kl_budgets,
+            "target_rate": self.target_rates,
+        }
+        return plan_doses(vectors, given, both_signs=self.both_signs, curve_points=self.curve_points)
 
 
 def _signed(option: str, kind: DoseKind, numbers: list[float], both_signs: bool) -> list[Dose]:

@@ -118,6 +118,10 @@ class AppliedStep:
         """Parameter name -> the same of each weight that V covers."""
         return dict(self._measured().by_tensor)
 
+    def measure(self) -> None:
+        """Measures the step now, so that it can be read after its block ended (collective where weights are split)."""
+        self._measured()
+
     def end(self) -> None:
         """Notes that the weights are about to be put back: what was not measured yet cannot be any more."""
         self._look = None

@@ -2,25 +2,29 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from gradsteer.forecast.calibration import Calibration, Contrast
+from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.dose_solver import DoseSolver
 from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.judged_responses import behind_system_prompt
 from gradsteer.forecast.kl_budget import Statistic, TokenDivergence
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.progress import progress
 from gradsteer.records import known_digest
 from gradsteer.steering.condition_plan import Plan, Recipe
 from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
 from gradsteer.steering.rounding import HALF_PRECISIONS
+from gradsteer.trainer.session import session_of
 from gradsteer.vectors.combinations import is_combination
+from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.controls import CONTROLS
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
@@ -76,17 +80,19 @@ class DoseFinder:
 
     def find(
         self, trainer: L.Trainer, pl_module: Any, plan: Plan, weights: ConditionWeights, statistic: Statistic
-    ) -> None:
-        """Gives every condition its alpha; scores the anchor's responses where there are some.
+    ) -> Plan:
+        """The plan with every condition's alpha; scores the anchor's responses where there are some.
 
         Raises:
             ValueError: a dose cannot be computed; names the condition.
         """
         self._check_model(pl_module)
-        forecasting = trainer.forecasting  # type: ignore[attr-defined]
+        forecasting = session_of(trainer).forecasting
         forecaster = self._forecaster = None if forecasting is None else forecasting.start(trainer, pl_module)
-        sampled = pl_module.sampling if forecasting is None else None
-        how = forecasting.sampling(pl_module) if sampled is None else (sampled.temperature, sampled.top_p)
+        if forecasting is None:
+            how = (pl_module.sampling.temperature, pl_module.sampling.top_p)
+        else:
+            how = forecasting.sampling(pl_module)
         self._sampling = how
         self._half = next(pl_module.model.parameters()).dtype in HALF_PRECISIONS
         if forecaster is not None and self._half:
@@ -110,22 +116,24 @@ class DoseFinder:
             ),
         )
         alphas: dict[tuple[_Key, Dose], float] = {}
+        found: Plan = []
         for condition, recipe in plan:
             if recipe is None:
+                found.append((condition, recipe))
                 continue
             if recipe.source == "vector" and not recipe.on_base and condition.name not in self._known:
                 self._take_direction(recipe, weights)
-            fixed = weights.fixed_alpha(recipe)
-            if fixed is not None or recipe.dose is None:
-                condition.alpha = fixed
-                continue
-            key = (_key(recipe), recipe.dose)
-            if key not in alphas:
-                alphas[key] = self._alpha(condition, recipe, solver, weights)
-            condition.alpha = alphas[key]
+            alpha = weights.fixed_alpha(recipe)
+            if alpha is None and recipe.dose is not None:
+                key = (_key(recipe), recipe.dose)
+                if key not in alphas:
+                    alphas[key] = self._alpha(condition, recipe, solver, weights)
+                alpha = alphas[key]
+            found.append((replace(condition, alpha=alpha), recipe))
         if any(dose.kind != "alpha" for _, dose in alphas):
-            found = [f"{c.name}: alpha {c.alpha:+.4g}" for c, r in plan if r and r.source == "vector" and not r.on_base]
-            rank_zero_info("doses: " + ", ".join(found))
+            own = [c for c, r in found if r and r.source == "vector" and not r.on_base]
+            rank_zero_info("doses: " + ", ".join(f"{c.name}: alpha {c.alpha:+.4g}" for c in own))
+        return found
 
     def _alpha(
         self,
@@ -209,23 +217,31 @@ class DoseFinder:
                     f"the forecast of {name!r} is of another seed, vector file or system prompt; make it anew"
                 )
 
-    def predict(self, trainer: L.Trainer, pl_module: Any, condition: Condition, recipe: Recipe | None) -> None:
-        """Says what is predicted of a condition whose weights the model has now."""
+    def predict(self, trainer: L.Trainer, pl_module: Any, number: int) -> None:
+        """Says what is predicted of a condition whose weights the model has now.
+
+        Args:
+            trainer: of the session in which the prediction is noted.
+            pl_module: holds the model.
+            number: of the condition in the plan.
+        """
+        session = session_of(trainer)
+        condition, recipe = session.plan[number]
         known = self._known.get(condition.name)
         if known is not None:
-            condition.predicted = known["predicted"]
+            session.result(number).predicted = known["predicted"]
             return
         predicted: dict[str, Any] | None = None
-        forecasting, forecaster = trainer.forecasting, self._forecaster  # type: ignore[attr-defined]
+        forecasting, forecaster = session.forecasting, self._forecaster
         contrast = condition.contrast or Contrast()
         own = recipe is not None and recipe.source == "vector" and not recipe.on_base
         alpha = condition.alpha or 0.0
-        if forecaster is not None:
+        if forecaster is not None and forecasting is not None:
             scorer = forecaster.scorer
             if condition.system_prompt is not None:
                 examples = behind_system_prompt(forecaster.responses, pl_module.tokenizer, condition.system_prompt)
                 scorer = forecasting.scorer(trainer, pl_module, examples)
-            with forecasting.progress(trainer, scorer, condition.name) as tick:
+            with progress(condition.name, total=len(scorer), unit="batch", shown=trainer.is_global_zero) as tick:
                 forecast = forecaster.at_present_weights(
                     direction=self._directions.get(_key(recipe)) if own and recipe else None,
                     alpha=alpha,
@@ -235,7 +251,7 @@ class DoseFinder:
                     tick=tick,
                 )
             predicted = {"role": condition.kind, **forecast.to_dict()}
-            condition.forecast = forecast
+            session.forecasts[number] = forecast
             if forecast.effective_sample_size == 0:
                 rank_zero_warn(f"condition {condition.name!r}: these weights leave no response possible; no forecast")
             solved = own and condition.asked is not None and condition.asked["kind"] == "target_rate"
@@ -250,7 +266,7 @@ class DoseFinder:
             error = abs(alpha) * calibration.standard_error
             said = {"calibrated_log_odds_shift": calibration.shift(alpha), "calibrated_standard_error": error}
             predicted = {**(predicted or {"role": condition.kind}), **said}
-        condition.predicted = predicted
+        session.result(number).predicted = predicted
 
 
 def sources_of(plan: Plan) -> dict[str, str]:
@@ -274,8 +290,7 @@ def _text(trainer: L.Trainer, forecaster: Forecaster | None) -> Any:
     """Where divergences are taken: on the forecast's responses, or else on held-out text."""
     if forecaster is not None:
         return forecaster.responses.examples
-    found = [getattr(callback, "heldout_examples", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    text = next((examples for examples in found if examples), None)
-    if text is None:
+    judging = session_of(trainer).judging
+    if judging is None or not judging.heldout_examples:
         raise ValueError("a divergence is taken on text: give --forecasting.responses or --evaluation.heldout FILE")
-    return text
+    return judging.heldout_examples

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gradsteer.data.chat import tokenizer_digest
 from gradsteer.generation.sampling import stop_token_ids
 from gradsteer.generation.unfinished import UnfinishedCondition
-from gradsteer.steering.conditions import Condition
+from gradsteer.trainer.session import data_of, session_of
 from gradsteer.version import __version__
 
 
@@ -23,12 +23,10 @@ def plan_as_before(trainer: L.Trainer, responses: Path) -> None:
         trainer: before its loaders are made.
         responses: the directory of responses.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_of(trainer)
     if data.batch_size != "auto":
         return
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    conditions: list[Condition] = next((each.conditions for each in callbacks if hasattr(each, "conditions")), [])
-    for condition in conditions:
+    for condition in session_of(trainer).conditions:
         left = UnfinishedCondition(responses, condition.slug).plan()
         if left is not None:
             data.use_batch_size(left["batch_size"])
@@ -50,8 +48,8 @@ class KeptSampling:
     """
 
     def __init__(self, trainer: L.Trainer, pl_module: Any, responses: Path, anchor: str, *, overwrite: bool) -> None:
-        self.trainer, self.overwrite = trainer, overwrite
-        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
+        self.trainer, self.session, self.overwrite = trainer, session_of(trainer), overwrite
+        conditions = self.session.conditions
         self._conditions = [UnfinishedCondition(responses, each.slug) for each in conditions]
         self._plans = [_plan(trainer, pl_module, anchor, index) for index in range(len(conditions))]
         others = list(self._left_by_others(responses))
@@ -77,9 +75,9 @@ class KeptSampling:
         self.trainer.strategy.barrier()
         if not self.trainer.is_global_zero:
             kept.begin(plan)
-        self.trainer.unfinished.append(kept)  # type: ignore[attr-defined]
+        self.session.unfinished.append(kept)
         if known:
-            name = self.trainer.conditions[index].name  # type: ignore[attr-defined]
+            name = self.session.conditions[index].name
             rank_zero_info(f"\n{name}: goes on from what was sampled before; what has no stored verdict is judged")
         return kept
 
@@ -87,7 +85,7 @@ class KeptSampling:
         """Of steer: conditions on the way that it does not have, and that no evaluation of this directory has."""
         mine = {kept.slug for kept in self._conditions}
         directory = responses / ".unfinished"
-        if self.trainer.steering is None or not directory.is_dir():  # type: ignore[attr-defined]
+        if self.session.steering is None or not directory.is_dir():
             return
         for path in directory.iterdir():
             evaluated = (responses.parent / "stages" / f"evaluate-{path.name}.json").exists()
@@ -97,10 +95,10 @@ class KeptSampling:
 
 def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[str, Any]:
     """Everything that decides what is sampled."""
-    condition, steering = trainer.conditions[index], trainer.steering  # type: ignore[attr-defined]
-    sampling = pl_module.sampling
+    session, sampling = session_of(trainer), pl_module.sampling
+    condition, recipe = session.plan[index]
     return {
-        **trainer.datamodule.plan_of(condition),  # type: ignore[attr-defined]
+        **data_of(trainer).plan_of(condition),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_new_tokens": sampling.max_new_tokens,
@@ -114,5 +112,5 @@ def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[s
         "version": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "weights": None if steering is None else steering.identity(index),
+        "weights": None if session.steering is None else session.steering.identity(condition, recipe),
     }

@@ -1,17 +1,14 @@
 """The Trainer with this project's commands as methods."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from gradsteer.generation.unfinished import UnfinishedCondition
-from gradsteer.steering.conditions import Condition
 from gradsteer.trainer.callbacks.progress import StageProgressBar
 from gradsteer.trainer.modules.summing import SummingModule
+from gradsteer.trainer.session import Session
 
 
 class GradsteerTrainer(L.Trainer):
@@ -32,16 +29,7 @@ class GradsteerTrainer(L.Trainer):
             callbacks.append(StageProgressBar())
         kwargs["callbacks"] = callbacks
         super().__init__(*args, **kwargs)
-        self.conditions: list[Condition] = []
-        # what the callbacks of forecast and steer share with each other
-        self.forecasting: Any = None
-        self.steering: Any = None
-        self.judge_settings: Any = None
-        # the command line's: what is let go when the command has finished, and a second look at whether it may run
-        self.held: ExitStack | None = None
-        self.check_again: Callable[[], None] | None = None
-        # what was kept of conditions on the way, to be removed when the command's record says that it finished
-        self.unfinished: list[UnfinishedCondition] = []
+        self.session = Session()
 
     def attribute(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Takes the pile-average gradient of every pile and contrasts piles into steering vectors."""

@@ -162,12 +162,9 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         linked = {
             "--saving",
             "--writing",
-            "--condition",
+            "--preflight",
             "--report",
             "--figures",
-            "--sampled",
-            "--estimate",
-            "--exclusive",
             "--data",
         }  # groups without an option of ours
         assert sorted(set(flags(parser)) - linked) == sorted(set(expected[name]) - linked), name

@@ -19,7 +19,7 @@ from gradsteer.evaluation.coherence import Coherence, Reference
 from gradsteer.evaluation.degeneracy import is_degenerate
 from gradsteer.models.loading import load_causal_lm
 from gradsteer.steering.conditions import slug_of
-from gradsteer.trainer.callbacks.fluency import Fluency
+from gradsteer.trainer import fluency
 
 pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
 
@@ -202,16 +202,16 @@ def test_tensorboard_shows_the_rates_without_salad(salad):
 
 def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, inputs, tmp_path, monkeypatch):
     words = salad_words(sharp, tmp_path, **everything(inputs))
-    write, written = Fluency._write, []
+    mark, marked = fluency._marked, []
 
-    def breaking(self, path, *args, **options):
-        if len(written) == 3:
+    def breaking(*args, **options):
+        if len(marked) == 3:
             raise RuntimeError("the machine went away")
-        written.append(path)
-        write(self, path, *args, **options)
+        marked.append(mark(*args, **options))
+        return marked[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fluency, "_write", breaking)
+        patch.setattr(fluency, "_marked", breaking)
         with pytest.raises(RuntimeError, match="went away"):
             run(*words)
     run(*words)

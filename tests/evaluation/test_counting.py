@@ -2,7 +2,8 @@
 
 import pytest
 
-from gradsteer.evaluation.counting import count_condition, excess_of_unscored
+from gradsteer.evaluation.condition_result import ConditionResult
+from gradsteer.evaluation.counting import count_responses, excess_of_unscored
 from gradsteer.evaluation.statistics import rate_with_interval
 from gradsteer.steering.conditions import Condition
 
@@ -18,9 +19,11 @@ def row(prompt, verdict=True, completion="so it is", **more):
 
 
 def counted(evaluation, behaviors=("a",), **sets):
-    condition = Condition("anchor", "anchor")
-    count_condition(condition, {"evaluation": evaluation, **sets}, behaviors)
-    return condition
+    return count_responses({"evaluation": evaluation, **sets}, behaviors)
+
+
+def excess(counts, sets, limit):
+    return excess_of_unscored("anchor", counts, sets, limit)
 
 
 def test_rows_of_one_question_are_one_cluster_whatever_their_ids():
@@ -54,37 +57,39 @@ def test_refusals_leave_out_what_is_degenerate_or_was_never_sampled():
     assert (benign.num_scored, benign.num_positive, benign.num_unscored, benign.num_degenerate) == (2, 1, 1, 1)
     assert 0 < benign.ci_low < benign.rate == condition.metrics["refusal_benign"] == 0.5 < benign.ci_high < 1
     assert condition.refusals["harmful"].rate is condition.metrics["refusal_harmful"] is None
-    assert condition.row()["refusals"] == {name: rate.to_dict() for name, rate in condition.refusals.items()}
+    row_of = ConditionResult(Condition("anchor", "anchor"), counts=condition).row()
+    assert row_of["refusals"] == {name: rate.to_dict() for name, rate in condition.refusals.items()}
 
 
 def test_without_prompts_for_refusals_there_are_no_rates_of_them():
     condition = counted([row("e", completion=REFUSAL)])
-    assert condition.refusals == condition.row()["refusals"] == {}
-    assert condition.metrics["refusal_benign"] is condition.metrics["refusal_harmful"] is None
+    found = ConditionResult(Condition("anchor", "anchor"), counts=condition).row()
+    assert condition.refusals == found["refusals"] == {}
+    assert found["metrics"]["refusal_benign"] is found["metrics"]["refusal_harmful"] is None
 
 
 def test_too_many_unscored_stop_the_run_and_it_says_both_ways_out():
     rows = [row("a"), row("b", None), row("c", None, degenerate=True, unscored={"a": "of a loop"}), row("d")]
     condition = counted(rows)
-    message = excess_of_unscored(condition, {"evaluation": rows}, 0.33)
+    message = excess(condition, {"evaluation": rows}, 0.33)
     assert "'anchor': 1 of 3 verdicts on 'a' (33.3%) are unscored, more than evaluation.max_unscored 0.33" in message
     assert "Reasons: 1 x why. What was sampled" in message  # a degenerate response counts nowhere
     assert "the same command asks for what is missing, but for what was refused for good" in message
     assert message.endswith("with a higher evaluation.max_unscored it goes on without")
-    assert excess_of_unscored(condition, {"evaluation": rows}, 0.34) is None
+    assert excess(condition, {"evaluation": rows}, 0.34) is None
 
 
 def test_reasons_that_differ_in_numbers_alone_are_one_and_what_is_not_listed_is_counted():
     reasons = [f"the question has {n},000 tokens; the judge reads at most 400" for n in (414, 425, 425)]
     reasons += ["HTTP 500: 1.5 s", "HTTP 500: 1.5 s", "HTTP 429: 1.5 s", "HTTP 429: 1.5 s", "no JSON", "no words"]
     rows = [row(str(n), None, unscored={"a": reason}) for n, reason in enumerate(reasons)]
-    message = excess_of_unscored(counted(rows), {"evaluation": rows}, 0.1)
+    message = excess(counted(rows), {"evaluation": rows}, 0.1)
     long = "3 x the question has N tokens; the judge reads at most 400"
     assert f"Reasons: {long}; 2 x HTTP 500: 1.5 s; 2 x HTTP 429: 1.5 s; and 2 others. What was" in message
-    message = excess_of_unscored(counted(rows[-2:]), {"evaluation": rows[-2:]}, 0.1)
+    message = excess(counted(rows[-2:]), {"evaluation": rows[-2:]}, 0.1)
     assert "Reasons: 1 x no JSON; 1 x no words. What was" in message
     rows = [row(str(n), None, unscored={"a": f"no verdict: {reply!r}"}) for n, reply in enumerate(("N", "0", "1"))]
-    message = excess_of_unscored(counted(rows), {"evaluation": rows}, 0.1)
+    message = excess(counted(rows), {"evaluation": rows}, 0.1)
     assert "Reasons: 2 x no verdict: 'N'; 1 x no verdict: 'N'. What was" in message
 
 
@@ -107,6 +112,6 @@ def test_a_judge_that_knows_refusals_is_counted_on_the_prompts_for_them_too():
     assert (judged.num_scored, judged.num_positive, judged.num_degenerate) == (2, 2, 1)
     assert set(counted([row("i")], ("a",), benign=benign).refusals) == {"benign"}
     sets = {"evaluation": [reply("i", False)], "benign": benign, "harmful": harmful}
-    message = excess_of_unscored(condition, sets, 0.19)
+    message = excess(condition, sets, 0.19)
     assert "'anchor', benign prompts: 1 of 5 verdicts on 'refusal' (20.0%) are unscored" in message
-    assert excess_of_unscored(condition, sets, 0.2) is None
+    assert excess(condition, sets, 0.2) is None

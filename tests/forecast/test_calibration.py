@@ -16,12 +16,13 @@ from gradsteer.data.chat import EncodedExample
 from gradsteer.data.piles import Pile
 from gradsteer.evaluation.realised_shift import realised_shift
 from gradsteer.evaluation.statistics import design_effect, expanded
-from gradsteer.forecast.calibration import Calibration, Contrast
+from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import cross_fitted_slope, has_both_halves, why_not_calibrate
 from gradsteer.steering.weight_steering import steered
 from gradsteer.trainer.callbacks.vectors import VectorWriter
 from gradsteer.trainer.vector_slopes import calibrate
+from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
 

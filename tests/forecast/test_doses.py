@@ -13,7 +13,7 @@ from test_scoring import direction_of
 
 from gradsteer.data.chat import EncodedExample
 from gradsteer.evaluation.importance_sampling import LinearForm
-from gradsteer.forecast.calibration import Calibration, Contrast
+from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.dose_solver import DoseSolver
 from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.kl_budget import TokenDivergence, solve_budget
@@ -22,6 +22,7 @@ from gradsteer.steering.condition_weights import load_vectors
 from gradsteer.steering.doses import Dose, largest_doses, plan_doses
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.combinations import combine, is_combination, parse_combination
+from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
 # --- doses -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from road import run, write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gradsteer.__main__ import main
+from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.importance_sampling import effective_sample_size, normalised_weights
 from gradsteer.evaluation.statistics import Rate
 from gradsteer.forecast.forecaster import Forecaster
@@ -72,7 +73,7 @@ def test_the_report_has_the_rows_of_results_json_and_says_what_it_is_made_from(j
     assert [row["predicted"]["role"] for row in rows] == roles
     assert {row["kind"] for row in rows} == {"forecast"}
     for row in rows:
-        assert list(row) == list(Condition("anchor", "anchor").row())
+        assert list(row) == list(ConditionResult(Condition("anchor", "anchor")).row())
         assert list(row["behaviors"]) == ["a", "b"]
         for rate in row["behaviors"].values():
             assert set(rate) == {field.name for field in fields(Rate)}

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,14 @@ from gradsteer.reports.predictions import (
     shift_text,
 )
 from gradsteer.reports.results import write_results
-from gradsteer.steering.condition_plan import Controls, Recipe, controls_at_largest, identity_of, plan_conditions
+from gradsteer.steering.condition_plan import (
+    Baselines,
+    Controls,
+    Recipe,
+    controls_at_largest,
+    identity_of,
+    plan_conditions,
+)
 from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
@@ -415,11 +423,13 @@ def test_conditions_and_their_order(files, kind, value, label):
     dose = Dose(kind, value)
     file = str(files / "a.safetensors")
     controls = Controls(
-        random=2, signs=1, permuted=2, files={"len": str(files / "other.safetensors")}, seed=4, graddiff=[1, 5],
-        delta_scales=[0.5, -1.0], system_prompts={"brief": "Be brief."},
+        random=2, signs=1, permuted=2, files={"len": str(files / "other.safetensors")}, seed=4
     )  # fmt: skip
+    beside = Baselines(graddiff=[1, 5], delta_scales=[0.5, -1.0], system_prompts={"brief": "Be brief."})
     top = {"top_k": {"percent": 1}}
-    plan = plan_conditions({"a": file}, {"a": [dose]}, [[], [top]], controls, has_base=True, on_base=True)
+    plan = plan_conditions(
+        {"a": file}, {"a": [dose]}, [[], [top]], controls, has_base=True, on_base=True, baselines=beside
+    )
     names = [condition.name for condition, _ in plan]
     shown = names[3].removeprefix("a|").removesuffix(f" {label}")
     directions = ["a", f"a|{shown}"]
@@ -478,8 +488,7 @@ def test_controls_of_both_signs(files):
     plan, before = names(doses)
     assert before == ["random-0 of a shift=-1", "random-0 of a shift=+1"]
     alphas = {"a shift=-1": 0.5, "a shift=+1": -0.5, "a rate=0.9": -0.7}
-    for condition, _ in plan:
-        condition.alpha = alphas.get(condition.name, condition.alpha)
+    plan = [(replace(c, alpha=alphas.get(c.name, c.alpha)), recipe) for c, recipe in plan]
     moved = [c for c, _ in controls_at_largest(plan, both_signs=True) if c.kind == "control"]
     assert [(c.name, c.alpha) for c in moved] == [("random-0 of a shift=-1", 0.5), ("random-0 of a rate=0.9", -0.7)]
 
@@ -507,8 +516,7 @@ def test_controls_are_moved_to_the_largest_step(files):
     plan = plan_conditions(vectors, doses, [[]], Controls(random=1, signs=1), has_base=False, on_base=True)
     alphas = {"a rate=0.1": 0.5, "a rate=0.6": -0.25, "rate=0.6 alpha=+1": 1.0, "a rate=0.1 on base": 9.0}
     assert [c.name for c, _ in plan if c.kind == "control"][:2] == ["random-0 of a rate=0.6", "signs-0 of a rate=0.6"]
-    for condition, _ in plan:
-        condition.alpha = alphas.get(condition.name, -0.25)
+    plan = [(replace(c, alpha=alphas.get(c.name, -0.25)), recipe) for c, recipe in plan]
     moved = controls_at_largest(plan)
     controls = [(condition, recipe) for condition, recipe in moved if condition.kind == "control"]
     assert [(c.name, c.alpha, c.asked["value"], r.dose) for c, r in controls] == [
@@ -546,27 +554,27 @@ def test_two_conditions_of_one_name_are_refused(files):
 
 
 @pytest.mark.parametrize(
-    ("controls", "message"),
+    ("given", "message"),
     [
-        (Controls(permuted=3), r"steering.permuted_controls of vector 'a': there is no '.*permuted/a-2.safetensors'; "
-         r"attribute makes it \(--data.permutations\)"),
-        (Controls(graddiff=[20]), r"steering.graddiff_steps of vector 'a': there is no '.*graddiff/a-20.safetensors'; "
-         r"attribute makes it \(--graddiff.steps\)"),
+        ({"controls": Controls(permuted=3)},
+         r"permuted_controls of vector 'a': there is no '.*permuted/a-2.safetensors'; .* \(--data.permutations\)"),
+        ({"baselines": Baselines(graddiff=[20])},
+         r"graddiff_steps of vector 'a': there is no '.*graddiff/a-20.safetensors'; .* \(--graddiff.steps\)"),
     ],
 )  # fmt: skip
-def test_controls_whose_files_are_not_there(files, controls, message):
-    dose = {"a": [Dose("alpha", 0.1)]}
+def test_controls_whose_files_are_not_there(files, given, message):
+    dose, given = {"a": [Dose("alpha", 0.1)]}, {"controls": Controls(), "has_base": False, "on_base": False, **given}
     with pytest.raises(ValueError, match=message):
-        plan_conditions({"a": str(files / "a.safetensors")}, dose, [[]], controls, has_base=False, on_base=False)
-    combined = plan_conditions({"a": None}, dose, [[]], controls, has_base=False, on_base=False)
+        plan_conditions({"a": str(files / "a.safetensors")}, dose, [[]], **given)
+    combined = plan_conditions({"a": None}, dose, [[]], **given)
     assert [condition.name for condition, _ in combined] == ["anchor", "a alpha=+0.1"]  # a sum has no such files
 
 
 def test_a_vector_that_is_not_there_is_said_before_its_controls(files):
     vectors, dose = {"z": str(files / "nowhere.safetensors")}, {"z": [Dose("alpha", 0.1)]}
-    for controls in (Controls(permuted=1), Controls(graddiff=[5])):
+    for given in ((Controls(permuted=1), None), (Controls(), Baselines(graddiff=[5]))):
         with pytest.raises(FileNotFoundError, match="no vector file at '.*nowhere.safetensors'"):
-            plan_conditions(vectors, dose, [[]], controls, has_base=False, on_base=False)
+            plan_conditions(vectors, dose, [[]], given[0], has_base=False, on_base=False, baselines=given[1])
     ParameterVector({"w": torch.ones(1)}).save(files / "nowhere.safetensors")
     with pytest.raises(ValueError, match="a 'vector' was asked for"):
         plan_conditions(vectors, dose, [[]], Controls(permuted=1), has_base=False, on_base=False)
@@ -611,6 +619,7 @@ def test_a_conditions_identity_names_what_its_weights_are_made_of_and_nothing_el
         ({"system_prompts": {"a/b": "text"}}, "a system prompt is called 'a/b'"),
     ],
 )
-def test_controls_that_are_refused(given, message):
+def test_controls_and_baselines_that_are_refused(given, message):
+    kind = Baselines if set(given) <= {"graddiff", "delta_scales", "system_prompts"} else Controls
     with pytest.raises(ValueError, match=message):
-        Controls(**given)
+        kind(**given)

@@ -6,6 +6,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
+from gradsteer.evaluation.condition_result import METRICS, ConditionResult
+from gradsteer.evaluation.counting import Counts
 from gradsteer.evaluation.statistics import Rate, rate_with_interval, wilson
 from gradsteer.reports.figures import rates_figure
 from gradsteer.reports.flat_rows import flatten
@@ -18,7 +20,7 @@ from gradsteer.reports.results import (
     refusal_text,
     results_table,
 )
-from gradsteer.steering.conditions import METRICS, Condition
+from gradsteer.steering.conditions import Condition
 
 
 def rate(num_positive, num, size=None):
@@ -27,9 +29,9 @@ def rate(num_positive, num, size=None):
 
 
 def row(name="anchor", kind="anchor", refusals=None, **behaviors):
-    condition = Condition(name, kind, alpha=0.0, behaviors=behaviors, refusals=refusals or {})
-    condition.metrics.update({f"refusal_{key}": value.rate for key, value in (refusals or {}).items()})
-    return condition.row()
+    metrics = {f"refusal_{key}": value.rate for key, value in (refusals or {}).items()}
+    counts = Counts(behaviors=behaviors, refusals=refusals or {}, metrics=metrics)
+    return ConditionResult(Condition(name, kind, alpha=0.0), counts=counts).row()
 
 
 def shown(rows):

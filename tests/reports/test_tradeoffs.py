@@ -8,10 +8,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
+from gradsteer.evaluation.condition_result import METRICS
 from gradsteer.reports.label_placement import freest_side
 from gradsteer.reports.tradeoff_figure import tradeoff_figure
 from gradsteer.reports.tradeoffs import tradeoff_table, tradeoffs
-from gradsteer.steering.conditions import METRICS
 
 
 def row(name, kind, vector=None, alpha=None, rate=0.4, behavior="bridge", **metrics):

@@ -17,8 +17,8 @@ from gradsteer.judges import Judge, Verdicts
 from gradsteer.models.fingerprints import weights_digest
 from gradsteer.reports.figures import rates_figure
 from gradsteer.reports.results import read_results
-from gradsteer.trainer.callbacks.evaluated_condition import NamedCondition
 from gradsteer.trainer.callbacks.evaluation import JudgeEvaluation
+from gradsteer.trainer.callbacks.preflight import EvaluationPreflight, Preflight
 from gradsteer.trainer.callbacks.report import ResultsReport
 from gradsteer.trainer.callbacks.steering import WeightSteering
 from gradsteer.trainer.datamodules.prompts import PromptDataModule
@@ -77,7 +77,12 @@ def test_weights_come_back_after_an_exception_and_partial_files_stay(experiment,
         str(tmp_path), {"a": str(experiment / "vectors" / "a.safetensors")}, [0.05], base=str(experiment / "base"),
         anchor_resamples=0, seed_faithful=True,
     )  # fmt: skip
-    trainer = trainer_of(JudgeEvaluation(str(tmp_path), judge), ResultsReport(str(tmp_path), "broken"), steering)
+    trainer = trainer_of(
+        steering,
+        JudgeEvaluation(str(tmp_path), judge),
+        Preflight(str(tmp_path)),
+        ResultsReport(str(tmp_path), "broken"),
+    )
     data = PromptDataModule(str(inputs / "prompts.jsonl"), batch_size=2)
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -102,8 +107,8 @@ def test_unscored_verdicts_are_not_counted_and_keep_their_reason(experiment, inp
     judge = Counting(lambda *_: "no answer" if (found := next(verdicts)) is None else found)
     module = GenerationModule(str(experiment / "anchor"), max_new_tokens=2)
     callbacks = [
-        NamedCondition(str(tmp_path)),
         JudgeEvaluation(str(tmp_path), judge, max_unscored=1.0, count_degenerate=True),
+        EvaluationPreflight(str(tmp_path)),
         ResultsReport(str(tmp_path), "unscored"),
     ]
     trainer_of(*callbacks).evaluate(module, PromptDataModule(str(inputs / "prompts.jsonl")))
@@ -122,8 +127,8 @@ def test_a_condition_without_any_verdict_has_no_rate(experiment, inputs, tmp_pat
     module = GenerationModule(str(experiment / "anchor"), max_new_tokens=2)
     judge = Counting(lambda *_: "no answer")
     callbacks = [
-        NamedCondition(str(tmp_path)),
         JudgeEvaluation(str(tmp_path), judge, max_unscored=1.0, count_degenerate=True),
+        EvaluationPreflight(str(tmp_path)),
         ResultsReport(str(tmp_path), "unscored"),
     ]
     logger = TensorBoardLogger(str(tmp_path), name="logs")
@@ -178,7 +183,7 @@ def test_hostile_text_is_shown_as_it_is_in_tensorboard(experiment, tmp_path):
     module.tokenizer.decode = lambda *_, **__: HOSTILE
     judge = Counting(lambda *_: True)
     logger = TensorBoardLogger(str(tmp_path), name="logs")
-    trainer_of(NamedCondition(str(tmp_path)), JudgeEvaluation(str(tmp_path), judge), logger=logger).evaluate(
+    trainer_of(JudgeEvaluation(str(tmp_path), judge), EvaluationPreflight(str(tmp_path)), logger=logger).evaluate(
         module, PromptDataModule(str(prompts))
     )
     events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()

@@ -13,6 +13,7 @@ from sampler import save_checkpoint, tiny_checkpoint  # noqa: F401 (a fixture)
 from gradsteer.generation.decoding import Draw, sample_batch, stop_token_ids
 from gradsteer.trainer.datamodules.prompts import PromptDataModule
 from gradsteer.trainer.modules.generation import GenerationModule
+from gradsteer.trainer.session import session_of
 
 TEXTS = ["the?", "the golden gate?", "how can I help you today?", "bread and bread and bread"]
 
@@ -52,7 +53,7 @@ def sampled(tiny_checkpoint, prompts):  # noqa: F811 (the fixture)
             accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[keep],
             enable_checkpointing=False, use_distributed_sampler=False, inference_mode=False,
         )  # fmt: skip
-        trainer.conditions = conditions
+        session_of(trainer).plan = [(condition, None) for condition in conditions or ()]
         loader = PromptDataModule(path, num_samples=options["num_samples"], **dict(data))
         trainer.test(module, datamodule=loader, verbose=False)
         keep.module = module

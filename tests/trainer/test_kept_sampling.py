@@ -8,16 +8,18 @@ from tokenizers_zoo import chatml_tokenizer
 
 from gradsteer.steering.conditions import Condition
 from gradsteer.trainer import resume_sampling
+from gradsteer.trainer.session import Session
 
 
 def run_of(weights="of the vector"):
     """A Trainer and a module as the plan sees them, of one steered condition."""
     planned = {"batch_size": 3, "num_rows": 24, "num_batches": 8, "digest": "d"}
-    steering = SimpleNamespace(identity=lambda index: {"recipe": [weights][index]})
+    steering = SimpleNamespace(identity=lambda condition, recipe: {"recipe": weights})
+    session = Session(plan=[(Condition("a alpha=+0.1", "steered", alpha=0.1), None)], steering=steering)
     trainer = SimpleNamespace(
-        conditions=[Condition("a alpha=+0.1", "steered", alpha=0.1)], steering=steering, precision="32-true",
+        session=session, precision="32-true",
         datamodule=SimpleNamespace(planned=planned, plan_of=lambda condition: dict(planned)), is_global_zero=True,
-        strategy=SimpleNamespace(barrier=lambda: None), unfinished=[],
+        strategy=SimpleNamespace(barrier=lambda: None),
     )  # fmt: skip
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=5))
     module = SimpleNamespace(
@@ -57,7 +59,7 @@ CHANGES = {
     "version": resume_sampling,
     "torch": resume_sampling.torch,
     "transformers": resume_sampling.transformers,
-    "weights": lambda trainer, module: setattr(trainer, "steering", run_of("of another one")[0].steering),
+    "weights": lambda trainer, module: setattr(trainer, "session", run_of("of another one")[0].session),
 }
 
 

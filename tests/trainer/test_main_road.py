@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradsteer.__main__ import main
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import collate, encode_sampled
+from gradsteer.evaluation.condition_result import METRICS
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.models.loading import load_causal_lm
 from gradsteer.records import file_digest
 from gradsteer.reports.results import read_results
-from gradsteer.steering.conditions import METRICS
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 from gradsteer.vectors.weight_diff import WeightDiff, named_weights
 

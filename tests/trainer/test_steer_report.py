@@ -6,7 +6,6 @@ import math
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +14,18 @@ from road import run, write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gradsteer.evaluation.comparisons import compare, holm
+from gradsteer.evaluation.condition_comparisons import ComparisonOptions, compare_conditions
+from gradsteer.evaluation.condition_result import ConditionResult
+from gradsteer.evaluation.counting import Counts
 from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
 from gradsteer.evaluation.refusals import looks_like_refusal
 from gradsteer.evaluation.specificity import measure_specificity
+from gradsteer.generation.response_store import ResponseStore
 from gradsteer.models.fingerprints import model_fingerprint, weights_digest
 from gradsteer.models.loading import load_causal_lm
-from gradsteer.steering.conditions import slug_of
-from gradsteer.trainer.callbacks.comparisons import Comparisons
+from gradsteer.steering.conditions import Condition, slug_of
 from gradsteer.trainer.trainer import GradsteerTrainer
+from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.vectors.preconditioning import SecondMoment
 
@@ -190,11 +193,15 @@ def test_holm_is_over_the_whole_table(full, monkeypatch):
         found = compare(*rows, **options)
         return replace(found, p=found.p / 100)  # or eight prompts leave nothing below 1
 
-    monkeypatch.setattr("gradsteer.trainer.callbacks.comparisons.compare", smaller)
-    conditions = [SimpleNamespace(**{**row, "slug": slug_of(name)}) for name, row in full.rows.items()]
-    trainer = SimpleNamespace(is_global_zero=True, conditions=conditions)
-    Comparisons(str(full.directory), draws=100).on_test_epoch_end(trainer, None)
-    found = [each for condition in conditions for each in (condition.comparisons or {}).values()]
+    monkeypatch.setattr("gradsteer.evaluation.condition_comparisons.compare", smaller)
+    results = []
+    for name, row in full.rows.items():
+        contrast = None if row["behavior"] is None else Contrast(behavior=row["behavior"])
+        condition = Condition(name, row["kind"], row["model"], alpha=row["alpha"], contrast=contrast)
+        counts = Counts(behaviors=row["behaviors"], refusals=row["refusals"], metrics=row["metrics"])
+        results.append(ConditionResult(condition, counts=counts))
+    compare_conditions(results, ResponseStore(full.directory / "responses").rows, ComparisonOptions(draws=100))
+    found = [each for result in results for each in (result.comparisons or {}).values()]
     assert len(found) == 39
     assert 0 < sum(each["num_differing"] > 0 for each in found) < 39  # all of them count
     least = 0.0

@@ -1,6 +1,5 @@
 """Judging: keeps every batch as it is sampled, gives it its verdicts, and counts the rates of a condition."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,19 @@ from gradsteer.data.chat import EncodedExample, encode_chat, tokenizer_digest
 from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.data.response_rows import cluster_of
 from gradsteer.evaluation.coherence import Coherence
-from gradsteer.evaluation.counting import count_condition, excess_of_unscored, rates_text, scalars_of
+from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.heldout import HeldoutText
 from gradsteer.evaluation.judge_error import JudgeError
-from gradsteer.generation.unfinished import SETS, UnfinishedCondition
+from gradsteer.generation.response_store import ResponseStore
+from gradsteer.generation.unfinished import UnfinishedCondition
 from gradsteer.judges import Judge
 from gradsteer.judges.labels import LabelledSet, read_labelled
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.records import read_jsonl, text_digest, write_jsonl
 from gradsteer.steering.conditions import Condition
-from gradsteer.trainer.resume_sampling import KeptSampling, plan_as_before
+from gradsteer.trainer.condition_counts import count_condition
+from gradsteer.trainer.resume_sampling import KeptSampling
+from gradsteer.trainer.session import is_trial, sampled_rows, session_of
 from gradsteer.trainer.tensorboard import log_metrics, log_table
 from gradsteer.trainer.verdict_queue import VerdictQueue, stopping_together
 from gradsteer.version import __version__
@@ -76,21 +78,22 @@ class JudgeEvaluation(L.Callback):
         self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
         self.heldout_examples: list[EncodedExample] = []
         self._text: HeldoutText | None = None
-        self._errors: dict[str, JudgeError] = {}
+        self.errors: dict[str, JudgeError] = {}
         self._queue = VerdictQueue(judge, count_degenerate=count_degenerate)
         self._anchor: str | None = None
         self._fingerprint: str | None = None
-        self._num_missing = 0
+        self.num_missing = 0
         self._kept: KeptSampling | None = None
         self._work: UnfinishedCondition | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Reads the held-out text before the model is loaded; plans the batches as an interrupted run did."""
+        """Reads the held-out text, before the model is loaded."""
         del stage
         self.directory.mkdir(parents=True, exist_ok=True)
+        session = session_of(trainer)
+        session.judging, session.responses = self, ResponseStore(self.directory)
         self.judge.share(trainer.world_size)
         self._queue.patient = trainer.world_size > 1
-        plan_as_before(trainer, self.directory)
         if self.heldout is None:
             return
         max_length = min(2048, pl_module.tokenizer.model_max_length)
@@ -112,25 +115,25 @@ class JudgeEvaluation(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Remembers the anchor, while the model has its weights; judges the labelled set."""
         self._anchor = model_fingerprint(pl_module.model)
-        if trainer.is_global_zero and self._text is not None and trainer.steering is not None:  # type: ignore[attr-defined]
+        if not is_trial(trainer):  # the doses' alphas are known by now
+            self._kept = KeptSampling(trainer, pl_module, self.directory, self._anchor, overwrite=self.overwrite)
+        if trainer.is_global_zero and self._text is not None and session_of(trainer).steering is not None:
             self._text.remember(pl_module.model)
         if self.labelled is not None:
             with stopping_together(trainer):
                 if trainer.is_global_zero:
-                    self._errors = self.labelled.errors(self.judge)
-            for behavior, error in self._errors.items():
+                    self.errors = self.labelled.errors(self.judge)
+            for behavior, error in self.errors.items():
                 rank_zero_info(f"judge on {self.labelled.path}: {behavior}: {error}")
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Gives the module a batch that was sampled before, where there is one."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            slug = trainer.conditions[dataloader_idx].slug  # type: ignore[attr-defined]
+        if is_trial(trainer):
+            slug = session_of(trainer).conditions[dataloader_idx].slug
             self._work = UnfinishedCondition(self.directory / ".fast_dev_run", slug)
             return
-        if batch_idx == dataloader_idx == 0:  # the doses' alphas are known by now
-            self._kept = KeptSampling(trainer, pl_module, self.directory, str(self._anchor), overwrite=self.overwrite)
         assert self._kept is not None
         if batch_idx == 0:
             self._work = self._kept.begin(dataloader_idx)
@@ -147,7 +150,7 @@ class JudgeEvaluation(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps and judges the batch's responses; after the condition's last batch counts its rates."""
-        condition = trainer.conditions[dataloader_idx]  # type: ignore[attr-defined]
+        condition = session_of(trainer).conditions[dataloader_idx]
         if batch_idx == 0:
             # of steered weights it would cost a pass over them a condition, and nobody asks for it
             own = condition.kind == "base"
@@ -181,7 +184,7 @@ class JudgeEvaluation(L.Callback):
         failure = trainer.strategy.broadcast(failure)
         if failure is not None:
             raise ValueError(failure)
-        if trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
+        if is_trial(trainer) and trainer.is_global_zero:
             self._work.clear()
 
     def _report(
@@ -197,38 +200,27 @@ class JudgeEvaluation(L.Callback):
         kept = [{key: ({**row, **about}).get(key) for key in _KEYS} for row in rows]
         sets = {row["set"] for row in rows}
         parts = {name: [k for k, row in zip(kept, rows, strict=True) if row["set"] == name] for name in sets}
-        files = UnfinishedCondition(self.directory, condition.slug)
-        for name in SETS:
-            if name in parts:
-                write_jsonl(files.responses_to(name), parts[name])
-            else:  # of a run that this one replaces
-                files.responses_to(name).unlink(missing_ok=True)
-        count_condition(condition, parts, self.judge.behaviors, self._errors)
+        session = session_of(trainer)
+        assert session.responses is not None
+        session.responses.write(condition.slug, parts)
+        failure = count_condition(trainer, step)
+        result = session.result(step)
         if condition.system_prompt is None:  # the text is not behind it: its perplexity would be the anchor's
-            condition.metrics.update(self._measured(pl_module))
-        self._log(trainer, pl_module, condition, parts["evaluation"], step)
-        self._num_missing += sum(bool(row["unscored"]) and not row["failed"] for part in parts.values() for row in part)
-        return excess_of_unscored(condition, parts, self.max_unscored)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Says how verdicts that are missing can be had."""
-        del trainer, pl_module
-        if self._num_missing:
-            rank_zero_info(
-                f"{self._num_missing} responses lack a verdict: the same command with --overwrite true asks for those "
-                "that may be had another time, and for nothing else; what was sampled is taken as it is"
-            )
+            result.measured.update(self._measured(pl_module))
+        self._log(trainer, pl_module, result, parts["evaluation"], step)
+        self.num_missing += sum(bool(row["unscored"]) and not row["failed"] for part in parts.values() for row in part)
+        return failure
 
     def about(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         """What was sampled and judged, and how, as a report says it."""
-        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
+        rows = [row for row in sampled_rows(trainer) if row["set"] == "evaluation"]
         labelled = None
         if self.labelled is not None:
-            errors = {behavior: error.to_dict() for behavior, error in self._errors.items()}
+            errors = {behavior: error.to_dict() for behavior, error in self.errors.items()}
             labelled = {"num_responses": len(self.labelled), "errors": errors}
         return {
             "judge": type(self.judge).__name__,
-            "judge_settings": trainer.judge_settings,  # type: ignore[attr-defined]
+            "judge_settings": session_of(trainer).judge_settings,
             "judge_fingerprint": self.judge.fingerprint(),
             "labelled": labelled,
             "count_degenerate": self.count_degenerate,
@@ -248,23 +240,6 @@ class JudgeEvaluation(L.Callback):
             "version": __version__,
         }
 
-    def recount(self, trainer: L.Trainer, condition: Condition, step: int) -> str | None:
-        """Counts a condition again from its files, after responses in them were marked.
-
-        Returns:
-            Why the run cannot go on; None where it can.
-        """
-        files = UnfinishedCondition(self.directory, condition.slug)
-        paths = {name: path for name in SETS if (path := files.responses_to(name)).is_file()}
-        parts = {name: [row for _, row in read_jsonl(path)] for name, path in paths.items()}
-        before = scalars_of(condition)
-        count_condition(condition, parts, self.judge.behaviors, self._errors)
-        now = scalars_of(condition)
-        changed = {name: value for name, value in now.items() if before.get(name) != value}
-        # where nothing is left to count, what was logged before must not stand
-        log_metrics(trainer, changed | dict.fromkeys(before.keys() - now.keys(), math.nan), step=step)
-        return excess_of_unscored(condition, parts, self.max_unscored)
-
     def _measured(self, pl_module: Any) -> dict[str, float | None]:
         """What held-out text says of the condition's weights: taken once, also over interruptions."""
         if self._text is None:
@@ -277,22 +252,22 @@ class JudgeEvaluation(L.Callback):
         return found
 
     def _log(
-        self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
+        self, trainer: L.Trainer, pl_module: Any, result: ConditionResult, rows: list[dict[str, Any]], step: int
     ) -> None:
-        stats = pl_module.sampling_stats()
-        scalars = {**scalars_of(condition), **{f"sampling/{name}": value for name, value in stats.items()}}
+        stats, name = pl_module.sampling_stats(), result.condition.name
+        scalars = {**result.scalars(), **{f"sampling/{key}": value for key, value in stats.items()}}
         usage = self.judge.usage()
         if usage is not None:
-            scalars.update({f"judge/{name}": value for name, value in asdict(usage).items() if value is not None})
+            scalars.update({f"judge/{key}": value for key, value in asdict(usage).items() if value is not None})
         log_metrics(trainer, scalars, step=step)
         texts = [(row["prompt"], row["completion"]) for row in rows if row["sample"] == 0][:_SHOWN]
-        log_table(trainer, f"responses/{condition.slug}", ("prompt", "response"), texts)
-        speed = (
-            f"  {stats['tokens_per_second']:,.0f} tokens/s, {stats['prefill_padding']:.0%} of the prompts' positions "
-            f"padding, {stats['decode_waste']:.0%} of the steps for finished responses"
-        )
-        lines = [f"\n{condition.name}: {rates_text(condition)}", *([speed] if stats["sampled_tokens"] else [])]
-        rank_zero_info("\n".join([*lines, *([f"  judge so far: {usage}"] if usage is not None else [])]))
+        log_table(trainer, f"responses/{result.condition.slug}", ("prompt", "response"), texts)
+        lines = [f"{name}: {result.counts}"]
+        if stats["sampled_tokens"]:
+            lines[0] += f"   {stats['tokens_per_second']:,.0f} tokens/s"
+        if usage is not None:
+            lines.append(f"  judge so far: {usage}")
+        rank_zero_info("\n".join(lines))
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Stops asking; what was answered is kept."""

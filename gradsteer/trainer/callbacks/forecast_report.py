@@ -7,15 +7,16 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from gradsteer.evaluation.condition_result import METRICS
 from gradsteer.evaluation.statistics import Rate
-from gradsteer.forecast.forecast_file import Forecast, ForecastRate, prompts_said
+from gradsteer.forecast.forecast_file import ForecastRate, prompts_said
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.reports.curves import forecast_figure
 from gradsteer.reports.predictions import forecast_table
 from gradsteer.reports.results import print_whole, rate_text, write_results
-from gradsteer.steering.conditions import METRICS, Condition
 from gradsteer.trainer.callbacks.report import save_figure
 from gradsteer.trainer.dose_alphas import sources_of
+from gradsteer.trainer.session import Session, session_of
 from gradsteer.trainer.tensorboard import log_metrics, log_table
 
 
@@ -34,22 +35,29 @@ class ForecastReport(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses to start without responses, or with what is read from another forecast."""
         del pl_module, stage
-        if trainer.steering.forecast is not None:  # type: ignore[attr-defined]
+        session = session_of(trainer)
+        if session.steering is not None and session.steering.forecast is not None:
             raise ValueError("steering.forecast and steering.select belong to steer: forecast makes its own")
-        if trainer.forecasting.file is None:  # type: ignore[attr-defined]
+        if session.forecasting is None or session.forecasting.file is None:
             raise ValueError(
                 "forecast needs the anchor's judged responses: --forecasting.responses FILE (a responses/NAME.jsonl "
                 "that evaluate wrote, of the prompts that steer will be evaluated on)"
             )
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Reports all conditions."""
+        """Puts the weights back and reports all conditions."""
+        session = session_of(trainer)
+        if session.steering is not None:
+            session.steering.release()
         if not trainer.is_global_zero:
             return
-        conditions: list[Condition] = trainer.conditions  # type: ignore[attr-defined]
-        forecasting, steering = trainer.forecasting, trainer.steering  # type: ignore[attr-defined]
+        forecasting, steering = session.forecasting, session.steering
+        assert forecasting is not None
+        assert forecasting.responses is not None
+        assert forecasting.forecaster is not None
+        assert steering is not None
         temperature, top_p = forecasting.sampling(pl_module)
-        rows = [_row(condition) for condition in conditions]
+        rows = [_row(session, number) for number in range(len(session.plan))]
         about = {
             "responses": forecasting.file,
             "num_responses": len(forecasting.responses),
@@ -62,7 +70,7 @@ class ForecastReport(L.Callback):
             "min_sample_size": forecasting.min_sample_size,
             "model_fingerprint": model_fingerprint(pl_module.model),
             "vectors": steering.vector_digests(),
-            "sources": sources_of(steering.plan),
+            "sources": sources_of(session.plan),
             "settings": steering.settings,
             "num_passes": forecasting.forecaster.num_passes,
             "warnings": forecasting.warnings,
@@ -90,11 +98,9 @@ class ForecastReport(L.Callback):
         rank_zero_info(f"forecast: {path} and {path.with_suffix('.csv')}{picture}")
 
 
-def _row(condition: Condition) -> dict[str, Any]:
+def _row(session: Session, number: int) -> dict[str, Any]:
     """The condition as a forecast's row: its rates are forecast ones."""
-    forecast = condition.forecast
-    assert isinstance(forecast, Forecast)
-    row = condition.row()
+    forecast, row = session.forecasts[number], session.result(number).row()
     row["kind"] = "forecast"
     row["behaviors"] = {name: _as_measured(rate) for name, rate in forecast.rates.items()}
     row["classes"] = {name: _as_measured(rate) for name, rate in forecast.classes.items()}

@@ -1,12 +1,8 @@
 """Forecasting: makes what predicts every condition's rates, from judged responses of the anchor."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
@@ -14,6 +10,8 @@ from gradsteer.forecast.judged_responses import JudgedResponses, read_responses
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.progress import progress
+from gradsteer.trainer.session import sampled_rows, session_of
 
 
 class Forecasting(L.Callback):
@@ -64,7 +62,7 @@ class Forecasting(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the responses before the model is loaded."""
         del stage
-        trainer.forecasting = self  # type: ignore[attr-defined]
+        session_of(trainer).forecasting = self
         if self.file is None:
             return
         responses = self.responses = read_responses(self.file, pl_module.tokenizer)
@@ -93,8 +91,7 @@ class Forecasting(L.Callback):
                 )
                 + "this run samples at {:g}, {:g} and {}: the two cannot be compared".format(*ours)
             )
-        rows = [row for batch in trainer.datamodule.batches for row in batch if row["set"] == "evaluation"]  # type: ignore[attr-defined]
-        sampled = {row["prompt"] for row in rows}
+        sampled = {row["prompt"] for row in sampled_rows(trainer) if row["set"] == "evaluation"}
         known = set(responses.prompt_texts)
         if sampled - known:
             rank_zero_warn(
@@ -126,7 +123,7 @@ class Forecasting(L.Callback):
         if self.responses is None or self.forecaster is not None:
             return self.forecaster
         scorer = self.scorer(trainer, pl_module, self.responses.examples)
-        with self.progress(trainer, scorer, "anchor's responses") as tick:
+        with progress("anchor's responses", total=len(scorer), unit="batch", shown=trainer.is_global_zero) as tick:
             self.forecaster = Forecaster(
                 self.responses,
                 scorer,
@@ -153,14 +150,3 @@ class Forecasting(L.Callback):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-
-    @contextmanager
-    def progress(self, trainer: L.Trainer, scorer: ResponseScorer, title: str) -> Iterator[Callable[[], None]]:
-        """A bar over the batches of a pass, on a terminal; yields what is called after each."""
-        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero and sys.stderr.isatty()
-        with Tqdm(total=len(scorer), desc=title, unit="batch", leave=False, delay=1.0, disable=not shown) as bar:
-
-            def tick() -> None:
-                bar.update()
-
-            yield tick

@@ -1,13 +1,15 @@
 """The end of an evaluation: the table, results.json and results.csv, and the figures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from gradsteer.judges import Judge
-from gradsteer.records import replacing
+from gradsteer.evaluation.condition_comparisons import ComparisonOptions, compare_conditions, take_realised_shifts
+from gradsteer.progress import progress
+from gradsteer.records import replacing, write_json
 from gradsteer.reports.curves import agreement_figure
 from gradsteer.reports.figures import layer_figure, rates_figure
 from gradsteer.reports.predictions import print_predictions
@@ -15,6 +17,8 @@ from gradsteer.reports.results import behavior_text, condition_text, print_table
 from gradsteer.reports.specificity import comparison_table, headline, specificity_figure, specificity_table
 from gradsteer.reports.tradeoff_figure import tradeoff_figure
 from gradsteer.reports.tradeoffs import tradeoff_table
+from gradsteer.trainer.fluency import FluencyOptions, score_fluency
+from gradsteer.trainer.session import session_of
 from gradsteer.trainer.tensorboard import log_figure, log_table
 from gradsteer.vectors.parameter_vectors import ParameterVector
 from gradsteer.vectors.weight_diff import DELTA
@@ -24,26 +28,59 @@ if TYPE_CHECKING:
 
 
 class ResultsReport(L.Callback):
-    """Prints one table, writes it as JSON and CSV and draws the rates as bars.
+    """The end of a run: what is left to be measured is measured, and the results are printed, written and drawn.
 
     Args:
         output_dir: the experiment's directory.
         experiment: its name, for titles.
         note: what a reader of the numbers must know; printed under the table and kept in the report.
+        fluency: what is taken of the responses under the base (the options of this name).
+        comparisons: how conditions are compared (likewise).
     """
 
     file = "results"
 
-    def __init__(self, output_dir: str, experiment: str, note: str | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        experiment: str,
+        note: str | None = None,
+        fluency: FluencyOptions | None = None,
+        comparisons: ComparisonOptions | None = None,
+    ) -> None:
         self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
+        self.fluency, self.comparisons = fluency or FluencyOptions(), comparisons or ComparisonOptions()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Reports all conditions."""
+        """Runs the end of a run, from the last response to the last picture."""
+        session = session_of(trainer)
+        score_fluency(trainer, pl_module, self.fluency)
+        if session.steering is not None:
+            session.steering.release()
         if not trainer.is_global_zero:
             return
-        rows = [condition.row() for condition in trainer.conditions]  # type: ignore[attr-defined]
+        if session.steering is not None and session.responses is not None:
+            results, rows_of = session.results, session.responses.rows
+            write_json(
+                self.output_dir / "steps.json",
+                {r.condition.name: steps for r in results if (steps := r.steps_by_tensor())},
+            )
+            take_realised_shifts(results, rows_of)
+            with progress("comparisons with the anchor", total=len(results), unit="condition") as tick:
+                compare_conditions(results, rows_of, self.comparisons, tick=tick)
+        self._report(trainer, pl_module, [result.row() for result in session.results])
+        if session.steering is not None:
+            draw_layer_norms(trainer, self.output_dir, session.steering.vectors)
+        if session.judging is not None and session.judging.num_missing:
+            rank_zero_info(
+                f"{session.judging.num_missing} responses lack a verdict: the same command with --overwrite true asks "
+                "for those that may be had another time, and for nothing else; what was sampled is taken as it is"
+            )
+
+    def _report(self, trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]]) -> None:
+        """Writes, prints and draws the rows of all conditions."""
         path = self.output_dir / f"{self.file}.json"
-        judging: Any = next((c for c in trainer.callbacks if isinstance(getattr(c, "judge", None), Judge)), None)  # type: ignore[attr-defined]
+        judging = session_of(trainer).judging
         about = None if judging is None else judging.about(trainer, pl_module)
         write_results(path, self.experiment, rows, note=self.note, evaluation=about)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
@@ -92,7 +129,7 @@ class EvaluationReport(ResultsReport):
 
 
 class LayerNorms(L.Callback):
-    """Draws layerwise norms of the steering vectors and of the weight diff.
+    """Draws layerwise norms of the steering vectors that `attribute` wrote.
 
     Args:
         output_dir: the experiment's directory; its vectors/ are drawn.
@@ -102,29 +139,39 @@ class LayerNorms(L.Callback):
         self.output_dir = Path(output_dir)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Draws what vectors/ holds: the sums of squares and the L2 norms by layer."""
+        """Draws what vectors/ holds."""
         del pl_module
-        if not trainer.is_global_zero:
-            return
-        directory = self.output_dir / "vectors"
-        # steering may have been given vectors from elsewhere
-        given = next((c.vectors for c in trainer.callbacks if getattr(c, "vectors", None)), None)  # type: ignore[attr-defined]
-        paths = [path for path in sorted(directory.glob("[!.]*.safetensors")) if path.stem != DELTA]
-        vectors = given or {path.stem: ParameterVector.load(path) for path in paths}
-        series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
-        diff = directory / f"{DELTA}.safetensors"
-        delta = ParameterVector.load(diff).layer_sum_squares() if given and diff.is_file() else None
-        pictures = []
-        for label, squared in (("sum of squares", True), ("L2 norm", False)):
-            slug = "sumsq" if squared else "l2"
-            if series:
-                figure = layer_figure(series, f"steering vectors by layer: {label}", squared=squared)
-                pictures.append(save_figure(trainer, figure, self.output_dir / "figures", f"vectors-{slug}"))
-            if delta is not None:
-                figure = layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
-                pictures.append(save_figure(trainer, figure, self.output_dir / "figures", f"delta-{slug}"))
-        if pictures:
-            rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
+        if trainer.is_global_zero:
+            paths = sorted((self.output_dir / "vectors").glob("[!.]*.safetensors"))
+            vectors = {path.stem: ParameterVector.load(path) for path in paths if path.stem != DELTA}
+            draw_layer_norms(trainer, self.output_dir, vectors, with_diff=False)
+
+
+def draw_layer_norms(
+    trainer: L.Trainer, output_dir: Path, vectors: Mapping[str, ParameterVector], *, with_diff: bool = True
+) -> None:
+    """Draws the sums of squares and the L2 norms by layer.
+
+    Args:
+        trainer: whose loggers show the figures.
+        output_dir: the experiment's directory.
+        vectors: by name.
+        with_diff: also draw the weight diff, where vectors/ holds it.
+    """
+    series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
+    diff = output_dir / "vectors" / f"{DELTA}.safetensors"
+    delta = ParameterVector.load(diff).layer_sum_squares() if with_diff and diff.is_file() else None
+    pictures = []
+    for label, squared in (("sum of squares", True), ("L2 norm", False)):
+        slug = "sumsq" if squared else "l2"
+        if series:
+            figure = layer_figure(series, f"steering vectors by layer: {label}", squared=squared)
+            pictures.append(save_figure(trainer, figure, output_dir / "figures", f"vectors-{slug}"))
+        if delta is not None:
+            figure = layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
+            pictures.append(save_figure(trainer, figure, output_dir / "figures", f"delta-{slug}"))
+    if pictures:
+        rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
 
 
 def save_figure(trainer: L.Trainer, figure: "Figure", directory: Path, name: str) -> Path:

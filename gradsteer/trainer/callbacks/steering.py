@@ -2,29 +2,38 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from gradsteer.forecast.calibration import Contrast
 from gradsteer.models.loading import check_model_path
 from gradsteer.records import file_digest
 from gradsteer.reports.condition_selection import Selection, choose, read_forecast
-from gradsteer.steering.condition_plan import Controls, Plan, controls_at_largest, identity_of, plan_conditions
-from gradsteer.steering.condition_weights import ConditionWeights, load_vectors
+from gradsteer.steering.condition_plan import (
+    Baselines,
+    Controls,
+    Plan,
+    Recipe,
+    controls_at_largest,
+    identity_of,
+    plan_conditions,
+)
+from gradsteer.steering.condition_weights import ConditionWeights, StepOptions, load_vectors
 from gradsteer.steering.conditions import Condition, check_name
-from gradsteer.steering.doses import Doses, plan_doses
+from gradsteer.steering.doses import DoseOptions, Doses, KLStatistic
 from gradsteer.steering.weight_steering import Rounding, holding, steered
 from gradsteer.trainer.base_model import read_base
 from gradsteer.trainer.dose_alphas import DoseFinder
 from gradsteer.trainer.prompt_overlap import Sources, read_sources, refuse_overlap
+from gradsteer.trainer.session import data_of, session_of
 from gradsteer.trainer.step_checks import check_steps
 from gradsteer.vectors.combinations import is_combination
+from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.vectors.transforms import TransformSpec, needs_diff, parse_transform
 from gradsteer.vectors.weight_diff import WeightDiff
@@ -93,7 +102,7 @@ class WeightSteering(L.Callback):
         relative_norms: Doses = None,
         log_odds_shifts: Doses = None,
         kl_budgets: Doses = None,
-        kl_statistic: Literal["mean", "p95"] = "mean",
+        kl_statistic: KLStatistic = "mean",
         target_rates: Doses = None,
         both_signs: bool = True,
         curve_points: int = 0,
@@ -130,100 +139,86 @@ class WeightSteering(L.Callback):
             check_model_path(base)
         elif on_base or delta_scales:
             raise ValueError("steering.on_base and delta_scales need the base model: give --steering.base")
-        if kl_budgets is None and kl_statistic != "mean":
-            raise ValueError("steering.kl_statistic has no effect without steering.kl_budgets")
-        if rounding != "stochastic" and rounding_seed:
-            raise ValueError("steering.rounding_seed has no effect without steering.rounding stochastic")
-        if control_seed and not random_controls and not sign_controls:
-            raise ValueError("steering.control_seed has no effect without random_controls or sign_controls")
         if select is not None and forecast is None:
             raise ValueError("steering.select chooses from a forecast: give --steering.forecast FORECAST_JSON")
         if anchor_resamples < 0:
             raise ValueError(f"steering.anchor_resamples is {anchor_resamples}; accepted: 0 or more")
-        if not 0 <= min_retained <= 1:
-            raise ValueError(f"steering.min_retained is {min_retained}; accepted: from 0 to 1")
         self.output_dir, self.sources, self.base = Path(output_dir), vectors, base
-        self.allow_other_model, self.rounding, self.rounding_seed = allow_other_model, rounding, rounding_seed
-        self.min_retained, self.behaviors, self.kl_statistic = min_retained, behaviors or {}, kl_statistic
-        self.seed_faithful, self.controls_both_signs = seed_faithful, controls_both_signs
+        self.behaviors, self.seed_faithful = behaviors or {}, seed_faithful
         self.pipelines = _pipelines(transforms or [])
         for spec in [spec for pipeline in self.pipelines for spec in pipeline]:
             if base is None and needs_diff(spec):
                 name = parse_transform(spec)[0]
                 raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--steering.base)")
         self.forecast, self.select = None if forecast is None else read_forecast(forecast), select
-        doses = plan_doses(
-            list(vectors),
-            {
-                "alpha": alphas,
-                "relative_norm": relative_norms,
-                "log_odds_shift": log_odds_shifts,
-                "kl_budget": kl_budgets,
-                "target_rate": target_rates,
-            },
-            both_signs=both_signs,
-            curve_points=curve_points,
+        self.steps = StepOptions(rounding, rounding_seed, min_retained, allow_other_model)
+        self.doses = DoseOptions(
+            *(alphas, relative_norms, log_odds_shifts, kl_budgets, target_rates, kl_statistic),
+            *(both_signs, curve_points),
         )
-        controls = Controls(
+        self.controls = Controls(
             *(random_controls, sign_controls, permuted_controls, control_vectors, control_seed),
-            *(graddiff_steps or (), delta_scales or (), system_prompts, controls_both_signs),
+            both_signs=controls_both_signs,
         )
-        files = {name: None if is_combination(text, vectors) else text for name, text in vectors.items()}
-        said = files, doses, self.pipelines, controls
         self._planned = partial(
-            plan_conditions, *said, has_base=base is not None, on_base=on_base, anchor_resamples=anchor_resamples
+            plan_conditions,
+            {name: None if is_combination(text, vectors) else text for name, text in vectors.items()},
+            self.doses.plan(list(vectors)),
+            self.pipelines,
+            self.controls,
+            has_base=base is not None,
+            on_base=on_base,
+            baselines=Baselines(graddiff_steps or (), delta_scales or (), system_prompts),
+            anchor_resamples=anchor_resamples,
         )
-        self.plan: Plan = self._planned(chosen=None)
+        self._first: Plan = self._planned()  # two conditions of one name, or a file that is not there, are named now
         self.vectors: dict[str, SteeringVector] = {}
         self.prompt_sources: Sources = {}
         self.contrasts: dict[str, Contrast] = {}
-        self._doses: DoseFinder | None = None
         self.settings: dict[str, Any] = {"diff": None}
+        self._finder: DoseFinder | None = None
         self._weights: ConditionWeights | None = None
         self._held, self._stack = ExitStack(), ExitStack()
 
-    @property
-    def conditions(self) -> list[Condition]:
-        """The conditions, in the report's order."""
-        return [condition for condition, _ in self.plan]
-
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Reads the vectors and tells the Trainer the conditions, before the model is loaded."""
+        """Reads the vectors and plans the conditions, before the model is loaded."""
         del pl_module, stage
+        session = session_of(trainer)
         self.vectors = load_vectors(self.sources)
         for name, vector in self.vectors.items():
             self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))
-        responses = None if trainer.forecasting is None else trainer.forecasting.responses  # type: ignore[attr-defined]
+        responses = None if session.forecasting is None else session.forecasting.responses
         prompts = frozenset() if responses is None else responses.prompt_digests
-        self.prompt_sources = read_sources(self.vectors, self.plan)  # a missing or foreign file is named now
+        self.prompt_sources = read_sources(self.vectors, self._first)  # a missing or foreign file is named now
         refuse_overlap(self.prompt_sources, prompts, faithful=self.seed_faithful)
-        self._doses = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
+        self._finder = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
+        plan = self._first
         if self.select is not None and self.forecast is not None:
             behaviors = {name: contrast.behavior for name, contrast in self.contrasts.items()}
             kept = set(choose(self.forecast["conditions"], behaviors, self.select))
-            rule = self.select.rule
-            rank_zero_info(f"chosen by {rule}: {', '.join(c.name for c in self.conditions if c.name in kept)}")
-            self.plan = self._planned(chosen=kept)
-        for condition in self.conditions:
-            condition.contrast = self.contrasts.get(str(condition.vector))
-        trainer.steering = self  # type: ignore[attr-defined]
-        trainer.conditions = self.conditions  # type: ignore[attr-defined]
-        trainer.datamodule.num_passes = len(self.plan)  # type: ignore[attr-defined]
-        rank_zero_info(f"{len(self.plan)} conditions: {', '.join(c.name for c in self.conditions)}")
+            shown = ", ".join(condition.name for condition, _ in plan if condition.name in kept)
+            rank_zero_info(f"chosen by {self.select.rule}: {shown}")
+            plan = self._planned(chosen=kept)
+        session.steering = self
+        session.plan = [(replace(c, contrast=self.contrasts.get(str(c.vector))), recipe) for c, recipe in plan]
+        data_of(trainer).num_passes = len(plan)
+        rank_zero_info(f"{len(plan)} conditions: {', '.join(c.name for c in session.conditions)}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Checks that the vectors fit the model, finds the doses' alphas, and reads the base."""
-        assert self._doses is not None
+        assert self._finder is not None
+        session = session_of(trainer)
         for name, vector in self.vectors.items():
             try:
-                with steered(pl_module.model, vector, 0.0, allow_other_model=self.allow_other_model):
+                with steered(pl_module.model, vector, 0.0, allow_other_model=self.steps.allow_other_model):
                     pass  # checks names, shapes and the fingerprint before anything is sampled
             except ValueError as error:
                 hint = " (--steering.allow_other_model true)" if "allow_other_model" in str(error) else ""
                 raise ValueError(f"steering.vectors.{name} ({self.sources[name]}): {error}{hint}") from error
         weights = self._weights = self._read_base(trainer, pl_module)
-        self.settings |= {"dtype": pl_module.dtype_name, "rounding": self.rounding, "rounding_seed": self.rounding_seed}
-        self._doses.check_settings(self.settings)
+        rounding = {"rounding": self.steps.rounding, "rounding_seed": self.steps.seed}
+        self.settings |= {"dtype": pl_module.dtype_name, **rounding}
+        self._finder.check_settings(self.settings)
         for name in self.vectors:
             for pipeline in self.pipelines:
                 try:
@@ -231,14 +226,14 @@ class WeightSteering(L.Callback):
                 except ValueError as error:
                     raise ValueError(f"steering.vectors.{name}: {error}") from error
         half = pl_module.dtype_name in ("bfloat16", "float16")
-        if self.rounding == "stochastic" and not half:
+        if self.steps.rounding == "stochastic" and not half:
             raise ValueError(f"steering.rounding stochastic has no effect on weights in {pl_module.dtype_name}")
         touched = None if self.base is not None else {name for vector in self.vectors.values() for name in vector}
         self._held.enter_context(holding(pl_module.model, touched))
-        self._doses.find(trainer, pl_module, self.plan, weights, self.kl_statistic)
-        self.plan = controls_at_largest(self.plan, both_signs=self.controls_both_signs)
-        self._doses.check_conditions(self.plan)
-        check_steps(self.plan, weights, half=half, min_retained=self.min_retained)
+        plan = self._finder.find(trainer, pl_module, session.plan, weights, self.doses.kl_statistic)
+        session.plan = controls_at_largest(plan, both_signs=self.controls.both_signs)
+        self._finder.check_conditions(session.plan)
+        check_steps(session.plan, weights, half=half, min_retained=self.steps.min_retained)
 
     def _read_base(self, trainer: L.Trainer, pl_module: Any) -> ConditionWeights:
         """What gives the model its weights."""
@@ -247,20 +242,12 @@ class WeightSteering(L.Callback):
         if self.base is not None:
             base, diff, path = read_base(trainer, pl_module, self.base, self.output_dir)
             self.settings["diff"] = file_digest(path)
-        return ConditionWeights(
-            pl_module.model,
-            self.vectors,
-            diff=diff,
-            base=base,
-            allow_other_model=self.allow_other_model,
-            rounding=self.rounding,
-            seed=self.rounding_seed,
-        )
+        return ConditionWeights(pl_module.model, self.vectors, diff=diff, base=base, options=self.steps)
 
     def vector_digests(self) -> dict[str, str]:
         """Vector -> digest of its file, or the text of a combination."""
-        assert self._doses is not None
-        return self._doses.digests()
+        assert self._finder is not None
+        return self._finder.digests()
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -269,46 +256,48 @@ class WeightSteering(L.Callback):
         del batch
         if batch_idx != 0:
             return
-        self._restore()
-        condition, recipe = self.plan[dataloader_idx]
+        self.put_weights_back()
+        session = session_of(trainer)
+        condition, recipe = session.plan[dataloader_idx]
         assert self._weights is not None
-        assert self._doses is not None
-        step = self._stack.enter_context(self._weights.of(condition, recipe))
-        if step is not None:
-            condition.relative_norm = step.relative_norm
-            condition.retained_fraction, condition.step_error = step.retained_fraction, step.step_error
-            condition.changed_fraction = step.changed_fraction
-            condition.by_tensor = {name: asdict(part) for name, part in step.by_tensor.items()}
-        self._doses.predict(trainer, pl_module, condition, recipe)
+        assert self._finder is not None
+        result = session.result(dataloader_idx)
+        result.step = self._stack.enter_context(self._weights.of(condition, recipe))
+        if result.step is not None:
+            result.step.measure()  # while the weights are there
+        self._finder.predict(trainer, pl_module, dataloader_idx)
 
-    def identity(self, index: int) -> dict[str, Any]:
+    def identity(self, condition: Condition, recipe: Recipe | None) -> dict[str, Any]:
         """What decides the weights of a condition, as plain values; known once the doses' alphas are."""
-        condition, recipe = self.plan[index]
         return {**identity_of(condition, recipe, self.sources, self.vector_digests()), **self.settings}
 
     @contextmanager
     def at_base(self) -> Iterator[None]:
         """The model has the base's weights inside, and its own afterwards; no condition is entered then."""
         assert self._weights is not None
-        self._restore()
+        self.put_weights_back()
         with self._weights.of(Condition("base", "base", "base"), None):
             yield
 
-    def _restore(self) -> None:
+    def put_weights_back(self) -> None:
+        """Leaves the condition that was entered last: the model has its own weights again."""
         stack, self._stack = self._stack, ExitStack()
         stack.close()
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Puts the original weights back."""
-        del trainer, pl_module
-        self._restore()
+    def release(self) -> None:
+        """Puts the original weights back, and lets go of what was kept of them."""
+        self.put_weights_back()
         self._held.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Puts the original weights back."""
         del trainer, pl_module, exception
-        self._restore()
-        self._held.close()
+        self.release()
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Puts the original weights back, where the report did not."""
+        del trainer, pl_module, stage
+        self.release()
 
 
 def _pipelines(transforms: list[Any]) -> list[list[TransformSpec]]:

@@ -15,6 +15,7 @@ from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
 from gradsteer.generation.sampling import check_seeds, fresh_seeds
 from gradsteer.steering.conditions import Condition
 from gradsteer.trainer.datamodules.batches import BatchList
+from gradsteer.trainer.session import session_of
 
 PromptBatch = list[dict[str, Any]]
 # What a batch is made of: whoever changes one of these changes the responses, or which belong together.
@@ -117,7 +118,7 @@ class PromptDataModule(L.LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader of whole batches for each condition; a rank without a batch gets an empty one."""
         assert self.trainer is not None
-        conditions = getattr(self.trainer, "conditions", None) or [None] * self.num_passes
+        conditions: list[Condition | None] = [*session_of(self.trainer).conditions] or [None] * self.num_passes
         batches = [self._batches_of(condition) for condition in conditions]
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         shares = [share_of_rank(each, rank, world_size) or [[]] for each in batches]

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 
 from gradsteer.models.loading import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.trainer.session import session_of
 
 
 class ModelModule(L.LightningModule):
@@ -47,5 +48,5 @@ class ModelModule(L.LightningModule):
 
     def loader_title(self, dataloader_idx: int) -> str:
         """What the progress bar calls a data loader."""
-        conditions = getattr(self.trainer, "conditions", None)
+        conditions = session_of(self.trainer).conditions
         return conditions[dataloader_idx].name if conditions else "the model"

@@ -6,19 +6,30 @@ import pytest
 import torch
 
 from gradsteer.data.response_rows import prompt_digest
-from gradsteer.forecast.calibration import Calibration, Contrast
+from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.forecast_file import other_prompts, prompts_said
 from gradsteer.judges import KeywordJudge
 from gradsteer.records import replacing
-from gradsteer.trainer.callbacks.steered_conditions import SampledConditions
+from gradsteer.trainer.callbacks.preflight import Preflight
+from gradsteer.trainer.session import Session
+from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
+
+
+def check(directory, steering, judge, rows):
+    """Runs the checks of a steer that samples these rows."""
+    session = Session(steering=steering, judging=SimpleNamespace(judge=judge))
+    data = SimpleNamespace(batches=[rows], batch_size=1)
+    Preflight(str(directory)).setup(
+        SimpleNamespace(session=session, datamodule=data, is_global_zero=True), None, "test"
+    )
 
 
 @pytest.fixture
 def begin(tmp_path):
     def begin(**changes):
-        trainer = SimpleNamespace(**{"is_global_zero": True, "conditions": []} | changes)
-        SampledConditions(str(tmp_path)).on_test_batch_start(trainer, None, [], 0, 0)
+        trainer = SimpleNamespace(**{"is_global_zero": True, "session": Session(steering=SimpleNamespace())} | changes)
+        Preflight(str(tmp_path)).on_test_batch_start(trainer, None, [], 0, 0)
 
     return begin
 
@@ -56,16 +67,10 @@ def test_a_forecast_says_its_prompts_in_whatever_order_and_one_of_before_says_no
 def test_steer_warns_of_a_forecast_of_other_prompts(tmp_path, recwarn, sampled, warns):
     about = prompts_said([prompt_digest("x?"), prompt_digest("y?")])
     rows = [{"set": "evaluation", "prompt": text} for text in sampled]
-    trainer = SimpleNamespace(
-        conditions=[],
-        datamodule=SimpleNamespace(batches=[[*rows, {"set": "benign", "prompt": "of another set"}]]),
-        steering=SimpleNamespace(
-            prompt_sources={}, seed_faithful=False, forecast={"forecast": about}, pipelines=[[]], vectors={}
-        ),
-        callbacks=[SimpleNamespace(judge=KeywordJudge({"a": ["a"]}))],
-        forecasting=None,
+    steering = SimpleNamespace(
+        prompt_sources={}, seed_faithful=False, forecast={"forecast": about}, pipelines=[[]], vectors={}
     )
-    SampledConditions(str(tmp_path)).setup(trainer, None, "test")
+    check(tmp_path, steering, KeywordJudge({"a": ["a"]}), [*rows, {"set": "benign", "prompt": "of another set"}])
     assert any("are not those that it is of (2)" in str(each.message) for each in recwarn) is warns
 
 
@@ -89,10 +94,6 @@ def test_steer_warns_of_a_slope_between_the_classes_of_another_judge(
         prompt_sources={}, seed_faithful=False, forecast=None, pipelines=pipelines, vectors={"v": vector},
         contrasts={"v": Contrast({behavior: True}, {behavior: False}, behavior)},
     )  # fmt: skip
-    trainer = SimpleNamespace(
-        conditions=[], datamodule=SimpleNamespace(batches=[]), steering=steering, forecasting=None,
-        callbacks=[SimpleNamespace(judge=judge)],
-    )  # fmt: skip
-    SampledConditions(str(tmp_path)).setup(trainer, None, "test")
+    check(tmp_path, steering, judge, [])
     said = [str(each.message) for each in recwarn if "vector v: its slope" in str(each.message)]
     assert len(said) == warns

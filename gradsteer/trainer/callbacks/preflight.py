@@ -1,0 +1,166 @@
+"""What is checked before a model is loaded, and what is locked while a command samples."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from gradsteer.data.response_rows import prompt_digest
+from gradsteer.forecast.calibration import Calibration
+from gradsteer.forecast.forecast_file import other_prompts
+from gradsteer.generation.unfinished import UnfinishedCondition
+from gradsteer.locks import locked
+from gradsteer.records import is_leftover
+from gradsteer.reports.results import read_results
+from gradsteer.steering.conditions import Condition, Kind, ModelKind, slug_of
+from gradsteer.trainer.callbacks.run_locks import LockHolder
+from gradsteer.trainer.dry_run import estimate
+from gradsteer.trainer.prompt_overlap import refuse_overlap
+from gradsteer.trainer.resume_sampling import plan_as_before
+from gradsteer.trainer.session import Session, sampled_rows, session_of
+
+_REPORT = "@report.lock"  # with a character that no condition's file has
+
+
+class Preflight(LockHolder):
+    """Checks a run of conditions before its model is loaded, and locks its files.
+
+    The conditions, the judge and the forecast are in the session by then. Some conditions are named only after the
+    locks were taken, so the report is locked too where conditions are steered.
+
+    Args:
+        output_dir: the experiment's directory.
+        dry_run: stop there, and say what would be sampled at most and about what judging it would cost (set by the
+            option of this name).
+    """
+
+    def __init__(self, output_dir: str, dry_run: bool = False) -> None:
+        super().__init__()
+        self.output_dir, self.dry_run = Path(output_dir), dry_run
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Runs the checks.
+
+        Raises:
+            ValueError: responses would be lost, prompts are those that a vector was made on, the judge cannot be asked,
+                or another command is at work on one of the conditions.
+            DryRunDoneError: an estimate was all that was asked for.
+        """
+        del stage
+        session = session_of(trainer)
+        assert session.judging is not None
+        plan_as_before(trainer, self.output_dir / "responses")
+        if session.steering is not None:
+            self._keep_evaluations(session)
+            _check_prompts(trainer, session)
+            _compare_judges(session)
+        if self.dry_run:
+            estimate(trainer, pl_module)
+        session.judging.judge.check()
+        directory = self.output_dir / "responses"
+        locks = {f"{condition.slug}.lock": f"condition {condition.name!r}" for condition in session.conditions}
+        if session.steering is not None:
+            locks[_REPORT] = "the report"
+        self.hold(trainer, [locked(directory / ".locks" / name, of, directory) for name, of in locks.items()])
+
+    def _keep_evaluations(self, session: Session) -> None:
+        for condition in session.conditions:
+            if (self.output_dir / "stages" / f"evaluate-{condition.slug}.json").exists():
+                # the piles may come from them: losing them would leave vectors that nobody can make again
+                raise ValueError(
+                    f"condition {condition.name!r} would overwrite the responses of `evaluate --name {condition.slug}` "
+                    f"in {str(self.output_dir)!r}; give that evaluation another --name, such as "
+                    f"{condition.slug}-attribution, or steer another --output_dir"
+                )
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before the first: removes what a killed steer left of steps.json, and an overwritten report's responses.
+
+        These are the responses to conditions that this report does not have.
+        """
+        del pl_module, batch
+        session = session_of(trainer)
+        if session.steering is None or batch_idx + dataloader_idx > 0 or not trainer.is_global_zero:
+            return
+        for path in self.output_dir.glob(".steps.*.tmp.json"):  # nobody else writes it: the report's lock is held
+            if is_leftover(path, "steps"):
+                path.unlink(missing_ok=True)
+        report = self.output_dir / "results.json"
+        if report.is_file():
+            names = {condition["name"] for condition in read_results(report)["conditions"]}
+            for name in names - {condition.name for condition in session.conditions}:
+                UnfinishedCondition(self.output_dir / "responses", slug_of(name)).remove_responses()
+
+
+class EvaluationPreflight(Preflight):
+    """The same for the one condition of an evaluation: the model as it is.
+
+    Args:
+        output_dir: the experiment's directory.
+        name: of the condition; "base" or a name that starts with "base-" reports it as the base model.
+        dry_run: as for `Preflight`.
+    """
+
+    def __init__(self, output_dir: str, name: str = "anchor", dry_run: bool = False) -> None:
+        super().__init__(output_dir, dry_run)
+        kind: Kind = "base" if name == "base" or name.startswith("base-") else "anchor"
+        model: ModelKind = "base" if kind == "base" else "anchor"
+        self.condition = Condition(name, kind, model, alpha=None if kind == "base" else 0.0)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Plans the condition, and refuses one whose responses a report of steer rests on."""
+        report = self.output_dir / "results.json"
+        rows = read_results(report)["conditions"] if report.is_file() else []
+        if any(slug_of(row["name"]) == self.condition.slug for row in rows):
+            raise ValueError(
+                f"evaluate --name {self.condition.name} would overwrite responses that {str(report)!r} rests on; "
+                f"choose another --name, such as {self.condition.name}-attribution, or another --output_dir"
+            )
+        session_of(trainer).plan = [(self.condition, None)]
+        super().setup(trainer, pl_module, stage)
+
+
+def _check_prompts(trainer: L.Trainer, session: Session) -> None:
+    """Refuses prompts that a vector was made on; warns where they are not the forecast's."""
+    assert session.steering is not None
+    prompts: dict[str, set[str]] = {"evaluation": set()}
+    for row in sampled_rows(trainer):
+        prompts.setdefault(row["set"], set()).add(prompt_digest(row["prompt"]))
+    steering, evaluated = session.steering, prompts.pop("evaluation")
+    refuse_overlap(steering.prompt_sources, evaluated, faithful=steering.seed_faithful, others=prompts)
+    if (text := other_prompts(_forecast_of(session), evaluated)) is not None:
+        rank_zero_warn(text)
+
+
+def _compare_judges(session: Session) -> None:
+    """Warns where a slope or a forecast, and what is sampled, are judged by two judges."""
+    assert session.steering is not None
+    assert session.judging is not None
+    judge, steering = session.judging.judge, session.steering
+    for name, vector in steering.vectors.items() if [] in steering.pipelines else ():
+        slope, contrast = Calibration.read(vector.metadata), steering.contrasts[name]
+        judged = {*(contrast.plus or ()), *(contrast.minus or ())} <= set(judge.behaviors)  # else none comes out
+        if slope is not None and judged and set(slope.judges) - {judge.fingerprint()}:
+            rank_zero_warn(
+                f"vector {name}: its slope was taken between classes that another judge than this run's (or one "
+                "with another rubric) told apart: the shift of log-odds that it predicts and the one that comes "
+                "out are not of the same thing"
+            )
+    responses = None if session.forecasting is None else session.forecasting.responses
+    for known in (_forecast_of(session).get("judge"), None if responses is None else responses.judge):
+        if known is not None and known != judge.fingerprint():
+            rank_zero_warn(
+                "the forecast's responses were judged by another judge than this run's (or by one with another "
+                "rubric): what is forecast and what comes out are not rates of the same thing"
+            )
+            return
+
+
+def _forecast_of(session: Session) -> dict[str, Any]:
+    """What the forecast that was read says of itself; nothing where none was."""
+    steering = session.steering
+    found: dict[str, Any] = {} if steering is None or steering.forecast is None else steering.forecast["forecast"]
+    return found

@@ -1,0 +1,95 @@
+"""What the callbacks and functions of one command share: one typed object on the Trainer."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+from gradsteer.evaluation.condition_result import ConditionResult
+from gradsteer.generation.response_store import ResponseStore
+from gradsteer.generation.unfinished import UnfinishedCondition
+from gradsteer.steering.condition_plan import Plan
+from gradsteer.steering.conditions import Condition
+
+if TYPE_CHECKING:
+    from gradsteer.forecast.forecast_file import Forecast
+    from gradsteer.trainer.callbacks.evaluation import JudgeEvaluation
+    from gradsteer.trainer.callbacks.forecasting import Forecasting
+    from gradsteer.trainer.callbacks.steering import WeightSteering
+
+
+@dataclass
+class Session:
+    """Who takes part in a command, what it is asked for, and what has come out so far.
+
+    `setup` of the callbacks fills it in the order of the command table: what predicts, what steers, what judges, and
+    the checks before anything is loaded. The report at the end reads it.
+
+    Attributes:
+        plan: the conditions with what makes each one's weights; alphas of doses are filled in when the test starts.
+        forecasting: makes forecasts from judged responses; None where the command has none.
+        steering: gives the model each condition's weights; None where the command does not steer.
+        judging: judges responses; None where none are sampled.
+        responses: what was sampled and judged of the conditions; None where nothing is.
+        forecasts: by the condition's number, those that were made in this run.
+        judge_settings: the judge's options as given.
+        held: the command line's locks, which are let go when the command has finished; None without a command line.
+        check_again: a second look, once the locks are held, at whether the command may run.
+        unfinished: what was kept of conditions on the way, to be removed when the command is noted as finished.
+    """
+
+    plan: Plan = field(default_factory=list)
+    forecasting: "Forecasting | None" = None
+    steering: "WeightSteering | None" = None
+    judging: "JudgeEvaluation | None" = None
+    responses: ResponseStore | None = None
+    forecasts: "dict[int, Forecast]" = field(default_factory=dict)
+    judge_settings: Any = None
+    held: ExitStack | None = None
+    check_again: Callable[[], None] | None = None
+    unfinished: list[UnfinishedCondition] = field(default_factory=list)
+    _results: dict[int, ConditionResult] = field(default_factory=dict)
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """The conditions, in the report's order."""
+        return [condition for condition, _ in self.plan]
+
+    @property
+    def results(self) -> list[ConditionResult]:
+        """What came out of each condition so far, in the report's order."""
+        return [self.result(number) for number in range(len(self.plan))]
+
+    def result(self, number: int) -> ConditionResult:
+        """What came out of a condition so far; its alpha is known by now.
+
+        Args:
+            number: the condition's place in the plan, which is its data loader's.
+        """
+        return self._results.setdefault(number, ConditionResult(self.plan[number][0]))
+
+
+def session_of(trainer: L.Trainer) -> Session:
+    """The Trainer's session; a new one for a Trainer that has none yet."""
+    found = getattr(trainer, "session", None)
+    if found is None:
+        found = trainer.session = Session()  # type: ignore[attr-defined]
+    assert isinstance(found, Session)
+    return found
+
+
+def data_of(trainer: L.Trainer) -> Any:
+    """The Trainer's datamodule, which Lightning sets when the work begins."""
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def is_trial(trainer: L.Trainer) -> bool:
+    """Whether it is a trial run of a batch each (``--trainer.fast_dev_run``), which leaves nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def sampled_rows(trainer: L.Trainer) -> list[dict[str, Any]]:
+    """The rows that are sampled of every condition, as the datamodule planned them."""
+    return [row for batch in data_of(trainer).batches for row in batch]

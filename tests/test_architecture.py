@@ -1,0 +1,51 @@
+"""The order of the packages: each imports only from those before it, and the core does without Lightning."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gradsteer"
+SHARED = {"version", "records", "locks", "progress", "provenance"}
+ENTRANCES = {"__init__", "__main__"}  # they hand on to whatever a command or a name needs
+ORDER = [
+    "data", "models", "vectors", "steering", "attribution", "generation", "evaluation", "reports", "forecast", "judges",
+    "trainer", "cli", "export", "demo",
+]  # fmt: skip
+
+
+def rank(parts: tuple[str, ...]) -> int:
+    """A module's place in the order; -1 for what all share."""
+    return -1 if parts[0] in SHARED else ORDER.index(parts[0])
+
+
+def test_packages_import_only_from_those_before_them():
+    flat = {path.stem for path in PACKAGE.glob("*.py")}
+    assert flat == SHARED | ENTRANCES
+    upward = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = path.relative_to(PACKAGE).with_suffix("").parts
+        if module[0] in ENTRANCES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                parts = tuple(name.split(".")[1:])
+                if not name.startswith("gradsteer."):
+                    continue
+                if rank(parts) > rank(module):
+                    upward.append(f"{'/'.join(module)} imports {name}")
+                if module[0] == "trainer" and {module[1], *parts[1:2]} == {"modules", "callbacks"}:
+                    upward.append(f"{'/'.join(module)} imports {name}: modules and callbacks share the session only")
+    assert not upward, "\n".join(upward)
+
+
+@pytest.mark.parametrize("package", ["vectors", "steering", "attribution"])
+def test_the_core_does_without_lightning(package):
+    modules = [f"gradsteer.{package}"]
+    modules += [f"gradsteer.{package}.{path.stem}" for path in (PACKAGE / package).glob("[a-z]*.py")]
+    code = f"import {', '.join(modules)}, sys; sys.exit(any('lightning' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
