@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradsteer.attribution.pile_gradient import Batch, PileGradient
+from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import EncodedExample
+from gradsteer.models.batches import Batch, running
 
 
 class Accumulator:
@@ -91,7 +92,8 @@ class Accumulator:
         added: set[str] = set()
         try:
             batch = self.make_batch(examples)
-            with self.pile.running(batch), self.pile.sums.collecting(skip, self._factors) as added, torch.enable_grad():
+            collecting = self.pile.sums.collecting(skip, self._factors)
+            with running(batch, *self.pile.models), collecting as added, torch.enable_grad():
                 self.backward(
                     self.pile.objective(
                         batch, sources=sources, coefficient=self._coefficient, count=self._count,

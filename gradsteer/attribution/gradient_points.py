@@ -16,7 +16,8 @@ import torch
 from numpy.polynomial.legendre import Legendre
 from torch import Tensor, nn
 
-from gradsteer.attribution.pile_gradient import Batch, PileGradient
+from gradsteer.attribution.pile_gradient import PileGradient
+from gradsteer.models.batches import Batch
 from gradsteer.models.fingerprints import weights_digest
 from gradsteer.models.parallel import settle, shard, shard_like, sum_over_shards
 from gradsteer.steering.weight_steering import rewritten

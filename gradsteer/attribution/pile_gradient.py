@@ -7,19 +7,17 @@ files or Trainers.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from gradsteer.attribution.gradient_sums import GradientSum
 from gradsteer.attribution.reductions import PileTotals, Reduction, example_weights
+from gradsteer.models.batches import Batch, running
 from gradsteer.models.losses import Reference, example_losses
-from gradsteer.models.packing import Pack, attending, pack_losses
-
-Batch = Mapping[str, Any] | Pack
+from gradsteer.models.packing import Pack, pack_losses
 
 
 class PileGradient:
@@ -53,26 +51,17 @@ class PileGradient:
     ) -> None:
         example_weights(torch.ones(1, dtype=torch.int64), reduction)  # refuses an unknown reduction at once
         self.model, self.reduction, self.head_chunk, self.reference = model, reduction, head_chunk, reference
+        self.models = [model] if reference is None else [model, reference.model]
         self.totals = PileTotals()
         self._spoilt = False
         self.sums = GradientSum(model, parameters, squares=squares)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss (nats) and number of labelled tokens of each example of a batch or a pack, inside `running`."""
+        """Summed loss (nats) and number of labelled tokens of each example of a batch, inside `running`."""
         if isinstance(batch, Pack):
             sums = pack_losses(self.model, batch, head_chunk=self.head_chunk, reference=self.reference)
             return sums, batch.counts
         return example_losses(self.model, batch, reference=self.reference)
-
-    @contextmanager
-    def running(self, batch: Batch) -> Iterator[None]:
-        """Within the block the model can run a batch forward and backward: a pack's segments see themselves only."""
-        with ExitStack() as stack:
-            if isinstance(batch, Pack):
-                stack.enter_context(attending(self.model, batch))
-                if self.reference is not None:
-                    stack.enter_context(attending(self.reference.model, batch))
-            yield
 
     def add(
         self,
@@ -99,7 +88,7 @@ class PileGradient:
         Raises:
             ValueError: a loss or a gradient is not finite; names the example.
         """
-        with self.running(batch), self.sums.collecting(factors=factors), torch.enable_grad():
+        with running(batch, *self.models), self.sums.collecting(factors=factors), torch.enable_grad():
             objective = self.objective(batch, sources=sources, coefficient=coefficient, count=count)
             objective.backward()
         return self.check_norm(batch, sources=sources)
@@ -170,7 +159,7 @@ class PileGradient:
         """The first example of a batch whose own gradient is not finite, found by running them one by one."""
         for row in range(len(batch.lengths if isinstance(batch, Pack) else batch["labels"])):
             single = batch.alone(row) if isinstance(batch, Pack) else {k: v[row : row + 1] for k, v in batch.items()}
-            with self.running(single), self.sums.differentiating() as parameters, torch.enable_grad():
+            with running(single, *self.models), self.sums.differentiating() as parameters, torch.enable_grad():
                 gradients = torch.autograd.grad(self.losses(single)[0].sum(), parameters, allow_unused=True)
             if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
                 return row

@@ -5,24 +5,19 @@ verdicts, files or Trainers.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradsteer.data.batching import plan_batches, share_of_rank
-from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
-from gradsteer.models.losses import cross_entropy, precise
-from gradsteer.models.packing import Pack, attending, pack_logits, pack_token_losses, plan_packs
-from gradsteer.models.packing_check import why_not_packs
+from gradsteer.data.batching import share_of_rank
+from gradsteer.data.chat import EncodedExample
+from gradsteer.models.batches import Batch, BatchLayout, labelled_logits, running, token_losses
+from gradsteer.models.losses import precise
 from gradsteer.models.parallel import gathered
 
-# logits at a time in the chunked head: 128 MB of float32
-_HEAD_ENTRIES = 1 << 25
 _CPU_TOKEN_BUDGET, _DEVICE_TOKEN_BUDGET = 2048, 16384
-_PADDED_BATCH = 16
 
 Nuclei = list[Tensor]  # of each batch (entries, 2): a labelled position and a token in its nucleus
 
@@ -67,21 +62,17 @@ class ResponseScorer:
         if not examples:
             raise ValueError("there are no responses to score; accepted: at least one")
         self.model, self.examples, self.temperature, self.top_p = model, list(examples), temperature, top_p
-        self._pad, self._world_size = pad_token_id, world_size
-        self.device = next(model.parameters()).device
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        self._head_chunk: int | None = max(64, _HEAD_ENTRIES // vocabulary)
-        probe = self.examples[:2]
-        self.packs = why_not_packs(model, probe, head_chunk=1) is None
-        if not self.packs and why_not_packs(model, probe) is None:
-            self.packs, self._head_chunk = True, None
-        lengths = [len(example.input_ids) for example in self.examples]
-        budget = _CPU_TOKEN_BUDGET if self.device.type == "cpu" else _DEVICE_TOKEN_BUDGET
+        self._world_size = world_size
+        self.layout = BatchLayout.of(model, self.examples[:2], pad_token_id=pad_token_id)
         # a nucleus sorts all logits of a batch
-        budget = token_budget or (budget if top_p == 1 else budget // 8)
-        plan = plan_packs(lengths, budget) if self.packs else plan_batches(lengths, _PADDED_BATCH)
+        default = _CPU_TOKEN_BUDGET if self.layout.device.type == "cpu" else _DEVICE_TOKEN_BUDGET
+        budget = token_budget or (default if top_p == 1 else default // 8)
+        plan = self.layout.plan([len(example.input_ids) for example in self.examples], budget)
         plan += [[]] * (-len(plan) % world_size)  # where weights are split, processes meet in every forward pass
-        self._batches = [(indices, self._batch(indices)) for indices in share_of_rank(plan, rank, world_size)]
+        self._batches = [
+            (indices, self.layout.make([self.examples[index] for index in indices]))
+            for indices in share_of_rank(plan, rank, world_size)
+        ]
 
     def __len__(self) -> int:
         """Batches that this process runs in a pass."""
@@ -110,7 +101,10 @@ class ResponseScorer:
         found: list[tuple[list[int], list[float]]] = []
         for number, (indices, batch) in enumerate(self._batches):
             if self.top_p == 1:
-                losses, owners = self._losses(batch)
+                with running(batch, self.model):
+                    losses, owners = token_losses(
+                        self.model, batch, head_chunk=self.layout.head_chunk, temperature=self.temperature
+                    )
                 values = -losses.double()
             else:
                 logits, targets, owners = self._logits(batch)
@@ -142,36 +136,10 @@ class ResponseScorer:
             found.append(_nucleus(logits, self.top_p).scatter(1, targets[:, None], True).nonzero())
         return found
 
-    def _batch(self, indices: Sequence[int]) -> Pack | dict[str, Tensor]:
-        # a process that has run out takes part with a sequence whose loss is not counted
-        nothing = EncodedExample([self._pad, self._pad], [IGNORE_INDEX, IGNORE_INDEX])
-        chosen = [self.examples[index] for index in indices] or [nothing]
-        if self.packs:
-            return Pack.of(chosen, self.device)
-        return {key: value.to(self.device) for key, value in collate(chosen, self._pad).items()}
-
-    def _losses(self, batch: Pack | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(labelled,) nats of the labelled tokens, and whose each is."""
-        if isinstance(batch, Pack):
-            with attending(self.model, batch):
-                losses = pack_token_losses(self.model, batch, head_chunk=self._head_chunk, temperature=self.temperature)
-                return losses, batch.owners
-        logits, targets, owners = self._logits(batch)  # these are divided by the temperature already
-        return cross_entropy(logits, targets), owners
-
-    def _logits(self, batch: Pack | dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """``logits / temperature`` (labelled, vocabulary), the tokens (labelled,) and whose each is (labelled,)."""
-        with attending(self.model, batch) if isinstance(batch, Pack) else nullcontext():
-            if isinstance(batch, Pack):
-                logits, targets, owners = pack_logits(self.model, batch), batch.targets, batch.owners
-            else:
-                output = self.model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                )
-                following = batch["labels"][:, 1:]
-                counted = following != IGNORE_INDEX
-                logits, targets = output.logits[:, :-1][counted], following[counted]
-                owners = counted.nonzero()[:, 0]
+        with running(batch, self.model):
+            logits, targets, owners = labelled_logits(self.model, batch)
         return precise(logits) / self.temperature, targets, owners
 
 

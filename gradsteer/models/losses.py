@@ -69,6 +69,15 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, direction: KLDirecti
     return functional.kl_div(other, base, reduction="none", log_target=True).sum(dim=-1)
 
 
+def position_losses(
+    logits: Tensor, targets: Tensor, compared: Tensor | None, reference: Reference | None, temperature: float = 1.0
+) -> Tensor:
+    """(positions,): the cross-entropy of the targets, or the divergence from a reference's logits where given."""
+    if reference is None or compared is None:
+        return cross_entropy(logits, targets, temperature)
+    return kl_divergence(logits, compared, reference.direction, temperature)
+
+
 def precise(logits: Tensor) -> Tensor:
     """Logits in float32, or in float64 where they are."""
     return logits if logits.dtype == torch.float64 else logits.float()

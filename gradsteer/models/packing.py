@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample
-from gradsteer.models.losses import Reference, cross_entropy, kl_divergence
+from gradsteer.models.losses import Reference, position_losses
 from gradsteer.models.segment_attention import NAME, segment_attention, segments
 
 
@@ -162,7 +162,7 @@ def pack_token_losses(
         if reference is not None:
             with torch.no_grad():
                 compared = pack_logits(reference.model, pack)
-        return _losses(logits, pack.targets, compared, reference, temperature)
+        return position_losses(logits, pack.targets, compared, reference, temperature)
     return _chunked(model, pack, head_chunk, reference, temperature)
 
 
@@ -227,18 +227,10 @@ def _head_losses(
     if reference is not None and reference_hidden is not None:
         with torch.no_grad():
             compared = _head(reference.model, reference_hidden)
-    return _losses(_head(model, hidden), targets, compared, reference, temperature)
+    return position_losses(_head(model, hidden), targets, compared, reference, temperature)
 
 
 def _head(model: Any, hidden: Tensor) -> Tensor:
     logits: Tensor = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def _losses(
-    logits: Tensor, targets: Tensor, compared: Tensor | None, reference: Reference | None, temperature: float
-) -> Tensor:
-    if reference is None or compared is None:
-        return cross_entropy(logits, targets, temperature)
-    return kl_divergence(logits, compared, reference.direction, temperature)

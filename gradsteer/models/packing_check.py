@@ -1,7 +1,9 @@
 """Whether a model takes packs: a check on a few short examples that packing changes nothing."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from gradsteer.models.parallel import is_split_model, settle
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 5e-2
 _PROBE_TOKENS = 48
+# of each model, by what else the answer depends on
+_ANSWERS: WeakKeyDictionary[Any, dict[tuple[Any, ...], str | None]] = WeakKeyDictionary()
 
 
 def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk: int | None = None) -> str | None:
@@ -24,6 +28,9 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
     small, so the check costs no copy of the model. Where the weights are split over processes the losses alone are
     compared, by all processes alike.
 
+    A model's answer is remembered: it depends on how the model computes, not on its weights' values or the examples.
+    Only a check that saw no finite loss above 0 says nothing, and is made again.
+
     Args:
         model: a causal LM in eval mode.
         examples: of the piles; up to three are used, and one twice where there is but one: leaks need two.
@@ -32,6 +39,20 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
     Returns:
         None where packs give the same; otherwise the reason, for a message.
     """
+    parameter = next(model.parameters())
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    key = (attention, head_chunk, parameter.dtype, parameter.device, model.training)
+    answers = _ANSWERS.setdefault(model, {})
+    if key not in answers:
+        plain_norm, reason = _compare(model, examples, head_chunk)
+        if not (reason is not None or 0 < plain_norm < math.inf):
+            return None  # the run itself will say which example is bad
+        answers[key] = reason
+    return answers[key]
+
+
+def _compare(model: Any, examples: Sequence[EncodedExample], head_chunk: int | None) -> tuple[float, str | None]:
+    """The norm of what padded batches gave, and why packs do not give the same."""
     short = [_shortened(example) for example in (examples if len(examples) > 1 else [*examples, *examples])[:3]]
     device = next(model.parameters()).device
     split = is_split_model(model)
@@ -47,16 +68,17 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
             with attending(model, pack):
                 packed = _observe(pack_losses(model, pack, head_chunk=head_chunk), vectors)
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+        return math.nan, f"{type(error).__name__}: {error}"
     finally:
         for parameter, flag in zip(vectors, required, strict=True):
             parameter.requires_grad_(flag)
         settle(model)
-    if not bool(torch.isfinite(plain).all()):
-        return None  # the run itself will say which example is bad
-    difference = float((packed - plain).norm() / plain.norm().clamp(min=1e-30))
+    norm = float(plain.norm())
+    if not math.isfinite(norm):
+        return norm, None
+    difference = float((packed - plain).norm()) / max(norm, 1e-30)
     tolerance = _TOLERANCE.get(next(model.parameters()).dtype, _HALF_TOLERANCE)
-    return None if difference <= tolerance else f"packs differ from padded batches by {difference:.1e}"
+    return norm, None if difference <= tolerance else f"packs differ from padded batches by {difference:.1e}"
 
 
 @torch.no_grad()

@@ -199,7 +199,7 @@ def bigram_world(temperature):
     generator = torch.Generator().manual_seed(1)
     vector = SteeringVector({"head.weight": torch.randn(6, 6, generator=generator, dtype=torch.float64)})
     scorer = ResponseScorer(model, examples, temperature=temperature)
-    assert not scorer.packs
+    assert not scorer.layout.packs
     return model, vector, tokens, Forecaster(responses, scorer)
 
 

@@ -1,6 +1,7 @@
 """Log-probabilities of whole responses, in a world so small that every response can be listed."""
 
 import copy
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_the_probabilities_of_all_responses_sum_to_1_and_are_the_exact_ones(temp
     assert len(RESPONSES) == 1 + 4 + 16 * 5
     model = small_llama()
     scorer = scorer_of(model, temperature, top_p)
-    assert scorer.packs
+    assert scorer.layout.packs
     with steered(model, direction_of(model), alpha):
         found = scorer.log_probs().reshape(len(PROMPTS), -1)
         exact = [exact_log_probs(model, prompt, temperature, top_p) for prompt in PROMPTS]
@@ -180,17 +181,17 @@ def gpt2(dtype):
 def test_neither_packs_nor_batches_nor_chunks_change_a_score(monkeypatch, dtype, bound, top_p):
     model, examples = gpt2(dtype), ragged_examples(23)
     whole = ResponseScorer(model, examples, temperature=0.7, top_p=top_p)
-    assert whole.packs
+    assert whole.layout.packs
     assert len(whole) == 1
     expected = whole.log_probs(sampled_here=True)
     found = [ResponseScorer(model, [e], temperature=0.7, top_p=top_p).log_probs(sampled_here=True)[0] for e in examples]
     cut = ResponseScorer(model, examples, temperature=0.7, top_p=top_p, token_budget=30)
     assert len(cut) > 5
-    cut._head_chunk = 3
+    cut.layout = replace(cut.layout, head_chunk=3)
     backwards = ResponseScorer(model, examples[::-1], temperature=0.7, top_p=top_p, token_budget=64)
-    monkeypatch.setattr("gradsteer.forecast.scoring.why_not_packs", lambda *_, **__: "no packs here")
+    monkeypatch.setattr("gradsteer.models.batches.why_not_packs", lambda *_, **__: "no packs here")
     padded = ResponseScorer(model, examples, temperature=0.7, top_p=top_p, pad_token_id=5)
-    assert not padded.packs
+    assert not padded.layout.packs
     assert len(padded) == 2
     others = [found, cut.log_probs(sampled_here=True), backwards.log_probs(sampled_here=True)[::-1]]
     for other in [*others, padded.log_probs(sampled_here=True)]:

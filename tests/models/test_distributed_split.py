@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ class ChunkedHead(AttributionModule):
     """Takes the head in chunks, which larger vocabularies ask for."""
 
     def make_accumulator(self, *, squares):
-        self._head_chunk = CHUNK
+        self.layout = replace(self.layout, head_chunk=CHUNK)
         return super().make_accumulator(squares=squares)
 
 
@@ -98,7 +99,7 @@ def gradients_of(name, spec, out, *, split=False, mesh=(2, 1), **data):
     callbacks = [VectorWriter(str(out), {"v": ["odd", "single"]}), PartialSums(str(out), every_minutes=0)]
     trainer_of(*callbacks, **strategy).attribute(module, PileDataModule(piles, token_budget=40, **data))
     assert is_split_model(module.model) == split
-    assert module._packs == (OPTIONS[options].get("packing") != "off"), "packs are refused"
+    assert module.layout.packs == (OPTIONS[options].get("packing") != "off"), "packs are refused"
     return module
 
 

@@ -6,6 +6,7 @@ from test_pile_gradient import autograd_oracle, relative_error
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import EncodedExample, collate
+from gradsteer.models.batches import BatchLayout, labelled_logits, running, token_losses
 from gradsteer.models.packing import Pack, attending, pack_losses, plan_packs
 from gradsteer.models.packing_check import why_not_packs
 from gradsteer.models.segment_attention import NAME, segment_attention
@@ -130,6 +131,61 @@ def test_packs_are_those_of_a_plain_first_fit_decreasing():
                 room[fitting] -= lengths[index]
         fullest = sorted(range(len(packs)), key=lambda number: (room[number], number))
         assert plan_packs(lengths, 24) == [packs[number] for number in fullest]
+
+
+def test_a_model_is_checked_once(llama, monkeypatch):
+    """Whatever the examples; a check that saw no loss says nothing and is made again."""
+    runs = []
+    llama.register_forward_hook(lambda *_: runs.append(None))
+    examples = ragged_examples(6)
+    unlabelled = [EncodedExample([3, 4], [-100, -100])] * 2
+    assert BatchLayout.of(llama, unlabelled).packs
+    assert len(runs) == 2  # padded and packed
+    runs.clear()
+    for count in (6, 1, 3):
+        layout = BatchLayout.of(llama, examples[:count])
+        assert layout.packs
+        assert layout.head_chunk
+    assert len(runs) == 2
+    monkeypatch.setattr("gradsteer.models.packing_check.pack_losses", lambda *a, **k: 2 * pack_losses(*a, **k))
+    assert BatchLayout.of(llama, examples).packs
+    other = BatchLayout.of(tiny_llama(), examples)  # another model, though of the same weights
+    assert "packs differ from padded batches by 1.0e+00" in other.reason
+    assert not other.packs
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_batch_of_no_examples_scores_nothing(llama, packing):
+    layout = BatchLayout.of(llama, ragged_examples(2), packing=packing)
+    assert layout.packs == packing
+    batch = layout.make([])
+    with running(batch, llama):
+        losses, owners = token_losses(llama, batch, head_chunk=layout.head_chunk)
+    assert len(losses) == len(owners) == 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_head_runs_at_labelled_positions_alone(name):
+    model, examples = build(name), ragged_examples(5)
+    batch = collate(examples, 0)
+    following = batch["labels"][:, 1:]
+    counted = following != -100
+    rows = []
+    model.get_output_embeddings().register_forward_hook(lambda _head, inputs, _: rows.append(inputs[0][0].shape[0]))
+    logits, targets, owners = labelled_logits(model, batch)
+    assert rows == [int(counted.sum())]
+    whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1][counted]
+    torch.testing.assert_close(logits, whole, rtol=1e-5, atol=1e-6)
+    assert targets.tolist() == following[counted].tolist()
+    assert owners.tolist() == [row for row, count in enumerate(counted.sum(1).tolist()) for _ in range(count)]
+
+
+def test_a_model_whose_head_cannot_be_cut_runs_it_whole(llama, monkeypatch):
+    batch = collate(ragged_examples(4), 0)
+    expected = labelled_logits(llama, batch)[0]
+    for head in (None, torch.nn.Linear(16, VOCABULARY)):  # no module, and one that the forward pass does not call
+        monkeypatch.setattr(llama, "get_output_embeddings", lambda head=head: head)
+        torch.testing.assert_close(labelled_logits(llama, batch)[0], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_segment_sees_its_own_tokens_only(llama):

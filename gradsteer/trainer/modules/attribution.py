@@ -2,16 +2,16 @@
 
 import json
 import os
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.attribution.accumulation import Accumulator
-from gradsteer.attribution.pile_gradient import Batch, PileGradient
+from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Wanted
-from gradsteer.data.chat import EncodedExample, collate, template_digest, tokenizer_digest
+from gradsteer.data.chat import EncodedExample, template_digest, tokenizer_digest
+from gradsteer.models.batches import BatchLayout
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.models.loading import (
     check_model_path,
@@ -22,8 +22,7 @@ from gradsteer.models.loading import (
     train_without_dropout,
 )
 from gradsteer.models.losses import Reference
-from gradsteer.models.packing import Pack
-from gradsteer.models.packing_check import is_random, why_not_packs
+from gradsteer.models.packing_check import is_random
 from gradsteer.models.parallel import is_split_model, load_split
 from gradsteer.models.parameter_selection import select_parameters
 from gradsteer.provenance import provenance
@@ -33,8 +32,6 @@ from gradsteer.trainer.modules.memory_plan import attribution_plan
 from gradsteer.trainer.modules.summing import SummingModule
 from gradsteer.vectors.weight_diff import named_weights
 
-# logits at a time in the chunked head: 128 MB of float32
-_HEAD_ENTRIES = 1 << 25
 # to be raised with every change of what is summed: partial and finished sums of other versions are not mixed with it
 SUMMING_VERSION = 1
 
@@ -129,8 +126,6 @@ class AttributionModule(SummingModule):
         self.fingerprint = ""
         self._loss_text: str = loss
         self._chosen: list[str] = []
-        self._packs = False
-        self._head_chunk: int | None = None
         self._base_weights: dict[str, torch.Tensor] = {}
 
     def configure_model(self) -> None:
@@ -186,8 +181,7 @@ class AttributionModule(SummingModule):
         if self.options.need_base:
             self._base_weights = named_weights(self._load(str(self.base)))
         self.points = self.options.make(self._base_weights, self._chosen)
-        if self.packing == "auto":
-            self._choose_packs()
+        self.layout = self._choose_layout()
         self._plan_memory()
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
         self.layouts = [self._layout(index) for index in range(len(self.parts))]
@@ -196,21 +190,19 @@ class AttributionModule(SummingModule):
         """What the checks before the run look at: the same examples with and without permutations."""
         return [example for part in self.parts if not part.is_permuted for example in part.examples[:2]]
 
-    def _choose_packs(self) -> None:
+    def _choose_layout(self) -> BatchLayout:
         """Packs where a check on examples of all piles says that they change nothing; says so where not."""
-        examples = self._probed_examples()
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        chunk = max(64, _HEAD_ENTRIES // vocabulary)
-        # a divergence magnifies rounding where the two are close: the models are checked one by one
-        models = [self.model] if self.reference_model is None else [self.model, self.reference_model]
-        for head_chunk in (chunk, None):
-            # a chunk of 1 runs the same code on the few positions of the check
-            reasons = [why_not_packs(model, examples, head_chunk=1 if head_chunk else None) for model in models]
-            if not any(reasons):
-                self._packs, self._head_chunk = True, head_chunk
-                return
-        reason = next(filter(None, reasons))
-        rank_zero_warn(f"{type(self.model).__name__} runs padded batches of like lengths instead of packs: {reason}")
+        layout = BatchLayout.of(
+            self.model,
+            self._probed_examples(),
+            reference=self.reference_model,
+            pad_token_id=int(self.tokenizer.pad_token_id),
+            packing=self.packing == "auto",
+        )
+        if layout.reason is not None:
+            name = type(self.model).__name__
+            rank_zero_warn(f"{name} runs padded batches of like lengths instead of packs: {layout.reason}")
+        return layout
 
     def _plan_memory(self) -> None:
         """Says what the run will hold, against what the device has, before anything is computed."""
@@ -219,8 +211,8 @@ class AttributionModule(SummingModule):
             [example for part in self.parts for example in part.examples],
             parameters=self._chosen,
             token_budget=self._datamodule().budget(),
-            head_chunk=self._head_chunk,
-            packs=self._packs,
+            head_chunk=self.layout.head_chunk,
+            packs=self.layout.packs,
             shards=self.trainer.world_size if is_split_model(self.model) else 1,
             forward=self.trainer.precision_plugin.forward_context(),
             mixed="mixed" in str(self.trainer.precision),
@@ -233,12 +225,6 @@ class AttributionModule(SummingModule):
 
     def _reference(self) -> Reference | None:
         return None if self.reference_model is None else Reference(self.reference_model, self.kl_direction)
-
-    def _batch(self, examples: Sequence[EncodedExample]) -> Batch:
-        if self._packs:
-            return Pack.of(examples, self.device)
-        padded = collate(list(examples), int(self.tokenizer.pad_token_id))
-        return {key: value.to(self.device) for key, value in padded.items()}
 
     def on_test_model_eval(self) -> None:
         """Eval mode; with gradient checkpointing train mode, which transformers asks for, if no dropout is active."""
@@ -258,11 +244,11 @@ class AttributionModule(SummingModule):
             self.model,
             reduction="sum" if squares else self.reduction,
             parameters=self._chosen,
-            head_chunk=self._head_chunk,
+            head_chunk=self.layout.head_chunk,
             reference=None if squares else self._reference(),
             squares=squares,
         )
-        return Accumulator(pile, self._batch, self.manual_backward)
+        return Accumulator(pile, self.layout.make, self.manual_backward)
 
     def fresh_accumulator(self) -> Accumulator:
         """An accumulator of gradients in place of the loop's, once that is done: one set of sums at a time."""
@@ -284,7 +270,7 @@ class AttributionModule(SummingModule):
         """Digest of how a part's sums are come by, to which partial sums belong."""
         num_batches = int(self.trainer.num_test_batches[index])
         split = is_split_model(self.model)
-        layout = [self._datamodule().budget(), self._packs, num_batches, self.trainer.world_size, split]
+        layout = [self._datamodule().budget(), self.layout.packs, num_batches, self.trainer.world_size, split]
         return text_digest(json.dumps(layout))[:32]
 
     def describe(self, wanted: Wanted) -> dict[str, str]:

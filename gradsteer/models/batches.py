@@ -1,0 +1,179 @@
+"""Batches of a causal LM: packs where it takes them, padded rows otherwise, and how either is run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from gradsteer.data.batching import plan_batches
+from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
+from gradsteer.models.losses import Reference, position_losses
+from gradsteer.models.packing import Pack, attending, pack_logits, pack_token_losses, plan_packs
+from gradsteer.models.packing_check import why_not_packs
+
+Batch = Mapping[str, Any] | Pack
+
+# logits at a time in the chunked head: 128 MB of float32
+_HEAD_ENTRIES = 1 << 25
+_PADDED_BATCH = 16
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How a model runs sequences. `BatchLayout.of` chooses it.
+
+    Example::
+
+        layout = BatchLayout.of(model, examples)
+        for indices in layout.plan([len(example.input_ids) for example in examples], token_budget=2048):
+            batch = layout.make([examples[index] for index in indices])
+            with torch.no_grad(), running(batch, model):
+                losses, owners = token_losses(model, batch, head_chunk=layout.head_chunk)
+
+    Attributes:
+        packs: sequences lie end to end in one row, each attending to itself; otherwise they are padded on the right.
+        head_chunk: for packs, positions at a time in the head and its loss; None for all of them.
+        device: of the model.
+        pad_token_id: fills padded batches.
+        reason: why there are padded batches where packs were wanted.
+    """
+
+    packs: bool
+    head_chunk: int | None
+    device: torch.device
+    pad_token_id: int = 0
+    reason: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        examples: Sequence[EncodedExample],
+        *,
+        reference: Any = None,
+        pad_token_id: int = 0,
+        packing: bool = True,
+    ) -> Self:
+        """Chooses packs, with a chunked head where possible, if a check says that they change nothing.
+
+        The check runs once for each model; see `why_not_packs`.
+
+        Args:
+            model: a causal LM in eval mode.
+            examples: what will run, for the check.
+            reference: a second model that will run the same batches.
+            pad_token_id: fills padded batches.
+            packing: False for padded batches in any case.
+        """
+        device = next(model.parameters()).device
+        if not packing:
+            return cls(False, None, device, pad_token_id)
+        chunk = max(64, _HEAD_ENTRIES // model.get_output_embeddings().weight.shape[0])
+        # a divergence magnifies rounding where the two are close: the models are checked one by one
+        models = [model] if reference is None else [model, reference]
+        reasons: list[str | None] = []
+        for head_chunk in (chunk, None):
+            # a chunk of 1 runs the same code on the few positions of the check
+            reasons = [why_not_packs(each, examples, head_chunk=1 if head_chunk else None) for each in models]
+            if not any(reasons):
+                return cls(True, head_chunk, device, pad_token_id)
+        return cls(False, None, device, pad_token_id, next(filter(None, reasons)))
+
+    def plan(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Shares sequences out over batches.
+
+        Args:
+            lengths: tokens of each sequence.
+            token_budget: the most tokens in a pack; padded batches hold 16 sequences of like lengths.
+
+        Returns:
+            The indices into `lengths`, each once; the largest batches first.
+        """
+        return plan_packs(lengths, token_budget) if self.packs else plan_batches(lengths, _PADDED_BATCH)
+
+    def make(self, examples: Sequence[EncodedExample]) -> Batch:
+        """A batch of examples, on the model's device; of none, one that scores nothing.
+
+        A process that has run out of examples takes part in a forward pass with the latter.
+        """
+        nothing = EncodedExample([self.pad_token_id] * 2, [IGNORE_INDEX] * 2)
+        chosen = list(examples) or [nothing]
+        if self.packs:
+            return Pack.of(chosen, self.device)
+        return {key: value.to(self.device) for key, value in collate(chosen, self.pad_token_id).items()}
+
+
+@contextmanager
+def running(batch: Batch, *models: Any) -> Iterator[None]:
+    """Within the block the models can run a batch forward and backward: a pack's segments see themselves only."""
+    with ExitStack() as stack:
+        if isinstance(batch, Pack):
+            for model in models:
+                stack.enter_context(attending(model, batch))
+        yield
+
+
+def token_losses(
+    model: Any,
+    batch: Batch,
+    *,
+    head_chunk: int | None = None,
+    reference: Reference | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The loss of every labelled token of a batch, inside `running` of the model and the reference.
+
+    Args:
+        model: a causal LM.
+        batch: see `BatchLayout.make`.
+        head_chunk: see `gradsteer.models.packing.pack_losses`.
+        reference: take the divergence from it instead of the cross-entropy.
+        temperature: divides the logits.
+
+    Returns:
+        losses: (labelled,) nats, differentiable; owners: (labelled,) the example of each.
+    """
+    if isinstance(batch, Pack):
+        losses = pack_token_losses(model, batch, head_chunk=head_chunk, reference=reference, temperature=temperature)
+        return losses, batch.owners
+    logits, targets, owners = labelled_logits(model, batch)
+    compared = None
+    if reference is not None:
+        with torch.no_grad():
+            compared = labelled_logits(reference.model, batch)[0]
+    return position_losses(logits, targets, compared, reference, temperature), owners
+
+
+def labelled_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits that predict each labelled token of a batch, inside `running`.
+
+    The head runs at these positions alone, except for models that do not call their output embeddings on one hidden
+    state a token.
+
+    Returns:
+        logits: (labelled, vocabulary), differentiable; targets: (labelled,) token ids; owners: (labelled,) the example
+        of each.
+    """
+    if isinstance(batch, Pack):
+        return pack_logits(model, batch), batch.targets, batch.owners
+    following = batch["labels"][:, 1:]
+    counted = following != IGNORE_INDEX
+
+    def keep_labelled(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        hidden, *others = inputs
+        return (hidden[:, :-1][counted][None], *others) if hidden.shape[:2] == batch["labels"].shape else None
+
+    head: nn.Module | None = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(keep_labelled)
+    try:
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        logits: Tensor = model(**inputs).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    # one row of fewer positions than a row of the batch has, where the hook ran
+    whole = logits.shape[:2] == batch["labels"].shape
+    return logits[:, :-1][counted] if whole else logits[0], following[counted], counted.nonzero()[:, 0]
