@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
-from gradsteer.models.losses import Reference, position_losses
+from gradsteer.models.losses import Reference, padded_logits, position_losses
 from gradsteer.models.packing import Pack, attending, pack_logits, pack_token_losses, plan_packs
 from gradsteer.models.packing_check import why_not_packs
 
@@ -150,30 +150,10 @@ def token_losses(
 def labelled_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The logits that predict each labelled token of a batch, inside `running`.
 
-    The head runs at these positions alone, except for models that do not call their output embeddings on one hidden
-    state a token.
-
     Returns:
         logits: (labelled, vocabulary), differentiable; targets: (labelled,) token ids; owners: (labelled,) the example
         of each.
     """
     if isinstance(batch, Pack):
         return pack_logits(model, batch), batch.targets, batch.owners
-    following = batch["labels"][:, 1:]
-    counted = following != IGNORE_INDEX
-
-    def keep_labelled(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        hidden, *others = inputs
-        return (hidden[:, :-1][counted][None], *others) if hidden.shape[:2] == batch["labels"].shape else None
-
-    head: nn.Module | None = model.get_output_embeddings()
-    handle = None if head is None else head.register_forward_pre_hook(keep_labelled)
-    try:
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        logits: Tensor = model(**inputs).logits
-    finally:
-        if handle is not None:
-            handle.remove()
-    # one row of fewer positions than a row of the batch has, where the hook ran
-    whole = logits.shape[:2] == batch["labels"].shape
-    return logits[:, :-1][counted] if whole else logits[0], following[counted], counted.nonzero()[:, 0]
+    return padded_logits(model, batch)

@@ -115,18 +115,55 @@ def example_losses(
     Padding never changes the result: padded keys are masked from attention and padded labels are ``-100``.
 
     Args:
-        model: a causal LM whose forward takes ``input_ids``, ``attention_mask`` and gives ``.logits``.
+        model: a causal LM whose forward takes ``input_ids``, ``attention_mask`` and ``use_cache``, and gives
+            ``.logits``.
         batch: ``input_ids``, ``attention_mask`` and ``labels``, each (batch, tokens), padded on the right.
         reference: take the divergence from it instead of the cross-entropy.
 
     Returns:
         sums: (batch,) in nats, differentiable; counts: (batch,) int64.
     """
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    logits, targets, owners = padded_logits(model, batch)
     compared = None
     if reference is not None:
         with torch.no_grad():
-            compared = reference.model(**inputs).logits, reference.direction
-    sums = token_losses(model(**inputs).logits, batch["labels"], compared).sum(dim=1)
-    counts = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
-    return sums, counts
+            compared = padded_logits(reference.model, batch)[0]
+    losses = position_losses(logits, targets, compared, reference)
+    num_examples = len(batch["labels"])
+    sums = torch.zeros(num_examples, dtype=losses.dtype, device=losses.device).index_add(0, owners, losses)
+    return sums, torch.bincount(owners, minlength=num_examples)
+
+
+def padded_logits(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits that predict each labelled token of a padded batch.
+
+    The head runs at these positions alone, so that logits of the others take neither time nor memory. Where a model
+    does not call its output embeddings on one hidden state a token, the head runs everywhere.
+
+    Args:
+        model: see `example_losses`.
+        batch: see `example_losses`. The labels are aligned with the input ids: the logits at position ``t - 1`` predict
+            the label at ``t``.
+
+    Returns:
+        logits: (labelled, vocabulary), differentiable; targets: (labelled,) token ids; owners: (labelled,) the example
+        of each.
+    """
+    labels = batch["labels"]
+    counted = labels[:, 1:] != IGNORE_INDEX
+
+    def keep_labelled(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        hidden, *others = inputs
+        return (hidden[:, :-1][counted][None], *others) if hidden.shape[:2] == labels.shape else None
+
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    handle = None if head is None else head.register_forward_pre_hook(keep_labelled)
+    try:
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        logits: Tensor = model(**inputs).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    # with the hook there is one row, and it is shorter than a row of the batch was if that had one row
+    kept = logits[:, :-1][counted] if logits.shape[:2] == labels.shape else logits[0]
+    return kept, labels[:, 1:][counted], counted.nonzero()[:, 0]

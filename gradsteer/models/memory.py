@@ -178,7 +178,6 @@ def plan_memory(
     activation_bytes_per_token: float,
     other_bytes: int = 0,
     shards: int = 1,
-    packs: bool = True,
 ) -> MemoryPlan:
     """Plans the memory of an attribution on one device.
 
@@ -191,9 +190,7 @@ def plan_memory(
 
     *Logits.* Three numbers a position and word of the vocabulary, in float32 (float64 for float64): when
     cross-entropy is differentiated, the log-probabilities, the gradient by them and the gradient by the logits exist at
-    once; the forward pass, with logits in the compute dtype and their float32 copy, has less. Padded batches also have
-    logits of all tokens in the compute dtype: in the forward pass beside the copies, and in the backward pass as two
-    gradients of that size.
+    once; the forward pass, with logits in the compute dtype and their float32 copy, has less.
 
     Args:
         model: a causal LM; its values are not read (the meta device will do).
@@ -205,7 +202,6 @@ def plan_memory(
         other_bytes: of whatever else lies on the device: a reference model, the originals of rewritten weights, the
             half-precision copy of the weights under autocast (2 bytes a weight).
         shards: processes that the weights are split over.
-        packs: whether packs run; otherwise padded batches.
     """
     everything = dict(model.named_parameters())
     covered = {name: everything[name] for name in parameters}
@@ -226,7 +222,7 @@ def plan_memory(
         buffers=-(-sums // shards),
         gradients=gradients,
         activations=round(token_budget * activation_bytes_per_token),
-        logits=head.shape[0] * _bytes_a_word(head.element_size(), chunk, None if packs else token_budget),
+        logits=3 * head.shape[0] * chunk * max(head.element_size(), 4),
         other=other_bytes,
         gathered=gathered,
         available=available_bytes(device, held=weights),
@@ -262,16 +258,6 @@ def size(num_bytes: float) -> str:
 
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _bytes_a_word(element: int, labelled: int, all_tokens: int | None) -> int:
-    """Bytes of logits and their kin for each word of the vocabulary; see `plan_memory`."""
-    scored = max(element, 4)
-    differentiating = 3 * labelled * scored
-    if all_tokens is None:
-        return differentiating
-    copies = labelled * (element + scored + (scored if scored > element else 0))
-    return max(differentiating, all_tokens * element + copies, (2 * all_tokens + labelled) * element)
 
 
 def _gradients_in_flight(model: Any, covered: dict[str, nn.Parameter], *, chunked: bool) -> int:

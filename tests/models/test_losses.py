@@ -29,6 +29,19 @@ def test_half_precision_logits_are_scored_in_float32():
     assert token_losses(torch.randn(1, 3, 5).bfloat16(), torch.ones(1, 3, dtype=torch.long)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_at_labelled_positions_changes_neither_losses_nor_gradients(tied):
+    model, batch = tiny_llama(tied=tied), collate(ragged_examples(6), 0)
+    sums, counts = example_losses(model, batch)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    plain = token_losses(logits, batch["labels"]).sum(1)
+    torch.testing.assert_close(sums, plain, rtol=1e-12, atol=0)
+    parameters = list(model.parameters())
+    ours, theirs = (torch.autograd.grad(loss.sum() / counts.sum(), parameters) for loss in (sums, plain))
+    for found, expected in zip(ours, theirs, strict=True):
+        assert float((found - expected).norm()) <= 1e-12 * float(expected.norm())
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_no_loss(llama, side):
     examples = ragged_examples(5)

@@ -175,7 +175,6 @@ def test_gradients_logits_and_parts():
     assert a_plan(untied).logits == 3 * 4 * 50 * VOCABULARY
     assert a_plan(untied, head_chunk=7).logits == 3 * 4 * 7 * VOCABULARY
     assert a_plan(untied, head_chunk=700).logits == 3 * 4 * 50 * VOCABULARY
-    assert a_plan(untied, packs=False).logits == 4 * (2 * 100 + 50) * VOCABULARY
     whole, parts = a_plan(untied), a_plan(untied, shards=4, other_bytes=5)
     assert parts.weights == -(-whole.weights // 4)
     assert parts.buffers == -(-whole.buffers // 4)
@@ -222,7 +221,7 @@ def test_the_plan_is_what_is_allocated(packs, head_chunk, checkpointing, tied, d
     per_token = activation_bytes_per_token(model, examples, parameters=names(model), packs=packs)
     plan = plan_memory(
         model, parameters=names(model), token_budget=512, labelled_tokens=4 * 127, head_chunk=head_chunk,
-        activation_bytes_per_token=per_token, packs=packs,
+        activation_bytes_per_token=per_token,
     )  # fmt: skip
     pile = PileGradient(model, head_chunk=head_chunk)
     batch = Pack.of(examples) if packs else collate(examples, 0)

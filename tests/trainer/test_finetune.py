@@ -117,6 +117,19 @@ def test_the_loss_is_the_mean_over_labelled_tokens(experiment, ragged):
     assert len(watch.losses) == 3
 
 
+def test_the_head_runs_at_labelled_positions_alone(experiment, ragged):
+    rows = []
+    module = FinetuneModule(str(experiment / "base"), optimizer=sgd(0.0))
+    module.configure_model()
+    module.model.lm_head.register_forward_hook(lambda _head, inputs, _logits: rows.append(inputs[0].shape[1]))
+    data = ChatDataModule(str(ragged), validation=str(ragged), batch_size=3)
+    watch = fit(module, data, max_epochs=1)
+    counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in watch.batches]
+    assert len(rows) == 2 * len(counts)  # training, then validation
+    assert rows[: len(counts)] == counts
+    assert sum(rows[len(counts) :]) == sum(counts)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_dropout_is_on_during_fit(gpt2, ragged, dropout):
     """from_pretrained gives eval mode, which Lightning would keep."""

@@ -57,5 +57,4 @@ def attribution_plan(
         activation_bytes_per_token=activations,
         other_bytes=other // shards,
         shards=shards,
-        packs=packs,
     )
