@@ -4,7 +4,7 @@
 
 There is no optimizer; k = 1 is steering with V itself. The k steps from the anchor come to ``alpha`` times the mean of
 the contrasts along the way, and that mean is what is given: steering with it at the same alpha is where the k steps
-end. Knows of models and gradients; knows nothing of files or Trainers.
+end.
 """
 
 import math
@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gradsteer.attribution.accumulation import Accumulator
+from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.reductions import PileTotals
 from gradsteer.data.chat import EncodedExample
+from gradsteer.models.batches import Batch
 from gradsteer.steering.weight_steering import rewritten
 
 Batches = Sequence[tuple[Sequence[EncodedExample], list[str]]]
@@ -26,16 +27,22 @@ class ContrastGradient:
     """``grad L_PLUS - grad L_MINUS`` at whatever weights the model has, with one set of sums for both.
 
     Args:
-        accumulator: of the model's gradients; all that is in its sums is lost.
+        pile: of the model; all that is in its sums is lost.
+        make_batch: of some examples, such as `BatchLayout.make`.
         plus: the PLUS pile's examples and their sources, as many at once as memory holds.
         minus: the MINUS pile's.
         tick: called after every batch.
     """
 
     def __init__(
-        self, accumulator: Accumulator, plus: Batches, minus: Batches, tick: Callable[[], None] = lambda: None
+        self,
+        pile: PileGradient,
+        make_batch: Callable[[Sequence[EncodedExample]], Batch],
+        plus: Batches,
+        minus: Batches,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
-        self.accumulator, self.plus, self.minus, self.tick = accumulator, plus, minus, tick
+        self.pile, self.make_batch, self.plus, self.minus, self.tick = pile, make_batch, plus, minus, tick
         self.losses: dict[str, float] = {}
 
     def __call__(self) -> Mapping[str, Tensor]:
@@ -48,7 +55,7 @@ class ContrastGradient:
         Raises:
             ValueError: a loss or a gradient is not finite; names the example.
         """
-        sums = self.accumulator.pile.sums
+        sums = self.pile.sums
         sums.zero()
         # (S_PLUS n_MINUS / n_PLUS - S_MINUS) / n_MINUS: to divide the losses instead would cost gradients in half
         # precision that the plain sums keep
@@ -65,15 +72,14 @@ class ContrastGradient:
         """What a pile's average divides its sums by."""
         examples = [example for batch, _ in batches for example in batch]
         totals = PileTotals(len(examples), sum(example.num_target_tokens for example in examples))
-        return totals.divisor(self.accumulator.pile.reduction)
+        return totals.divisor(self.pile.reduction)
 
     def _add(self, side: Literal["plus", "minus"], batches: Batches, coefficient: float) -> None:
         """Adds a pile to the sums."""
-        pile = self.accumulator.pile
+        pile = self.pile
         pile.totals = PileTotals()
-        self.accumulator.at(0, coefficient=coefficient, factors=None, count=True)
         for examples, sources in batches:
-            self.accumulator.add(examples, sources)
+            pile.add(self.make_batch(examples), sources=sources, coefficient=coefficient)
             self.tick()
         assert pile.totals.divisor(pile.reduction) == self._divisor(batches), "an example without a target token"
         self.losses[side] = pile.totals.mean_token_loss or 0.0

@@ -2,12 +2,14 @@
 
 The formula is the project's note's, with three readings of its average: see `gradsteer.attribution.reductions`.
 Gradients are summed into float32 buffers whatever the compute dtype and divided once, when the pile ends. Of a model
-that is split over processes each process sums the part that it holds. Knows of models and batches; knows nothing of
-files or Trainers.
+that is split over processes each process sums the part that it holds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from gradsteer.attribution.gradient_sums import GradientSum
 from gradsteer.attribution.reductions import PileTotals, Reduction, example_weights
-from gradsteer.models.batches import Batch, running
+from gradsteer.models.batches import Batch, lengths_of, part_of, running
 from gradsteer.models.losses import Reference, example_losses
 from gradsteer.models.packing import Pack, pack_losses
 
@@ -37,6 +39,7 @@ class PileGradient:
         head_chunk: for packs, positions at a time in the head and its cross-entropy; see `pack_losses`.
         reference: take the gradient of the divergence from this model instead of the cross-entropy.
         squares: sum squared gradients; see `GradientSum`.
+        backward: runs the backward pass of an objective.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class PileGradient:
         head_chunk: int | None = None,
         reference: Reference | None = None,
         squares: bool = False,
+        backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
         example_weights(torch.ones(1, dtype=torch.int64), reduction)  # refuses an unknown reduction at once
         self.model, self.reduction, self.head_chunk, self.reference = model, reduction, head_chunk, reference
         self.models = [model] if reference is None else [model, reference.model]
         self.totals = PileTotals()
+        self.backward, self.most_tokens = backward, sys.maxsize
         self._spoilt = False
         self.sums = GradientSum(model, parameters, squares=squares)
 
@@ -67,12 +72,15 @@ class PileGradient:
         self,
         batch: Batch,
         *,
-        sources: list[str] | None = None,
+        sources: Sequence[str] | None = None,
         coefficient: float = 1.0,
         factors: Mapping[str, Tensor] | None = None,
         count: bool = True,
+        point: int = 0,
     ) -> float:
         """Adds a batch's gradients to the sums. The parameters do not change.
+
+        Where memory runs out it goes on in halves, and later batches start at the smaller size.
 
         Args:
             batch: a `Pack`, or ``input_ids``, ``attention_mask``, ``labels``: (batch, tokens), padded on the right;
@@ -81,84 +89,114 @@ class PileGradient:
             coefficient: what the gradients are multiplied by; see `gradsteer.attribution.gradient_points`.
             factors: what they are multiplied by element by element, parameter name -> tensor of its shape.
             count: count the batch in `totals`: once for each batch, at whichever point.
+            point: where the totals have objectives: add the weighted sum of the losses, without the coefficient, to the
+                one at this index.
 
         Returns:
-            The norm of the batch's summed gradient.
+            The norm of the batch's summed gradient (of halves: the root of their squares' sum).
 
         Raises:
-            ValueError: a loss or a gradient is not finite; names the example.
+            ValueError: a loss or a gradient is not finite, or memory does not hold a single example; names the example.
+                Or memory ran out where the weights are split over processes, which would have to go on in halves
+                together.
         """
-        with running(batch, *self.models), self.sums.collecting(factors=factors), torch.enable_grad():
-            objective = self.objective(batch, sources=sources, coefficient=coefficient, count=count)
-            objective.backward()
-        return self.check_norm(batch, sources=sources)
+        setting = _Setting(coefficient, factors, count, point)
+        names = sources or [f"{row} of the batch" for row in range(len(lengths_of(batch)))]
+        return self._add(batch, names, setting, frozenset())
+
+    def _add(self, batch: Batch, sources: Sequence[str], setting: "_Setting", skip: Set[str]) -> float:
+        """See `add`.
+
+        When memory runs out in the middle of a backward pass, some parameters have their gradient already: the halves
+        skip those, so that nothing is lost and nothing is counted twice.
+        """
+        lengths = lengths_of(batch)
+        num_tokens = sum(lengths)
+        if len(lengths) == 1 or num_tokens <= self.most_tokens:
+            added = self._attempt(batch, sources, setting, skip)
+            if added is None:
+                norm = self.sums.pop_norm()
+                if not math.isfinite(norm):
+                    self._refuse(batch, sources)
+                return norm
+            if len(lengths) == 1:
+                raise ValueError(f"out of memory on one example alone ({sources[0]}, {num_tokens} tokens)")
+            if self.sums.is_split:
+                raise ValueError(f"out of memory on {num_tokens} tokens at once; lower --data.token_budget")
+            self.most_tokens, skip = num_tokens // 2, skip | added
+            torch.cuda.empty_cache()
+            warnings.warn(
+                f"out of memory with {num_tokens} tokens at once: going on with {self.most_tokens}", stacklevel=3
+            )
+        half = (len(lengths) + 1) // 2
+        halves = [(0, half), (half, len(lengths))]
+        return math.hypot(*(self._add(part_of(batch, *each), sources[slice(*each)], setting, skip) for each in halves))
+
+    def _attempt(self, batch: Batch, sources: Sequence[str], setting: "_Setting", skip: Set[str]) -> set[str] | None:
+        """Runs a batch at once.
+
+        Returns:
+            None where it went well. Where memory ran out: the parameters whose gradient was added before; nothing of
+            the pass is counted, and nothing of it is held any more.
+        """
+        before = replace(self.totals, objectives=list(self.totals.objectives))
+        added: set[str] = set()
+        try:
+            collecting = self.sums.collecting(skip, setting.factors)
+            with running(batch, *self.models), collecting as added, torch.enable_grad():
+                self.backward(
+                    self.objective(
+                        batch,
+                        sources=sources,
+                        coefficient=setting.coefficient,
+                        count=setting.count,
+                        point=setting.point,
+                    )
+                )
+        except torch.OutOfMemoryError:
+            self.totals = before
+            self.sums.pop_norm()
+            return added
+        return None
 
     def objective(
-        self,
-        batch: Batch,
-        *,
-        sources: list[str] | None = None,
-        coefficient: float = 1.0,
-        count: bool = True,
-        point: int | None = None,
+        self, batch: Batch, *, sources: Sequence[str], coefficient: float = 1.0, count: bool = True, point: int = 0
     ) -> Tensor:
-        """The weighted sum of the batch's losses, whose gradient is added; counts it in `totals`.
-
-        Args:
-            batch: see `add`.
-            sources: see `add`.
-            coefficient: see `add`.
-            count: see `add`.
-            point: note the sum (without the coefficient) in the totals' objectives at this index.
-
-        Raises:
-            ValueError: a loss is not finite; names the example.
-        """
+        """The weighted sum of the batch's losses, whose gradient is added; counts it in `totals`. See `add`."""
         sums, counts = self.losses(batch)
         if not bool(torch.isfinite(sums).all()):
             row = int((~torch.isfinite(sums)).nonzero()[0])
-            raise ValueError(f"the loss of {_source(sources, row)} is {float(sums.detach()[row])}, not finite")
+            raise ValueError(f"the loss of example {sources[row]} is {float(sums.detach()[row])}, not finite")
         if count:
             self.totals.num_examples += int((counts > 0).sum())
             self.totals.num_tokens += int(counts.sum())
             self.totals.token_loss_sum += float(sums.detach().double().sum())
         objective = (example_weights(counts, self.reduction, sums.dtype) * sums).sum()
-        if point is not None:
+        if self.totals.objectives:
             self.totals.objectives[point] += float(objective.detach())
         return objective if coefficient == 1 else coefficient * objective
 
-    def check_norm(self, batch: Batch, *, sources: list[str] | None = None) -> float:
-        """The norm of the last backward pass.
+    def _refuse(self, batch: Batch, sources: Sequence[str]) -> NoReturn:
+        """Says which example of a batch, whose gradient was added, is not finite; from now on `average` refuses, too.
 
         Raises:
-            ValueError: it is not finite; names the example, found by running the batch's examples one by one.
-        """
-        norm = self.sums.pop_norm()
-        if not math.isfinite(norm):
-            self.refuse(batch, sources)
-        return norm
-
-    def refuse(self, batch: Batch, sources: list[str] | None = None) -> NoReturn:
-        """Says which example of a batch, whose gradient was added, is not finite.
-
-        Raises:
-            ValueError: always; from now on `average` refuses, too.
+            ValueError: always.
         """
         self._spoilt = True
         if self.sums.is_split:  # a search would need all processes to search the same batch
-            raise ValueError(f"a gradient among the batches beside {_source(sources, 0)} holds NaN or Inf")
+            raise ValueError(f"a gradient among the batches beside example {sources[0]} holds NaN or Inf")
         try:
             row = self._bad_example(batch)
         except torch.OutOfMemoryError:
             row = None
         if row is not None:
-            raise ValueError(f"the gradient of {_source(sources, row)} holds NaN or Inf")
-        raise ValueError(f"the gradient of the batch that starts with {_source(sources, 0)} is not finite")
+            raise ValueError(f"the gradient of example {sources[row]} holds NaN or Inf")
+        raise ValueError(f"the gradient of the batch that starts with example {sources[0]} is not finite")
 
     def _bad_example(self, batch: Batch) -> int | None:
         """The first example of a batch whose own gradient is not finite, found by running them one by one."""
-        for row in range(len(batch.lengths if isinstance(batch, Pack) else batch["labels"])):
-            single = batch.alone(row) if isinstance(batch, Pack) else {k: v[row : row + 1] for k, v in batch.items()}
+        for row in range(len(lengths_of(batch))):
+            single = part_of(batch, row, row + 1)
             with running(single, *self.models), self.sums.differentiating() as parameters, torch.enable_grad():
                 gradients = torch.autograd.grad(self.losses(single)[0].sum(), parameters, allow_unused=True)
             if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
@@ -176,5 +214,11 @@ class PileGradient:
         return self.sums.mean(self.totals.divisor(self.reduction))
 
 
-def _source(sources: list[str] | None, row: int) -> str:
-    return f"example {sources[row]}" if sources else f"example {row} of the batch"
+@dataclass(frozen=True)
+class _Setting:
+    """How a batch is added; see `PileGradient.add`."""
+
+    coefficient: float
+    factors: Mapping[str, Tensor] | None
+    count: bool
+    point: int

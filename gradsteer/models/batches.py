@@ -19,6 +19,7 @@ Batch = Mapping[str, Any] | Pack
 # logits at a time in the chunked head: 128 MB of float32
 _HEAD_ENTRIES = 1 << 25
 _PADDED_BATCH = 16
+_PADDED_KEYS = ("input_ids", "attention_mask", "labels")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,22 @@ class BatchLayout:
         if self.packs:
             return Pack.of(chosen, self.device)
         return {key: value.to(self.device) for key, value in collate(chosen, self.pad_token_id).items()}
+
+
+def lengths_of(batch: Batch) -> list[int]:
+    """Tokens of each example of a batch, without padding."""
+    if isinstance(batch, Pack):
+        return list(batch.lengths)
+    lengths: list[int] = batch["attention_mask"].sum(dim=1).tolist()
+    return lengths
+
+
+def part_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Some of a batch's examples, from start up to stop, as a batch of their own."""
+    if isinstance(batch, Pack):
+        return batch.part(start, stop)
+    longest = max(lengths_of(batch)[start:stop])
+    return {key: value[start:stop, :longest] for key, value in batch.items() if key in _PADDED_KEYS}
 
 
 @contextmanager

@@ -52,17 +52,17 @@ class Pack:
         input_ids, position_ids, targets, predictors, owners = (tensor.to(device) for tensor in tensors)
         return cls(input_ids, position_ids, targets, predictors, owners, lengths)
 
-    def alone(self, segment: int) -> Self:
-        """A pack of one of the segments."""
-        start, length = sum(self.lengths[:segment]), self.lengths[segment]
-        mine = self.owners == segment
+    def part(self, start: int, stop: int) -> Self:
+        """A pack of some of the segments, from start up to stop."""
+        first, last = sum(self.lengths[:start]), sum(self.lengths[:stop])
+        mine = (self.owners >= start) & (self.owners < stop)
         return type(self)(
-            self.input_ids[:, start : start + length],
-            self.position_ids[:, start : start + length],
+            self.input_ids[:, first:last],
+            self.position_ids[:, first:last],
             self.targets[mine],
-            self.predictors[mine] - start,
-            torch.zeros_like(self.owners[mine]),
-            (length,),
+            self.predictors[mine] - first,
+            self.owners[mine] - start,
+            self.lengths[start:stop],
         )
 
     @property

@@ -166,7 +166,7 @@ def test_a_reference_close_to_the_model_still_runs_in_packs(experiment, piles, t
     load_tokenizer(str(experiment / "anchor")).save_pretrained(tmp_path)
     module = AttributionModule(str(experiment / "anchor"), loss="kl", kl_direction="reverse", reference=str(tmp_path))
     trainer_of().attribute(module, PileDataModule({"x": str(piles["x"])}))
-    assert module.layout.packs
+    assert module.batch_layout.packs
 
 
 def test_gradients_made_at_other_points_are_not_contrasted():

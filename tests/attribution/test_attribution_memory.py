@@ -10,7 +10,6 @@ from test_attribution_module import Averages
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
 
 from gradsteer.__main__ import main
-from gradsteer.attribution.accumulation import Accumulator
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.models.packing import Pack
 from gradsteer.trainer.datamodules.piles import PileDataModule
@@ -133,13 +132,12 @@ def test_gradient_checkpointing_is_refused_where_a_hidden_dropout_would_be_activ
 
 
 @pytest.fixture
-def accumulator():
-    model = tiny_llama(dtype=torch.float32)
-    return Accumulator(PileGradient(model, reduction="sum"), Pack.of)
+def pile():
+    return PileGradient(tiny_llama(dtype=torch.float32), reduction="sum")
 
 
-def test_a_gradient_that_is_not_finite_is_refused_where_memory_does_not_suffice_to_find_it(accumulator, monkeypatch):
-    pile, examples = accumulator.pile, ragged_examples(4)
+def test_a_gradient_that_is_not_finite_is_refused_where_memory_does_not_suffice_to_find_it(pile, monkeypatch):
+    examples = ragged_examples(4)
     weight = pile.model.model.layers[0].mlp.up_proj.weight
     handle = weight.register_hook(lambda gradient: gradient * float("nan"))
 
@@ -148,14 +146,14 @@ def test_a_gradient_that_is_not_finite_is_refused_where_memory_does_not_suffice_
 
     monkeypatch.setattr(torch.autograd, "grad", full)
     with pytest.raises(ValueError, match="the gradient of the batch that starts with example a is not finite"):
-        accumulator.add(examples, ["a", "b", "c", "d"])
+        pile.add(Pack.of(examples), sources=["a", "b", "c", "d"])
     handle.remove()
     with pytest.raises(ValueError, match="hold a gradient that was refused"):
         pile.average()
 
 
-def test_a_parameter_whose_hook_ran_out_of_memory_is_added_again(accumulator, monkeypatch):
-    pile, examples = accumulator.pile, ragged_examples(4)
+def test_a_parameter_whose_hook_ran_out_of_memory_is_added_again(pile, monkeypatch):
+    examples = ragged_examples(4)
     name = "model.layers.0.mlp.up_proj.weight"
     failing, norm = [True], torch.linalg.vector_norm
 
@@ -167,20 +165,19 @@ def test_a_parameter_whose_hook_ran_out_of_memory_is_added_again(accumulator, mo
 
     monkeypatch.setattr(torch.linalg, "vector_norm", vector_norm)
     with pytest.warns(UserWarning, match="out of memory"):
-        accumulator.add(examples, list("abcd"))
+        pile.add(Pack.of(examples), sources=list("abcd"))
     plain = PileGradient(tiny_llama(dtype=torch.float32), reduction="sum")
     plain.add(Pack.of(examples))
     for key, expected in plain.average().items():
         torch.testing.assert_close(pile.average()[key], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_pass_that_broke_off_is_not_held_while_its_halves_run(accumulator):
-    pile, alive, objective = accumulator.pile, [], PileGradient.objective
-    made = []
+def test_a_pass_that_broke_off_is_not_held_while_its_halves_run(pile):
+    alive, made, objective = [], [], pile.objective
 
     def noting(*args, **options):
         alive.append(sum(reference() is not None for reference in made))
-        result = objective(pile, *args, **options)
+        result = objective(*args, **options)
         made.append(weakref.ref(result))
         return result
 
@@ -193,8 +190,8 @@ def test_a_pass_that_broke_off_is_not_held_while_its_halves_run(accumulator):
             raise torch.OutOfMemoryError("simulated")
         tensor.backward()
 
-    accumulator.backward = backward
+    pile.backward = backward
     with pytest.warns(UserWarning, match="out of memory"):
-        accumulator.add(ragged_examples(4), list("abcd"))
+        pile.add(Pack.of(ragged_examples(4)))
     assert len(alive) >= 3
     assert not any(alive)

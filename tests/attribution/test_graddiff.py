@@ -10,7 +10,6 @@ from test_attribution_module import assert_as_before, trainer_of
 from test_attribution_options import encoded, line, models, piles, refused  # noqa: F401 (fixtures)
 from test_pile_gradient import autograd_oracle, relative_error
 
-from gradsteer.attribution.accumulation import Accumulator
 from gradsteer.attribution.graddiff import ContrastGradient, graddiff
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import collate
@@ -46,8 +45,8 @@ def in_batches(examples, size=2):
 
 def contrast_of(model, *, make_batch=None, reduction="example", **options):
     pile = PileGradient(model, reduction=reduction)
-    accumulator = Accumulator(pile, make_batch or (lambda examples: collate(list(examples), 0)))
-    return ContrastGradient(accumulator, in_batches(PLUS), in_batches(MINUS), **options)
+    make_batch = make_batch or (lambda examples: collate(list(examples), 0))
+    return ContrastGradient(pile, make_batch, in_batches(PLUS), in_batches(MINUS), **options)
 
 
 def load(directory, name):

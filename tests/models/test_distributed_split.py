@@ -63,9 +63,9 @@ CHUNK = 5
 class ChunkedHead(AttributionModule):
     """Takes the head in chunks, which larger vocabularies ask for."""
 
-    def make_accumulator(self, *, squares):
-        self.layout = replace(self.layout, head_chunk=CHUNK)
-        return super().make_accumulator(squares=squares)
+    def make_pile(self, *, squares):
+        self.batch_layout = replace(self.batch_layout, head_chunk=CHUNK)
+        return super().make_pile(squares=squares)
 
 
 def measured(step):
@@ -99,7 +99,7 @@ def gradients_of(name, spec, out, *, split=False, mesh=(2, 1), **data):
     callbacks = [VectorWriter(str(out), {"v": ["odd", "single"]}), PartialSums(str(out), every_minutes=0)]
     trainer_of(*callbacks, **strategy).attribute(module, PileDataModule(piles, token_budget=40, **data))
     assert is_split_model(module.model) == split
-    assert module.layout.packs == (OPTIONS[options].get("packing") != "off"), "packs are refused"
+    assert module.batch_layout.packs == (OPTIONS[options].get("packing") != "off"), "packs are refused"
     return module
 
 

@@ -6,7 +6,7 @@ from test_pile_gradient import autograd_oracle, relative_error
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import EncodedExample, collate
-from gradsteer.models.batches import BatchLayout, labelled_logits, running, token_losses
+from gradsteer.models.batches import BatchLayout, labelled_logits, lengths_of, part_of, running, token_losses
 from gradsteer.models.packing import Pack, attending, pack_losses, plan_packs
 from gradsteer.models.packing_check import why_not_packs
 from gradsteer.models.segment_attention import NAME, segment_attention
@@ -213,14 +213,18 @@ def test_a_pack_without_a_target_counts_for_nothing(llama):
     assert all(buffer.abs().sum() == 0 for buffer in pile.sums.buffers.values())
 
 
-def test_a_segment_alone_is_the_pack_of_its_example():
-    examples = ragged_examples(3)
-    pack = Pack.of(examples)
-    for index, example in enumerate(examples):
-        alone, expected = pack.alone(index), Pack.of([example])
-        for field in ("input_ids", "position_ids", "targets", "predictors", "owners"):
-            assert torch.equal(getattr(alone, field), getattr(expected, field))
-        assert alone.lengths == expected.lengths
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_part_of_a_batch_is_the_batch_of_its_examples(llama, packing):
+    examples = ragged_examples(4)
+    layout = BatchLayout.of(llama, examples, packing=packing)
+    whole = layout.make(examples)
+    assert lengths_of(whole) == [len(example.input_ids) for example in examples]
+    for start, stop in [(0, 1), (1, 2), (1, 3), (2, 4), (0, 4)]:
+        part, expected = part_of(whole, start, stop), layout.make(examples[start:stop])
+        part, expected = (vars(each) if packing else each for each in (part, expected))
+        assert part.keys() == expected.keys()
+        for field, value in expected.items():
+            assert part[field] == value if field == "lengths" else torch.equal(part[field], value), field
 
 
 def test_a_bad_example_in_a_pack_is_named():

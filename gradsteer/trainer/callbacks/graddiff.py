@@ -150,16 +150,15 @@ class GradDiffBaseline(L.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         piles = {pile.name: pile for pile in data.piles}
         plus, minus = (_batches(piles[pile], data.budget()) for pile in self.contrasts[name])
-        accumulator = pl_module.fresh_accumulator()
-        buffers = accumulator.pile.sums.buffers
-        first = {key: tensor.to(buffers[key]) for key, tensor in vector.items()}
+        pile, make_batch = pl_module.fresh_pile(), pl_module.batch_layout.make
+        first = {key: tensor.to(pile.sums.buffers[key]) for key, tensor in vector.items()}
         # a file keeps every drawing of a bar as a line
         shown, terminal = trainer.progress_bar_callback is not None, sys.stdout.isatty()
         with Tqdm(
             desc=title, total=(steps - 1) * (len(plus) + len(minus)), disable=not shown, leave=not terminal,
             mininterval=0.1 if terminal else 60.0, file=sys.stdout, dynamic_ncols=True,
         ) as bar:  # fmt: skip
-            contrast = ContrastGradient(accumulator, plus, minus, bar.update)
+            contrast = ContrastGradient(pile, make_batch, plus, minus, bar.update)
 
             def after_step(step: int) -> None:
                 bar.set_postfix_str(f"step {step} of {steps}")

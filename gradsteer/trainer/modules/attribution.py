@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from gradsteer.attribution.accumulation import Accumulator
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.chat import EncodedExample, template_digest, tokenizer_digest
@@ -181,7 +180,7 @@ class AttributionModule(SummingModule):
         if self.options.need_base:
             self._base_weights = named_weights(self._load(str(self.base)))
         self.points = self.options.make(self._base_weights, self._chosen)
-        self.layout = self._choose_layout()
+        self.batch_layout = self._choose_layout()
         self._plan_memory()
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
         self.layouts = [self._layout(index) for index in range(len(self.parts))]
@@ -211,8 +210,8 @@ class AttributionModule(SummingModule):
             [example for part in self.parts for example in part.examples],
             parameters=self._chosen,
             token_budget=self._datamodule().budget(),
-            head_chunk=self.layout.head_chunk,
-            packs=self.layout.packs,
+            head_chunk=self.batch_layout.head_chunk,
+            packs=self.batch_layout.packs,
             shards=self.trainer.world_size if is_split_model(self.model) else 1,
             forward=self.trainer.precision_plugin.forward_context(),
             mixed="mixed" in str(self.trainer.precision),
@@ -238,22 +237,17 @@ class AttributionModule(SummingModule):
         """Names of the parameters that gradients are taken of."""
         return self._chosen
 
-    def make_accumulator(self, *, squares: bool) -> Accumulator:
-        """What adds up gradients, or the squared ones of whole responses."""
-        pile = PileGradient(
+    def make_pile(self, *, squares: bool) -> PileGradient:
+        """What sums gradients, or the squared ones of whole responses."""
+        return PileGradient(
             self.model,
             reduction="sum" if squares else self.reduction,
             parameters=self._chosen,
-            head_chunk=self.layout.head_chunk,
+            head_chunk=self.batch_layout.head_chunk,
             reference=None if squares else self._reference(),
             squares=squares,
+            backward=self.manual_backward,
         )
-        return Accumulator(pile, self.layout.make, self.manual_backward)
-
-    def fresh_accumulator(self) -> Accumulator:
-        """An accumulator of gradients in place of the loop's, once that is done: one set of sums at a time."""
-        self._accumulator = None
-        return self.make_accumulator(squares=False)
 
     def _work_digest(self, index: int) -> str:
         """Digest of everything that decides a part's sums."""
@@ -270,7 +264,7 @@ class AttributionModule(SummingModule):
         """Digest of how a part's sums are come by, to which partial sums belong."""
         num_batches = int(self.trainer.num_test_batches[index])
         split = is_split_model(self.model)
-        layout = [self._datamodule().budget(), self.layout.packs, num_batches, self.trainer.world_size, split]
+        layout = [self._datamodule().budget(), self.batch_layout.packs, num_batches, self.trainer.world_size, split]
         return text_digest(json.dumps(layout))[:32]
 
     def describe(self, wanted: Wanted) -> dict[str, str]:

@@ -13,20 +13,20 @@ from typing import Any
 import lightning as L
 import torch
 
-from gradsteer.attribution.accumulation import Accumulator
 from gradsteer.attribution.gradient_points import AnchorPoint, Points, StraightPath
 from gradsteer.attribution.gradient_store import Assembly
 from gradsteer.attribution.partial_sums import PartialSum
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Part, Wanted
 from gradsteer.attribution.reductions import PileTotals, Reduction
+from gradsteer.models.batches import BatchLayout
 
 
 class SummingModule(L.LightningModule):
     """Sums gradients over the parts of the datamodule's piles, at every point, over all ranks.
 
-    A subclass sets `points`, `digests`, `layouts` and `num_points` in ``on_test_start`` and says what a pile's gradient
-    is.
+    A subclass sets `num_points`, and in ``on_test_start`` `batch_layout`, `points`, `digests` and `layouts`; it says
+    what a pile's gradient is.
     """
 
     reduction: Reduction = "example"
@@ -38,16 +38,24 @@ class SummingModule(L.LightningModule):
         self.points: Points = AnchorPoint()
         self.digests: list[str] = []
         self.layouts: list[str] = []
-        self._accumulator: Accumulator | None = None
+        self.batch_layout: BatchLayout
+        self._pile: PileGradient | None = None
+        self._setting: dict[str, Any] = {}
+        self._store: Assembly | None = None
         self._resumed: PartialSum | None = None
         self._skipping = False
         self._resume_at = 0
         self._at: tuple[int | None, ExitStack] | None = None
         self._started, self._num_tokens = 0.0, 0
 
-    def make_accumulator(self, *, squares: bool) -> Accumulator:
-        """What adds up gradients, or squared ones."""
+    def make_pile(self, *, squares: bool) -> PileGradient:
+        """What sums gradients, or squared ones."""
         raise NotImplementedError
+
+    def fresh_pile(self) -> PileGradient:
+        """Sums of gradients in place of the loop's, once that is done: one set of sums at a time."""
+        self._pile = None
+        return self.make_pile(squares=False)
 
     def describe(self, wanted: Wanted) -> dict[str, str]:
         """What the file of a finished sum says of itself."""
@@ -77,14 +85,14 @@ class SummingModule(L.LightningModule):
         is_last = batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]
         outputs: dict[str, Any] = {"loss": None, "norm": None, "progress": "resuming", "is_last": is_last, "sums": None}
         outputs["skipped"] = batch_idx < self._resume_at
-        accumulator = self._accumulator
-        assert accumulator is not None
+        pile = self._running_pile
         try:
             if not outputs["skipped"]:
-                self._move_to(batch["point"], accumulator)
-                outputs["norm"] = accumulator.add(batch["examples"], batch["sources"])
-                outputs["loss"] = accumulator.pile.totals.mean_token_loss
-                outputs["progress"] = self._progress(batch, accumulator)
+                self._move_to(batch["point"], pile.model)
+                made = self.batch_layout.make(batch["examples"])
+                outputs["norm"] = pile.add(made, sources=batch["sources"], **self._setting)
+                outputs["loss"] = pile.totals.mean_token_loss
+                outputs["progress"] = self._progress(batch, pile.totals)
             if is_last:
                 self.leave_point()
                 outputs["sums"] = self._finish_part() if self._resume_at < sys.maxsize else None
@@ -93,26 +101,27 @@ class SummingModule(L.LightningModule):
             raise
         return outputs
 
-    def _progress(self, batch: dict[str, Any], accumulator: Accumulator) -> str:
+    def _progress(self, batch: dict[str, Any], totals: PileTotals) -> str:
         self._num_tokens += sum(len(example.input_ids) for example in batch["examples"])
         rate = f"{self._num_tokens / (time.monotonic() - self._started):,.0f} tokens/s"
         if self.num_points > 1 and batch["point"] is not None:
             return f"point {batch['point'] + 1} of {self.num_points}, {rate}"
-        return f"{accumulator.pile.totals.num_examples} examples, {rate}"
+        return f"{totals.num_examples} examples, {rate}"
 
-    def _move_to(self, point: int | None, accumulator: Accumulator) -> None:
+    def _move_to(self, point: int | None, model: Any) -> None:
         """Gives the model the weights of a point; None is the anchor's own."""
         if self._at is not None and self._at[0] == point:
             return
         self.leave_point()
         stack = ExitStack()
-        if point is None:
-            accumulator.at(0, coefficient=1.0, factors=None, count=True)
-        else:
-            points = self.points
-            factors = stack.enter_context(points.at(accumulator.pile.model, point))
-            coefficient = points.coefficient(point)
-            accumulator.at(point, coefficient=coefficient, factors=factors, count=points.counts(point))
+        self._setting = {}
+        if point is not None:
+            self._setting = {
+                "factors": stack.enter_context(self.points.at(model, point)),
+                "coefficient": self.points.coefficient(point),
+                "count": self.points.counts(point),
+                "point": point,
+            }
         self._at = (point, stack)
 
     def leave_point(self) -> None:
@@ -131,22 +140,25 @@ class SummingModule(L.LightningModule):
 
     def partial_sum(self, next_batch: int) -> PartialSum:
         """The running part's sums so far, on this rank."""
-        return PartialSum(self._pile.sums.buffers, self._pile.totals, next_batch)
+        pile = self._running_pile
+        return PartialSum(pile.sums.buffers, pile.totals, next_batch)
 
     def assembly(self, output_dir: Path) -> Assembly:
-        """What puts the parts' sums together in a directory."""
-        return Assembly(output_dir, self.parts, self.digests, self.reduction)
+        """What puts the parts' sums together in a directory: one object for the run."""
+        if self._store is None or (self._store.output_dir, self._store.digests) != (output_dir, self.digests):
+            self._store = Assembly(output_dir, self.parts, self.digests, self.reduction)
+        return self._store
 
     @property
-    def _pile(self) -> PileGradient:
-        assert self._accumulator is not None
-        return self._accumulator.pile
+    def _running_pile(self) -> PileGradient:
+        assert self._pile is not None
+        return self._pile
 
     def _begin_part(self, dataloader_idx: int) -> None:
         squares = self.parts[dataloader_idx].squares
-        if self._accumulator is None or self._pile.sums.squares != squares:
-            self._accumulator = None  # one set of sums at a time
-            self._accumulator = self.make_accumulator(squares=squares)
+        if self._pile is None or self._pile.sums.squares != squares:
+            self._pile = None  # one set of sums at a time
+            self._pile = self.make_pile(squares=squares)
         pile = self._pile
         pile.sums.zero()
         on_path = isinstance(self.points, StraightPath) and not squares
@@ -161,7 +173,7 @@ class SummingModule(L.LightningModule):
 
     def _finish_part(self) -> PartialSum | None:
         """Sums over ranks; the whole is kept on rank 0 only."""
-        pile, strategy = self._pile, self.trainer.strategy
+        pile, strategy = self._running_pile, self.trainer.strategy
         if self.trainer.world_size > 1:
             if not pile.sums.is_split:  # sums that are split have been added up over ranks with every batch
                 for buffer in pile.sums.buffers.values():
