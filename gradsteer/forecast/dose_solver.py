@@ -1,16 +1,14 @@
-"""Finding the alpha of a dose: from a norm, a calibrated slope, a forecast curve or a divergence.
-
-Knows of vectors, a calibration, a forecaster and a divergence; knows nothing of files or Trainers.
-"""
+"""Finding the alpha of a dose: from a norm, a calibrated slope, a forecast curve or a divergence."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.forecaster import Direction, Forecaster
-from gradsteer.forecast.kl_budget import TokenDivergence, solve_budget
+from gradsteer.forecast.kl_budget import Statistic, solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.doses import Dose
 from gradsteer.vectors.contrast import Contrast
@@ -27,7 +25,8 @@ class DoseSolver:
         temperature: that responses are sampled at.
         top_p: that they are sampled with.
         forecaster: of the anchor's judged responses; None without them.
-        divergence: makes what measures divergences, when one is asked for.
+        text: gives the text on which divergences are taken, when one is asked for; the anchor is remembered on it.
+        statistic: of the divergences at its tokens.
     """
 
     model: Any
@@ -35,8 +34,9 @@ class DoseSolver:
     temperature: float
     top_p: float
     forecaster: Forecaster | None = None
-    divergence: Callable[[], TokenDivergence] | None = None
-    _measuring: TokenDivergence | None = field(default=None, init=False)
+    text: Callable[[], TextDivergence] | None = None
+    statistic: Statistic = "mean"
+    _measured: TextDivergence | None = field(default=None, init=False)
 
     def solve(
         self,
@@ -56,7 +56,7 @@ class DoseSolver:
             calibration: the direction's own slope; None where it is transformed, a sum, or was not calibrated.
             contrast: what the vector is a contrast of.
             direction: derivatives along the vector; None without a forecaster.
-            weights: gives the model the weights at an alpha.
+            weights: gives the model the weights at an alpha, rounded as those of the condition.
 
         Raises:
             ValueError: the dose cannot be computed; says what is wanting.
@@ -71,7 +71,7 @@ class DoseSolver:
         if dose.kind == "log_odds_shift":
             return self._shift(dose.value, calibration, contrast, direction)
         if dose.kind == "kl_budget":
-            return self._budget(dose.value, vector)
+            return self._budget(dose.value, vector, weights)
         if self.forecaster is None:
             raise ValueError("a target rate is solved on the forecast curve: give --forecasting.responses FILE")
         if direction is None:
@@ -102,14 +102,22 @@ class DoseSolver:
             "judged responses to take the slope from: --forecasting.responses FILE"
         )
 
-    def _budget(self, budget: float, vector: ParameterVector) -> float:
-        if self._measuring is None:
-            if self.divergence is None:
+    def _budget(
+        self, budget: float, vector: ParameterVector, weights: Callable[[float], AbstractContextManager[Any]]
+    ) -> float:
+        if self._measured is None:
+            if self.text is None:
                 raise ValueError("a divergence is taken on text, and there is none")
-            self._measuring = self.divergence()
-        measuring, norm = self._measuring, vector.norm()
+            text = self.text()
+            text.remember(self.model)
+            self._measured = text
+        text, norm = self._measured, vector.norm()
         if norm == 0:
             raise ValueError("the vector is zero: no alpha makes it diverge")
         sign = 1.0 if budget > 0 else -1.0
-        start = 1e-3 * self.theta_norm / norm
-        return sign * solve_budget(lambda alpha: measuring.measure(vector, sign * alpha), abs(budget), start=start)[0]
+
+        def measure(alpha: float) -> float:
+            with weights(sign * alpha):
+                return statistic_of(text.divergences(self.model), self.statistic)
+
+        return sign * solve_budget(measure, abs(budget), start=1e-3 * self.theta_norm / norm)[0]

@@ -1,110 +1,26 @@
-"""How far steered weights move the next-token distributions, and the alpha at which they have moved by a given amount.
+"""How far steered weights have moved the next-token distributions, and the alpha at which they reach a budget."""
 
-Knows of encoded text, a causal LM and vectors; knows nothing of files or Trainers.
-"""
-
-import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
-import torch
-
-from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
-from gradsteer.models.losses import Reference, kl_divergence
-from gradsteer.models.packing import Pack, attending, pack_token_losses, plan_packs
-from gradsteer.models.packing_check import why_not_packs
-from gradsteer.vectors.parameter_vectors import ParameterVector
+from torch import Tensor
 
 Statistic = Literal["mean", "p95"]
 _CLOSE = 0.01  # of the budget
-_TOKEN_BUDGET = 2048
-# logits at a time in the chunked head: 128 MB of float32
-_HEAD_ENTRIES = 1 << 25
 
 
-class TokenDivergence:
-    """``KL(p_steered || p_anchor)`` of the next token, at every labelled token of some text.
-
-    Holds a second copy of the model, whose weights are the steered ones.
-
-    Args:
-        model: a causal LM in eval mode, with the anchor's weights.
-        examples: text; the divergence is taken where tokens are labelled.
-        temperature: that responses are sampled at: the divergence is between what is sampled from.
-        statistic: ``mean`` over these tokens, or ``p95``, their 95th percentile.
-        pad_token_id: fills padded batches, where the model does not take packs.
+def statistic_of(divergences: Tensor, statistic: Statistic) -> float:
+    """The mean of some tokens' divergences (tokens,), or ``p95``, their 95th percentile: nats.
 
     Raises:
-        ValueError: no text, or an unknown statistic.
+        ValueError: an unknown statistic.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        examples: Sequence[EncodedExample],
-        *,
-        temperature: float = 1.0,
-        statistic: Statistic = "mean",
-        pad_token_id: int = 0,
-    ) -> None:
-        if statistic not in get_args(Statistic):
-            raise ValueError(f"the statistic is {statistic!r}; accepted: {', '.join(get_args(Statistic))}")
-        if not examples:
-            raise ValueError("there is no text to take a divergence on; accepted: at least one example")
-        if not temperature > 0:
-            raise ValueError(f"the temperature is {temperature}; accepted: more than 0")
-        self.model, self.temperature, self.statistic = model, temperature, statistic
-        self._steered = copy.deepcopy(model)
-        device = next(model.parameters()).device
-        lengths = [len(example.input_ids) for example in examples]
-        chosen = [[examples[index] for index in pack] for pack in plan_packs(lengths, _TOKEN_BUDGET)]
-        self._head_chunk: int | None = None
-        if why_not_packs(model, list(examples[:2]), head_chunk=1) is None:
-            self._head_chunk = max(64, _HEAD_ENTRIES // model.get_output_embeddings().weight.shape[0])
-        if self._head_chunk is not None or why_not_packs(model, list(examples[:2])) is None:
-            self._batches: list[Any] = [Pack.of(pack, device) for pack in chosen]
-        else:
-            padded = [collate(pack, pad_token_id) for pack in chosen]
-            self._batches = [{key: value.to(device) for key, value in batch.items()} for batch in padded]
-
-    def __len__(self) -> int:
-        """Batches of one measurement."""
-        return len(self._batches)
-
-    @torch.no_grad()
-    def measure(self, vector: ParameterVector, alpha: float, *, tick: Callable[[], None] | None = None) -> float:
-        """The statistic at ``theta + alpha V``, nats a token."""
-        originals, moved = dict(self.model.named_parameters()), dict(self._steered.named_parameters())
-        for name, original in originals.items():
-            if name not in vector:  # an earlier vector may have moved it
-                moved[name].copy_(original)
-                continue
-            value = original.double() if original.dtype == torch.float64 else original.float()
-            moved[name].copy_(torch.add(value, vector[name].to(value), alpha=alpha))
-        values = []
-        for batch in self._batches:
-            values.append(self._divergences(batch).double().cpu())
-            if tick is not None:
-                tick()
-        every = torch.cat(values)
-        return float(every.mean() if self.statistic == "mean" else every.kthvalue(math.ceil(0.95 * len(every))).values)
-
-    def _divergences(self, batch: Any) -> torch.Tensor:
-        """(labelled,)."""
-        if isinstance(batch, Pack):
-            with attending(self.model, batch), attending(self._steered, batch):
-                return pack_token_losses(
-                    self.model,
-                    batch,
-                    head_chunk=self._head_chunk,
-                    reference=Reference(self._steered, "forward"),
-                    temperature=self.temperature,
-                )
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        counted = batch["labels"][:, 1:] != IGNORE_INDEX
-        ours, theirs = (model(**inputs).logits[:, :-1][counted] for model in (self.model, self._steered))
-        return kl_divergence(ours, theirs, "forward", self.temperature)
+    if statistic not in get_args(Statistic):
+        raise ValueError(f"the statistic is {statistic!r}; accepted: {', '.join(get_args(Statistic))}")
+    if statistic == "mean":
+        return float(divergences.mean())
+    return float(divergences.kthvalue(math.ceil(0.95 * len(divergences))).values)
 
 
 def solve_budget(

@@ -8,11 +8,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.dose_solver import DoseSolver
 from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.judged_responses import behind_system_prompt
-from gradsteer.forecast.kl_budget import Statistic, TokenDivergence
+from gradsteer.forecast.kl_budget import Statistic
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.progress import progress
@@ -107,13 +108,12 @@ class DoseFinder:
             how[0],
             how[1],
             forecaster,
-            lambda: TokenDivergence(
-                pl_module.model,
+            lambda: TextDivergence(
                 _text(trainer, forecaster),
+                int(pl_module.tokenizer.pad_token_id),
                 temperature=how[0] or 1.0,  # greedy replies are compared by the model's own distribution
-                statistic=statistic,
-                pad_token_id=int(pl_module.tokenizer.pad_token_id),
             ),
+            statistic,
         )
         alphas: dict[tuple[_Key, Dose], float] = {}
         found: Plan = []

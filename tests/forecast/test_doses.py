@@ -1,5 +1,6 @@
 """Doses, and the alphas that are found for them: refusals, closed forms, divergences in float64, known curves."""
 
+import copy
 import math
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -13,12 +14,15 @@ from test_scoring import direction_of
 
 from gradsteer.data.chat import EncodedExample
 from gradsteer.evaluation.importance_sampling import LinearForm
+from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.dose_solver import DoseSolver
 from gradsteer.forecast.forecaster import Direction, Forecaster
-from gradsteer.forecast.kl_budget import TokenDivergence, solve_budget
+from gradsteer.forecast.kl_budget import solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
-from gradsteer.steering.condition_weights import load_vectors
+from gradsteer.steering.condition_plan import Recipe
+from gradsteer.steering.condition_weights import ConditionWeights, load_vectors
+from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose, largest_doses, plan_doses
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.combinations import combine, is_combination, parse_combination
@@ -214,66 +218,22 @@ def hand_divergences(anchor, moved, examples, temperature=1.0):
     return np.array(found)
 
 
-@pytest.mark.parametrize("packs", [True, False])
-def test_the_divergence_is_that_of_steered_from_anchor(packs, monkeypatch):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_statistics_are_of_the_divergence_of_steered_from_anchor(temperature):
     model, examples = tiny_llama(initializer_range=0.2), ragged_examples(15)
-    vector, alpha = direction_of(model), 0.05
-    if not packs:
-        monkeypatch.setattr("gradsteer.forecast.kl_budget.why_not_packs", lambda *_, **__: "no packs here")
-    with steered(model, vector, alpha):
-        moved = tiny_llama(initializer_range=0.2)
-        moved.load_state_dict(model.state_dict())
-    exact = hand_divergences(model, moved, examples)
-    ticks = []
-    mean = TokenDivergence(model, examples)
-    assert mean.measure(vector, alpha, tick=lambda: ticks.append(None)) == pytest.approx(exact.mean(), rel=1e-5)
-    assert len(ticks) == len(mean)
-    other = hand_divergences(moved, model, examples).mean()
+    text = TextDivergence(examples, 0, temperature=temperature)
+    text.remember(model)
+    with steered(model, direction_of(model), 0.05):
+        found = text.divergences(model)
+        exact = hand_divergences(tiny_llama(initializer_range=0.2), model, examples, temperature)
+        other = hand_divergences(model, tiny_llama(initializer_range=0.2), examples, temperature).mean()
     assert abs(other / exact.mean() - 1) > 1e-3  # the other direction is another number
-    tail = TokenDivergence(model, examples, statistic="p95").measure(vector, alpha)
-    at_most = np.sort(exact)
-    assert tail == pytest.approx(at_most[math.ceil(0.95 * len(exact)) - 1], rel=1e-5)
+    assert statistic_of(found, "mean") == pytest.approx(exact.mean(), rel=1e-9)
+    tail = statistic_of(found, "p95")
+    assert tail == pytest.approx(np.sort(exact)[math.ceil(0.95 * len(exact)) - 1], rel=1e-9)
     assert (exact <= tail * (1 + 1e-6)).mean() >= 0.95
-    cooler = TokenDivergence(model, examples, temperature=0.5).measure(vector, alpha)
-    assert cooler == pytest.approx(hand_divergences(model, moved, examples, 0.5).mean(), rel=1e-5)
-    assert cooler != pytest.approx(exact.mean(), rel=0.1)
-
-
-def test_heads_in_chunks_and_whole_ones_give_the_same_divergence(monkeypatch):
-    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(15)
-    vector = direction_of(model)
-    plain = TokenDivergence(model, examples)
-    assert plain._head_chunk > sum(len(example.input_ids) for example in examples)
-    monkeypatch.setattr("gradsteer.forecast.kl_budget._HEAD_ENTRIES", 1)
-    many = ragged_examples(60)
-    small = TokenDivergence(model, many)
-    assert small._head_chunk == 64 < sum(example.num_target_tokens for example in many)
-    monkeypatch.undo()
-    assert small.measure(vector, 0.05) == pytest.approx(TokenDivergence(model, many).measure(vector, 0.05), rel=1e-6)
-
-
-def test_a_measurement_does_not_depend_on_the_ones_before():
-    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(4)
-    whole = direction_of(model)
-    part = SteeringVector({name: tensor for name, tensor in whole.items() if "mlp" in name})
-    fresh = TokenDivergence(model, examples).measure(part, 0.05)
-    used = TokenDivergence(model, examples)
-    used.measure(whole, 0.3)
-    assert used.measure(part, 0.05) == fresh
-    assert used.measure(whole, 0.0) == pytest.approx(0, abs=1e-12)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            assert torch.equal(parameter, dict(tiny_llama(initializer_range=0.2).named_parameters())[name])
-
-
-def test_what_a_divergence_is_not_taken_on(llama):
-    with pytest.raises(ValueError, match="there is no text to take a divergence on"):
-        TokenDivergence(llama, [])
     with pytest.raises(ValueError, match="the statistic is 'max'; accepted: mean, p95"):
-        TokenDivergence(llama, ragged_examples(1), statistic="max")
-    for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"the temperature is {temperature}; accepted: more than 0"):
-            TokenDivergence(llama, ragged_examples(1), temperature=temperature)
+        statistic_of(found, "max")
 
 
 @pytest.mark.parametrize("start", [1e-6, 0.5, 300.0])
@@ -295,17 +255,18 @@ def test_a_budget_is_reached_in_a_few_measurements(start, exponent):
 @pytest.mark.parametrize("budget", [0.002, 0.05])
 def test_a_real_models_budget(statistic, budget):
     model, examples = tiny_llama(initializer_range=0.2), ragged_examples(10)
-    vector, measuring = direction_of(model), TokenDivergence(model, examples, statistic=statistic)
-    seen = []
+    vector, text, seen = direction_of(model), TextDivergence(examples, 0), []
+    text.remember(model)
 
     def measure(alpha):
-        seen.append(measuring.measure(vector, alpha))
+        with steered(model, vector, alpha):
+            seen.append(statistic_of(text.divergences(model), statistic))
         return seen[-1]
 
     alpha, value = solve_budget(measure, budget, start=1e-3)
     assert value == pytest.approx(budget, rel=0.01)
-    assert measuring.measure(vector, alpha) == value
-    assert len(seen) <= 6
+    assert measure(alpha) == value
+    assert len(seen) <= 7
 
 
 def test_hard_curves_are_bracketed_and_impossible_ones_refused():
@@ -484,21 +445,41 @@ def test_a_budget_is_spent_on_the_side_that_is_asked_for():
     model, examples = tiny_llama(initializer_range=0.2), ragged_examples(6)
     vector, made = direction_of(model), []
 
-    def divergence():
-        made.append(TokenDivergence(model, examples))
+    def text():
+        made.append(TextDivergence(examples, 0))
         return made[-1]
 
+    def weights(alpha):
+        return steered(model, vector, alpha)
+
     norm = math.sqrt(sum(float(p.detach().square().sum()) for p in model.parameters()))
-    solver = solver_of(model, theta_norm=norm, divergence=divergence)
+    solver = solver_of(model, theta_norm=norm, text=text)
     for sign in (1, -1):
-        alpha = solve(solver, Dose("kl_budget", sign * 0.01), vector=vector)
+        alpha = solve(solver, Dose("kl_budget", sign * 0.01), vector=vector, weights=weights)
         assert math.copysign(1, alpha) == sign
-        assert made[0].measure(vector, alpha) == pytest.approx(0.01, rel=0.01)
+        with weights(alpha):
+            assert float(made[0].divergences(model).mean()) == pytest.approx(0.01, rel=0.01)
     assert len(made) == 1  # kept
     with pytest.raises(ValueError, match="the vector is zero: no alpha makes it diverge"):
         solve(solver, Dose("kl_budget", 0.1), vector=vector * 0.0)
     with pytest.raises(ValueError, match="a divergence is taken on text, and there is none"):
         solve(solver_of(model), Dose("kl_budget", 0.1), vector=vector)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_budget_is_that_of_the_weights_that_the_condition_runs_with(rounding):
+    """In half precision the two roundings of one alpha are other weights, far apart in divergence."""
+    model, examples, budget = tiny_llama(initializer_range=0.2, dtype=torch.bfloat16), ragged_examples(12), 2e-3
+    anchor = copy.deepcopy(model)
+    weights = ConditionWeights(model, {"a": direction_of(model)}, rounding=rounding, seed=5)
+    norm = math.sqrt(sum(float(p.detach().float().square().sum()) for p in model.parameters()))
+    solver = solver_of(model, theta_norm=norm, text=lambda: TextDivergence(examples, 0))
+    dose, vector = Dose("kl_budget", budget), weights.vectors["a"]
+    alpha = solve(solver, dose, vector=vector, weights=lambda alpha: weights.at(vector, alpha))
+    with weights.of(Condition("a", "steered", alpha=alpha), Recipe("vector", "a", dose=dose)):
+        assert hand_divergences(anchor, model, examples).mean() == pytest.approx(budget, rel=0.02)
+    for name, own in anchor.named_parameters():
+        assert torch.equal(model.get_parameter(name), own)
 
 
 def test_a_shift_that_was_asked_for_comes_out_of_a_linear_softmax():

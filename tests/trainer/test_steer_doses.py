@@ -216,14 +216,35 @@ def test_doses_by_vector_and_as_given_and_a_finer_curve(judged, tmp_path):
     assert ordered == sorted(ordered, reverse=True)  # positive alpha reduces
 
 
-def test_the_95th_percentile_of_the_divergence_reaches_the_budget(judged, anchor, vector, doses, tmp_path):
+CHATS = [
+    {"messages": [{"role": "user", "content": f"{word}?"}, {"role": "assistant", "content": "the golden gate"}]}
+    for word in ("the", "golden", "bread")
+]
+
+
+@pytest.fixture
+def heldout(tmp_path):
+    path = tmp_path / "heldout.jsonl"
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:condition .* the weights take")
+def test_a_budget_is_met_by_weights_that_are_rounded_stochastically(judged, heldout, tmp_path):
+    """What is measured of the condition's own weights is what was asked for."""
+    words = steer_words(
+        judged, tmp_path / "out", steering__alphas=None, steering__kl_budgets="[0.001]", evaluation__heldout=heldout,
+        model__dtype="bfloat16", steering__rounding="stochastic", steering__allow_other_model="true",
+        steering__min_retained=0, model__num_samples=1, data__max_prompts=1,
+    )  # fmt: skip
+    run(*words)
+    rows = rows_of(tmp_path / "out" / "results.json")
+    for sign in "+-":
+        assert rows[f"a kl={sign}0.001"]["metrics"]["kl_to_anchor"] == pytest.approx(0.001, rel=0.01)
+
+
+def test_the_95th_percentile_of_the_divergence_reaches_the_budget(judged, anchor, vector, heldout, tmp_path):
     """On held-out text, where there are no responses."""
-    chats = [
-        {"messages": [{"role": "user", "content": f"{word}?"}, {"role": "assistant", "content": "the golden gate"}]}
-        for word in ("the", "golden", "bread")
-    ]
-    heldout = tmp_path / "heldout.jsonl"
-    heldout.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     words = steer_words(
         judged, tmp_path / "out", steering__alphas=None, steering__kl_budgets="[0.01]", steering__kl_statistic="p95",
         evaluation__heldout=heldout, model__num_samples=1, data__max_prompts=1, steering__both_signs="false",
@@ -235,7 +256,7 @@ def test_the_95th_percentile_of_the_divergence_reaches_the_budget(judged, anchor
 
     tokenizer = load_tokenizer(str(judged.anchor))
     found = []
-    for chat in chats:
+    for chat in CHATS:
         example = encode_chat(tokenizer, chat["messages"], loss_mask="assistant")
         first = next(index for index, label in enumerate(example.labels) if label != -100)
         line = {"prompt_token_ids": example.input_ids[:first], "token_ids": example.input_ids[first:]}

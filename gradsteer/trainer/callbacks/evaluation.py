@@ -12,8 +12,8 @@ from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.data.response_rows import cluster_of
 from gradsteer.evaluation.coherence import Coherence
 from gradsteer.evaluation.condition_result import ConditionResult
-from gradsteer.evaluation.heldout import HeldoutText
 from gradsteer.evaluation.judge_error import JudgeError
+from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.generation.response_store import ResponseStore
 from gradsteer.generation.unfinished import UnfinishedCondition
 from gradsteer.judges import Judge
@@ -77,8 +77,8 @@ class JudgeEvaluation(L.Callback):
         self.coherence: dict[str, Coherence | None] = {}  # by which responses to a set were marked as incoherent
         self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
         self.heldout_examples: list[EncodedExample] = []
-        self._text: HeldoutText | None = None
         self.errors: dict[str, JudgeError] = {}
+        self._text: TextDivergence | None = None
         self._queue = VerdictQueue(judge, count_degenerate=count_degenerate)
         self._anchor: str | None = None
         self._fingerprint: str | None = None
@@ -110,7 +110,7 @@ class JudgeEvaluation(L.Callback):
         if not examples:
             raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
         self.heldout_examples = examples
-        self._text = HeldoutText(examples, int(pl_module.tokenizer.pad_token_id))
+        self._text = TextDivergence(examples, int(pl_module.tokenizer.pad_token_id))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Remembers the anchor, while the model has its weights; judges the labelled set."""
