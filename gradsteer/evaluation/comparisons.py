@@ -1,9 +1,4 @@
-"""One condition against another: the difference of a behavior's rates, its interval and its p-value, paired by prompt.
-
-Knows of response rows and verdicts; knows nothing of models or files.
-"""
-
-from __future__ import annotations
+"""One condition against another, paired by prompt: the difference of a behavior's rates, its interval and p-value."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,16 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from gradsteer.data.response_rows import cluster_of, verdict_of
-from gradsteer.evaluation.importance_sampling import Interval, percentile_interval
-from gradsteer.evaluation.paired_counts import prompt_bootstrap
+from gradsteer.data.response_rows import verdict_of
+from gradsteer.evaluation.importance_sampling import Interval
+from gradsteer.evaluation.paired_counts import FEW, PairedCounts, interval_around, prompt_bootstrap
 from gradsteer.evaluation.sign_flips import LEAST_P, paired_or_dealt, sign_flip
-from gradsteer.evaluation.statistics import expanded, rate_with_interval
+from gradsteer.evaluation.statistics import rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
 
-_FEW = 10
-_ROUNDING = 1e-9  # draws that all agree differ by it
+_SHOWN, _FREE = 0, 1  # outcomes of a reply
 _LEVEL = 0.05
 
 
@@ -131,34 +125,34 @@ def compare(before: Rows, after: Rows, behavior: str, *, draws: int = 2000, seed
     Raises:
         ValueError: fewer than 100 draws.
     """
-    rows = before, after
-    num_degenerate = [sum(bool(row.get("degenerate")) for row in side) for side in rows]
-    num_unscored = [sum(_is_unscored(row, behavior) for row in side) for side in rows]
-    ways = [(True, False), (False, True)] if any((*num_degenerate, *num_unscored)) else []
-    pairs = _Pairs(rows, behavior)
-    present = [each for each in (pairs, *(_Pairs(rows, behavior, way) for way in ways)) if each.prompts]
+    counts = PairedCounts.of(before, after, lambda row: _outcome(row, behavior), 2, draws=draws, seed=seed)
+    fills = [(_SHOWN, _FREE), (_FREE, _SHOWN)] if counts.missing.any() else []
+    present = [each for fill in (None, *fills) if len((each := _Pairs(*counts.paired(fill))).numerators)]
     ordered = sorted((each.difference, each.p) for each in present)
     (least, p_least), (most, p_most) = (ordered[0], ordered[-1]) if ordered else ((None, None), (None, None))
+    degenerate = [sum(bool(row.get("degenerate")) for row in side) for side in (before, after)]
+    unscored = counts.missing.sum(axis=1).astype(int) - degenerate
     found = Comparison(
         behavior,
-        pairs.num_prompts,
-        len(pairs.prompts),
-        int(np.count_nonzero(pairs.numerators)),
-        num_degenerate_before=num_degenerate[0],
-        num_degenerate=num_degenerate[1],
-        num_unscored_before=num_unscored[0],
-        num_unscored=num_unscored[1],
+        counts.num_prompts,
+        counts.num_pairs,
+        0,
+        num_degenerate_before=degenerate[0],
+        num_degenerate=degenerate[1],
+        num_unscored_before=int(unscored[0]),
+        num_unscored=int(unscored[1]),
         lowest=least,
         highest=most,
         p_lowest=p_least,
         p_highest=p_most,
     )
-    if not pairs.prompts:
-        return replace(found, robust=_is_robust(found, found.p, found.p_lowest, found.p_highest))
-    outcomes = *pairs.positives.sum(axis=1), *(pairs.sizes - pairs.positives).sum(axis=1)
-    few = bool(found.num_differing < _FEW or min(outcomes) < _FEW)
-    low, high = pairs.interval(few, draws, seed)
-    found = replace(found, difference=pairs.difference, ci_low=low, ci_high=high, p=pairs.p, test=pairs.test, few=few)
+    if counts.num_pairs:
+        pairs = present[0]
+        differing = int(np.count_nonzero(pairs.numerators))
+        few = bool(differing < FEW or min(counts.totals[0] + counts.totals[1]) < FEW)
+        low, high = pairs.interval(few, draws, seed)
+        found = replace(found, num_differing=differing, ci_low=low, ci_high=high, few=few)
+        found = replace(found, difference=pairs.difference, p=pairs.p, test=pairs.test)
     return replace(found, robust=_is_robust(found, found.p, found.p_lowest, found.p_highest))
 
 
@@ -202,53 +196,40 @@ def _is_robust(found: Comparison, p: float | None, p_lowest: float | None, p_hig
 
 
 class _Pairs:
-    """The prompts with scored replies on both sides; others have the verdicts given, None leaves them out."""
+    """The Mantel-Haenszel difference of the prompts' rates and its p-value.
 
-    def __init__(self, rows: tuple[Rows, Rows], behavior: str, missing: Sequence[bool | None] = (None, None)) -> None:
-        before, after = (_by_prompt(side, behavior, verdict) for side, verdict in zip(rows, missing, strict=True))
-        self.num_prompts = len(before.keys() | after.keys())
-        self.prompts = sorted(before.keys() & after.keys())
-        self.sides = [[side[prompt] for prompt in self.prompts] for side in (before, after)]
-        self.sizes = np.array([[len(values) for values in side] for side in self.sides], dtype=np.float64)  # (2, pairs)
-        self.positives = np.array([[sum(values) for values in side] for side in self.sides], dtype=np.float64)
-        both = self.sizes.sum(axis=0)
+    Args:
+        counts: (2, pairs, 2) replies before and after that show the behavior, and that do not.
+        sizes: (2, pairs) their sums.
+    """
+
+    def __init__(self, counts: np.ndarray, sizes: np.ndarray) -> None:
+        self.positives, self.sizes = counts[:, :, _SHOWN], sizes
+        both = sizes.sum(axis=0)
         # w_k d_k over one denominator, so that equal rates differ by exactly 0
-        self.numerators = self.positives[1] * self.sizes[0] - self.positives[0] * self.sizes[1]
-        self.terms = np.stack([self.numerators, self.sizes[0] * self.sizes[1]], axis=1) / both[:, None]  # w_k d_k, w_k
+        self.numerators = self.positives[1] * sizes[0] - self.positives[0] * sizes[1]
+        self.terms = np.stack([self.numerators, sizes[0] * sizes[1]], axis=1) / both[:, None]  # w_k d_k, w_k
         total, weight = self.terms.sum(axis=0)
-        self.difference = float(total / weight) if self.prompts else 0.0
+        self.difference = float(total / weight) if len(both) else 0.0
         self.test = "sign_flip"
-        if (self.sizes == 1).all():
+        if (sizes == 1).all():
             self.test, self.p = "mcnemar", _mcnemar(self.numerators)
             return
         self.p = sign_flip(self.numerators, both)
-        if (self.sizes[0] != self.sizes[1]).any():
-            self.test, self.p = "sign_flip, cmh", max(self.p, paired_or_dealt(self.positives, self.sizes))
+        if (sizes[0] != sizes[1]).any():
+            self.test, self.p = "sign_flip, cmh", max(self.p, paired_or_dealt(self.positives, sizes))
 
     def interval(self, few: bool, draws: int, seed: int) -> Interval:
         """The bootstrap's, where counts are small or all draws agree not within Newcombe's; around the difference."""
-        sums = prompt_bootstrap(len(self.prompts), draws, seed).sums(self.terms)
-        low, high = percentile_interval(sums[:, 0] / sums[:, 1], expanded(len(self.prompts)))
-        if few or high - low < _ROUNDING:
-            other_low, other_high = _newcombe(self)
-            low, high = min(low, other_low), max(high, other_high)
-        return min(low, self.difference), max(high, self.difference)
+        number = len(self.terms)
+        sums = prompt_bootstrap(number, draws, seed).sums(self.terms)
+        return interval_around(self.difference, sums[:, 0] / sums[:, 1], number, few, lambda: _newcombe(self))
 
 
-def _is_unscored(row: Mapping[str, Any], behavior: str) -> bool:
-    """Whether a reply that was sampled, and does not loop, has no verdict."""
-    return not (row.get("degenerate") or row.get("failed")) and verdict_of(row, behavior) is None
-
-
-def _by_prompt(rows: Rows, behavior: str, missing: bool | None) -> dict[str, list[bool]]:
-    """Prompt -> its verdicts, `missing` for a reply without one; prompts without any are left out."""
-    found: dict[str, list[bool]] = {}
-    for row in rows:
-        without = row.get("degenerate") or _is_unscored(row, behavior)
-        verdict = missing if without else verdict_of(row, behavior)
-        if verdict is not None:
-            found.setdefault(cluster_of(row), []).append(verdict)
-    return found
+def _outcome(row: Mapping[str, Any], behavior: str) -> list[int] | None:
+    """What a reply counts for; None without a verdict."""
+    verdict = verdict_of(row, behavior)
+    return None if verdict is None else [_SHOWN if verdict else _FREE]
 
 
 def _mcnemar(numerators: np.ndarray) -> float:
@@ -266,9 +247,10 @@ def _newcombe(pairs: _Pairs) -> Interval:
     table of n pairs; it keeps the correlation below 1, so that the interval is never a point.
     """
     reaches = []
-    for side in pairs.sides:
-        clusters = [prompt for prompt, values in zip(pairs.prompts, side, strict=True) for _ in values]
-        found = rate_with_interval([value for values in side for value in values], clusters)
+    prompts = np.arange(len(pairs.terms)).astype(str)
+    for positives, sizes in zip(pairs.positives.astype(int), pairs.sizes.astype(int), strict=True):
+        values = np.tile([True, False], len(sizes)).repeat(np.stack([positives, sizes - positives], axis=1).ravel())
+        found = rate_with_interval(values.tolist(), prompts.repeat(sizes).tolist())
         assert found.rate is not None
         assert found.ci_low is not None
         assert found.ci_high is not None

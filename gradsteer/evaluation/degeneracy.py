@@ -4,8 +4,6 @@ Knows a text and nothing else. The rules are meant to miss rather than to accuse
 always, what they pass may still be bad.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ of them: its text metrics compare with references, but for perplexity (`gradstee
 one).
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 

@@ -1,25 +1,20 @@
-"""Counts of replies by prompt in two conditions, paired, and the change of the log odds of one outcome against another.
-
-Knows of response rows and what they count for; knows nothing of behaviors, models or files.
-"""
-
-from __future__ import annotations
+"""Counts of replies by prompt in two conditions, paired, and how the log odds of their outcomes changed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from gradsteer.data.response_rows import cluster_of
-from gradsteer.evaluation.importance_sampling import PromptBootstrap, percentile_interval
+from gradsteer.evaluation.importance_sampling import Interval, PromptBootstrap, percentile_interval
 from gradsteer.evaluation.statistics import design_effect, expanded
 
 Rows = Sequence[Mapping[str, Any]]
 
-_FEW = 10
+FEW = 10  # a count below it is small
 _ROUNDING = 1e-9  # draws that all agree differ by it
 
 
@@ -73,7 +68,7 @@ class PairedCounts:
         *,
         draws: int,
         seed: int,
-    ) -> PairedCounts:
+    ) -> Self:
         """Counts rows; those that were never sampled (``failed``) are no replies.
 
         Args:
@@ -112,8 +107,23 @@ class PairedCounts:
     @property
     def totals(self) -> list[list[int]]:
         """Replies of the pairs by side and outcome, unweighted."""
-        found: list[list[int]] = self.counts[:, self.sizes.all(axis=0)].sum(axis=1).astype(int).tolist()
+        found: list[list[int]] = self.paired()[0].sum(axis=1).astype(int).tolist()
         return found
+
+    def paired(self, fill: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (2, pairs, outcomes) and sizes (2, pairs) of the prompts with replies that count on both sides.
+
+        Args:
+            fill: outcomes that the missing replies before and after are taken to have; None leaves them out. Where none
+                is missing this changes nothing.
+        """
+        counts, sizes = self.counts, self.sizes
+        if fill is not None and self.missing.any():
+            counts, sizes = counts.copy(), sizes + self.missing
+            for side, outcome in enumerate(fill):
+                counts[side, :, outcome] += self.missing[side]
+        both = sizes.all(axis=0)
+        return counts[:, both], sizes[:, both]
 
     def moved(self, one: int, other: int, *, fill: tuple[int, int] | None = None, level: float = 0.05) -> Moved | None:
         """The change of ``log (n_one / n_other)`` from before to after.
@@ -121,45 +131,61 @@ class PairedCounts:
         Half a reply is added to every count (Haldane 1956, Ann. Hum. Genet. 20:309), so that an outcome that is gone
         gives a finite, too small change.
 
-        The interval is the `expanded` percentiles of a bootstrap over prompts, paired: a prompt that is drawn brings
-        its replies on both sides, and the draws are the same for everything. The bootstrap never draws what was not
-        seen: where one of the four counts is below 10, and where all draws agree, the interval is on each end the wider
-        of it and ``+- z sqrt(sum 1 / (n / deff + 1/2))`` over the four counts n, with the design effect of their
-        condition.
+        The interval is that of `interval_around`: a prompt that is drawn brings its replies on both sides, and the
+        draws are the same for everything. Where one of the four counts is below 10 the other interval is
+        ``+- z sqrt(sum 1 / (n / deff + 1/2))`` over the four counts n, with the design effect of their condition.
 
         Args:
             one: an outcome.
             other: another one.
-            fill: outcomes that the missing replies before and after are taken to have; None leaves them out. Where none
-                is missing this changes nothing.
+            fill: see `paired`.
             level: the interval covers all but this share.
 
         Returns:
             None without a pair.
         """
-        counts, sizes = self.counts, self.sizes
-        if fill is not None and self.missing.any():
-            counts, sizes = counts.copy(), sizes + self.missing
-            for side, outcome in enumerate(fill):
-                counts[side, :, outcome] += self.missing[side]
-        paired = sizes.all(axis=0)
-        if not paired.any():
+        counts, sizes = self.paired(fill)
+        number = sizes.shape[1]
+        if not number:
             return None
-        counts, sizes = counts[:, paired][:, :, [one, other]], sizes[:, paired]
+        counts = counts[:, :, [one, other]]
         weights = 2 * sizes[::-1] / sizes.sum(axis=0)
         weighted = counts * weights[:, :, None]
         logs = np.log(weighted.sum(axis=1) + 0.5)
         value = float((logs[1, 0] - logs[1, 1]) - (logs[0, 0] - logs[0, 1]))
-        number = sizes.shape[1]
+        few = bool(counts.sum(axis=1).min() < FEW)
+
+        def closed_form() -> Interval:
+            reach = _normal(level) * math.sqrt(sum(_log_odds_variance(side[:, 0], side[:, 1]) for side in counts))
+            return value - reach, value + reach
+
         bootstrap = prompt_bootstrap(number, self.draws, self.seed)
         drawn = [np.log(bootstrap.sums(side) + 0.5) for side in weighted]
         changes = (drawn[1][:, 0] - drawn[1][:, 1]) - (drawn[0][:, 0] - drawn[0][:, 1])
-        low, high = percentile_interval(changes, expanded(number, 1 - level))
-        few = bool(counts.sum(axis=1).min() < _FEW)
-        if few or high - low < _ROUNDING:
-            reach = _normal(level) * math.sqrt(sum(_log_odds_variance(side[:, 0], side[:, 1]) for side in counts))
-            low, high = min(low, value - reach), max(high, value + reach)
-        return Moved(value, min(low, value), max(high, value), few)
+        return Moved(value, *interval_around(value, changes, number, few, closed_form, level), few)
+
+
+def interval_around(
+    value: float, drawn: np.ndarray, num: int, few: bool, closed_form: Callable[[], Interval], level: float = 0.05
+) -> Interval:
+    """The `expanded` percentiles of a bootstrap over prompts, which hold the value itself.
+
+    A bootstrap never draws what was not seen: where counts are small, and where all draws agree, each end is the wider
+    of the bootstrap's and another interval's.
+
+    Args:
+        value: what was measured.
+        drawn: (draws,) the same of each draw.
+        num: prompts that were drawn from.
+        few: counts are small.
+        closed_form: gives the other interval.
+        level: the interval covers all but this share.
+    """
+    low, high = percentile_interval(drawn, expanded(num, 1 - level))
+    if few or high - low < _ROUNDING:
+        other_low, other_high = closed_form()
+        low, high = min(low, other_low), max(high, other_high)
+    return min(low, value), max(high, value)
 
 
 @lru_cache(maxsize=8)

@@ -3,8 +3,6 @@
 Knows texts and response rows; knows neither models nor judges.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any

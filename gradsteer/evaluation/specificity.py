@@ -1,9 +1,4 @@
-"""Whether a direction moves its own behavior or all of them: shifts of log odds against NONE, and their selectivity.
-
-Knows of response rows and verdicts; knows nothing of models or files.
-"""
-
-from __future__ import annotations
+"""Whether a direction moves its own behavior or all of them: shifts of log odds against NONE, and their selectivity."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

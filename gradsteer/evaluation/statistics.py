@@ -3,8 +3,6 @@
 This file knows verdicts and which prompt each belongs to; it knows neither judges nor models.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
