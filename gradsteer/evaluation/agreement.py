@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from gradsteer.evaluation.importance_sampling import Interval, PromptBootstrap, percentile_interval
+from gradsteer.evaluation.bootstrap import Interval, PromptBootstrap, percentile_interval
 from gradsteer.evaluation.statistics import design_effect, expanded, rate_with_interval, wilson
 
 Verdict = bool | None

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradsteer.data.response_rows import verdict_of
-from gradsteer.evaluation.importance_sampling import Interval
-from gradsteer.evaluation.paired_counts import FEW, PairedCounts, interval_around, prompt_bootstrap
+from gradsteer.evaluation.bootstrap import Interval, interval_around, prompt_bootstrap
+from gradsteer.evaluation.paired_counts import FEW, PairedCounts
 from gradsteer.evaluation.sign_flips import LEAST_P, paired_or_dealt, sign_flip
 from gradsteer.evaluation.statistics import rate_with_interval
 

@@ -8,8 +8,7 @@ With responses r sampled from p and judged, the rate of a class k under p' is
 (Kong 1992) says. Its linear form needs the mean derivative of ``-log p(r)`` along a direction V alone, ``g_k`` over
 class k: ``P_k(alpha) ~ P_k exp(-alpha g_k)``, normalised over classes that partition the responses.
 
-Knows of numbers only; replies to one prompt are alike, so intervals are from a bootstrap over prompts (Davison and
-Hinkley 1997, "Bootstrap methods and their application", 3.8).
+Intervals are from a bootstrap over prompts, see `gradsteer.evaluation.bootstrap`.
 """
 
 from collections.abc import Mapping
@@ -17,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradsteer.evaluation.bootstrap import Interval, PromptBootstrap, percentile_interval
 from gradsteer.evaluation.statistics import design_effect, wilson
-
-Interval = tuple[float, float]
 
 
 def normalised_weights(log_ratios: np.ndarray) -> np.ndarray:
@@ -51,54 +49,6 @@ def divergence(weights: np.ndarray) -> float:
     """``KL(p' || p)`` of whole responses in nats, at least 0: ``sum_r w_r log(n w_r)`` with weights that sum to 1."""
     positive = weights[weights > 0]
     return max(0.0, float((positive * np.log(len(weights) * positive)).sum()))
-
-
-@dataclass(frozen=True)
-class PromptBootstrap:
-    """Draws of prompts with replacement, the same for every quantity, so that all are resampled together.
-
-    Attributes:
-        prompts: (responses,) number of each response's prompt, from 0.
-        counts: (draws, prompts) how often each prompt is in a draw.
-    """
-
-    prompts: np.ndarray
-    counts: np.ndarray
-
-    @classmethod
-    def draw(cls, prompts: np.ndarray, *, draws: int, seed: int) -> "PromptBootstrap":
-        """Draws, the same for the same seed.
-
-        Args:
-            prompts: (responses,) number of each response's prompt, from 0.
-            draws: number of resamples.
-            seed: of the draws.
-
-        Raises:
-            ValueError: fewer than 100 draws: an interval's ends would be noise.
-        """
-        if draws < 100:
-            raise ValueError(f"the number of bootstrap draws is {draws}; accepted: at least 100")
-        num = int(prompts.max()) + 1
-        generator = np.random.default_rng(seed)
-        return cls(prompts, generator.multinomial(num, np.full(num, 1 / num), size=draws).astype(np.float64))
-
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """(draws, ...) resampled sums of (responses, ...) values."""
-        per_prompt = np.zeros((self.counts.shape[1], *values.shape[1:]))
-        np.add.at(per_prompt, self.prompts, values)
-        result: np.ndarray = self.counts @ per_prompt
-        return result
-
-
-def percentile_interval(draws: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The middle `confidence` of the draws; draws that are not finite are left out."""
-    finite = draws[np.isfinite(draws)]
-    if not len(finite):
-        return float("nan"), float("nan")
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(finite, [tail, 100 - tail])
-    return float(low), float(high)
 
 
 def weighted_rate(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradsteer.evaluation.importance_sampling import Interval
+from gradsteer.evaluation.bootstrap import Interval
 from gradsteer.evaluation.statistics import design_effect, wilson
 
 # below it a corrected rate is mostly the labelled set's noise, multiplied

@@ -9,13 +9,12 @@ from typing import Any, Self
 import numpy as np
 
 from gradsteer.data.response_rows import cluster_of
-from gradsteer.evaluation.importance_sampling import Interval, PromptBootstrap, percentile_interval
-from gradsteer.evaluation.statistics import design_effect, expanded
+from gradsteer.evaluation.bootstrap import Interval, interval_around, prompt_bootstrap
+from gradsteer.evaluation.statistics import design_effect
 
 Rows = Sequence[Mapping[str, Any]]
 
 FEW = 10  # a count below it is small
-_ROUNDING = 1e-9  # draws that all agree differ by it
 
 
 @dataclass(frozen=True)
@@ -163,41 +162,6 @@ class PairedCounts:
         drawn = [np.log(bootstrap.sums(side) + 0.5) for side in weighted]
         changes = (drawn[1][:, 0] - drawn[1][:, 1]) - (drawn[0][:, 0] - drawn[0][:, 1])
         return Moved(value, *interval_around(value, changes, number, few, closed_form, level), few)
-
-
-def interval_around(
-    value: float, drawn: np.ndarray, num: int, few: bool, closed_form: Callable[[], Interval], level: float = 0.05
-) -> Interval:
-    """The `expanded` percentiles of a bootstrap over prompts, which hold the value itself.
-
-    A bootstrap never draws what was not seen: where counts are small, and where all draws agree, each end is the wider
-    of the bootstrap's and another interval's.
-
-    Args:
-        value: what was measured.
-        drawn: (draws,) the same of each draw.
-        num: prompts that were drawn from.
-        few: counts are small.
-        closed_form: gives the other interval.
-        level: the interval covers all but this share.
-    """
-    low, high = percentile_interval(drawn, expanded(num, 1 - level))
-    if few or high - low < _ROUNDING:
-        other_low, other_high = closed_form()
-        low, high = min(low, other_low), max(high, other_high)
-    return min(low, value), max(high, value)
-
-
-@lru_cache(maxsize=8)
-def prompt_bootstrap(num: int, draws: int, seed: int) -> PromptBootstrap:
-    """Resamples of so many prompts; in one table about as many are compared everywhere, so the draws are made once.
-
-    Args:
-        num: prompts.
-        draws: resamples, at least 100.
-        seed: of the draws.
-    """
-    return PromptBootstrap.draw(np.arange(num), draws=draws, seed=seed)
 
 
 @lru_cache(maxsize=8)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from gradsteer.evaluation.bootstrap import PromptBootstrap
 from gradsteer.evaluation.importance_sampling import (
     LinearForm,
-    PromptBootstrap,
     divergence,
     effective_sample_size,
     mean_difference,

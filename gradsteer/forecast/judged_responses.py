@@ -124,7 +124,7 @@ class JudgedResponses:
                 raise ValueError(f"{self.path!r} has no verdicts on {behavior!r}; it has: {known}")
 
 
-def read_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> JudgedResponses:
+def read_judged_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> JudgedResponses:
     """Reads a responses/NAME.jsonl file that evaluate or steer wrote.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from gradsteer.evaluation.agreement import alphas, group_agreement, kappas, pair_agreement
-from gradsteer.evaluation.importance_sampling import PromptBootstrap
+from gradsteer.evaluation.bootstrap import PromptBootstrap
 from gradsteer.evaluation.statistics import expanded
 
 

@@ -18,7 +18,7 @@ from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.importance_sampling import effective_sample_size, normalised_weights
 from gradsteer.evaluation.statistics import Rate
 from gradsteer.forecast.forecaster import Forecaster
-from gradsteer.forecast.judged_responses import behind_system_prompt, read_responses
+from gradsteer.forecast.judged_responses import behind_system_prompt, read_judged_responses
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
@@ -101,7 +101,7 @@ def test_the_anchors_forecast_is_what_was_counted(judged, forecast):
 
 def test_a_conditions_forecast_is_the_notebooks(judged, forecast):
     model, tokenizer = load_causal_lm(str(judged.anchor)), load_tokenizer(str(judged.anchor))
-    responses = read_responses(str(judged.responses), tokenizer)
+    responses = read_judged_responses(str(judged.responses), tokenizer)
     scorer = ResponseScorer(model, responses.examples)
     before = scorer.log_probs()
     vector = SteeringVector.load(judged.vector("a"))
@@ -129,7 +129,7 @@ def test_a_conditions_forecast_is_the_notebooks(judged, forecast):
 
 def test_behind_a_system_prompt_the_same_responses_are_scored(judged, forecast):
     model, tokenizer = load_causal_lm(str(judged.anchor)), load_tokenizer(str(judged.anchor))
-    responses = read_responses(str(judged.responses), tokenizer)
+    responses = read_judged_responses(str(judged.responses), tokenizer)
     forecaster = Forecaster(responses, ResponseScorer(model, responses.examples), draws=100)
     row = rows_of(forecast / "forecast.json")["system prompt brief"]
     assert row["system_prompt"] == "be brief"

@@ -23,7 +23,7 @@ from torch import nn
 from gradsteer.data.chat import EncodedExample, encode_prompt
 from gradsteer.evaluation.importance_sampling import LinearForm
 from gradsteer.forecast.forecaster import Direction, Forecaster
-from gradsteer.forecast.judged_responses import JudgedResponses, behind_system_prompt, read_responses
+from gradsteer.forecast.judged_responses import JudgedResponses, behind_system_prompt, read_judged_responses
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -34,7 +34,7 @@ PLUS, MINUS = {"two": True}, {"two": False}
 
 
 def judged(examples, verdicts, prompts, **changes) -> JudgedResponses:
-    """Judged responses as `read_responses` gives them."""
+    """Judged responses as `read_judged_responses` gives them."""
     number = len(examples)
     lengths = np.array([example.num_target_tokens for example in examples], dtype=float)
     traits = {"mean_length": lengths, **{key: np.zeros(number) for key in ("unfinished", "repetition", "refusal")}}
@@ -400,7 +400,7 @@ def row(tokenizer, /, prompt="p", completion="bread", *, cut=False, verdicts=Non
 
 
 def read(tokenizer, tmp_path, *rows):
-    return read_responses(str(write_lines(tmp_path / "responses.jsonl", rows)), tokenizer)
+    return read_judged_responses(str(write_lines(tmp_path / "responses.jsonl", rows)), tokenizer)
 
 
 def test_responses_are_read_as_they_were_sampled(tokenizer, tmp_path):
@@ -461,7 +461,7 @@ def test_responses_that_do_not_belong_together_are_refused(tokenizer, tmp_path, 
 
 def test_files_that_hold_no_judged_responses_are_refused(tokenizer, tmp_path):
     with pytest.raises(FileNotFoundError, match="no response file at 'nowhere.jsonl'; accepted"):
-        read_responses("nowhere.jsonl", tokenizer)
+        read_judged_responses("nowhere.jsonl", tokenizer)
     with pytest.raises(ValueError, match="holds no verdicts: judge the responses first"):
         read(tokenizer, tmp_path, row(tokenizer, verdicts={}))
     with pytest.raises(ValueError, match="holds no sampled responses with token ids and verdicts"):

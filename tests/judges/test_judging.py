@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gradsteer.evaluation.agreement import pair_agreement
-from gradsteer.evaluation.importance_sampling import PromptBootstrap
+from gradsteer.evaluation.bootstrap import PromptBootstrap
 from gradsteer.evaluation.statistics import rate_with_interval
 from gradsteer.judges import Cost, Exchange, Judge, KeywordJudge, OpenAIJudge, StoredJudge, Verdicts
 from gradsteer.judges.command.main import main

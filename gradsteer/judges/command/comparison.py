@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradsteer.evaluation.agreement import group_agreement, pair_agreement
+from gradsteer.evaluation.bootstrap import PromptBootstrap
 from gradsteer.evaluation.counting import reasons_text
-from gradsteer.evaluation.importance_sampling import PromptBootstrap
 from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
 from gradsteer.evaluation.statistics import rate_with_interval
 from gradsteer.judges import Verdicts
@@ -102,7 +102,7 @@ def agreements(
     return pairs, groups
 
 
-def excess_of_unscored(
+def too_many_unscored(
     names: Sequence[str], verdicts: Sequence[Sequence[Verdicts]], behaviors: Sequence[str], limit: float
 ) -> str | None:
     """Says so where the share of verdicts that a judge did not give passes the limit; None where none does.

@@ -77,7 +77,7 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def read_responses(path: str, *, stored: bool) -> ResponseFile:
+def read_response_file(path: str, *, stored: bool) -> ResponseFile:
     """Reads a file of responses.
 
     Args:

@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> int:
 def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
     from gradsteer.judges.command import asking, report
     from gradsteer.judges.command.copies import check_copies, write_copy
-    from gradsteer.judges.command.inputs import STORED, find_files, read_responses
+    from gradsteer.judges.command.inputs import STORED, find_files, read_response_file
     from gradsteer.judges.labels import read_labelled
 
     _check_names(judges, stored=options.stored)
@@ -49,7 +49,7 @@ def _judge(options: Any, judges: dict[str, "Judge"]) -> int:
         raise ValueError(f"--max_unscored is {options.max_unscored}; accepted: a share, from 0 to 1")
     writer = _writer(options, judges)
     patterns = [options.responses] if isinstance(options.responses, str) else options.responses
-    files = [read_responses(path, stored=options.stored) for path in find_files(patterns)]
+    files = [read_response_file(path, stored=options.stored) for path in find_files(patterns)]
     behaviors = {name: tuple(judge.behaviors) for name, judge in judges.items()}
     labelled = None
     if options.labelled is not None:
@@ -101,18 +101,18 @@ def _check_unscored(
     found: Mapping["Exchange", "Verdicts"],
 ) -> None:
     """Refuses rates and errors of a judge that left too much open, when all is written that it was asked for."""
-    from gradsteer.judges.command.comparison import excess_of_unscored
+    from gradsteer.judges.command.comparison import too_many_unscored
 
     clear = [
         [verdict for verdict, degenerate in zip(verdicts, file.degenerate, strict=True) if not degenerate]
         for file, verdicts in zip(files, judged, strict=True)
     ]
-    excess = excess_of_unscored([file.path for file in files], clear, behaviors, options.max_unscored)
+    excess = too_many_unscored([file.path for file in files], clear, behaviors, options.max_unscored)
     if labelled is not None and excess is None:
         pairs = list(zip(labelled.exchanges, labelled.labels, strict=True))
         by_behavior = {name: [found[each] for each, labels in pairs if name in labels] for name in behaviors}
         reasons = (
-            excess_of_unscored([labelled.path], [verdicts], [behavior], options.max_unscored)
+            too_many_unscored([labelled.path], [verdicts], [behavior], options.max_unscored)
             for behavior, verdicts in by_behavior.items()
         )
         excess = next((reason for reason in reasons if reason is not None), None)

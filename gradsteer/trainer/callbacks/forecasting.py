@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
-from gradsteer.forecast.judged_responses import JudgedResponses, read_responses
+from gradsteer.forecast.judged_responses import JudgedResponses, read_judged_responses
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
@@ -65,7 +65,7 @@ class Forecasting(L.Callback):
         session_of(trainer).forecasting = self
         if self.file is None:
             return
-        responses = self.responses = read_responses(self.file, pl_module.tokenizer)
+        responses = self.responses = read_judged_responses(self.file, pl_module.tokenizer)
         for option, given in (("temperature", self.temperature), ("top_p", self.top_p)):
             known = getattr(responses, option)
             if known is not None and given not in (None, known):
