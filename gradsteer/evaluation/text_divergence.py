@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
+from gradsteer.models.batches import labelled_logits
 from gradsteer.models.losses import cross_entropy, kl_divergence, precise
 from gradsteer.records import text_digest
 
@@ -131,6 +132,4 @@ class TextDivergence:
         device = next(model.parameters()).device
         for batch in self._batches:
             moved: Mapping[str, Tensor] = {key: value.to(device) for key, value in batch.items()}
-            counted = moved["labels"][:, 1:] != IGNORE_INDEX
-            inputs = {"input_ids": moved["input_ids"], "attention_mask": moved["attention_mask"], "use_cache": False}
-            yield model(**inputs).logits[:, :-1][counted], moved["labels"][:, 1:][counted]
+            yield labelled_logits(model, moved)[:2]
