@@ -21,7 +21,7 @@ from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.kl_budget import solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.condition_plan import Recipe
-from gradsteer.steering.condition_weights import ConditionWeights, load_vectors
+from gradsteer.steering.condition_weights import ConditionWeights, StepOptions, load_vectors
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose, largest_doses, plan_doses
 from gradsteer.steering.weight_steering import steered
@@ -471,7 +471,9 @@ def test_a_budget_is_that_of_the_weights_that_the_condition_runs_with(rounding):
     """In half precision the two roundings of one alpha are other weights, far apart in divergence."""
     model, examples, budget = tiny_llama(initializer_range=0.2, dtype=torch.bfloat16), ragged_examples(12), 2e-3
     anchor = copy.deepcopy(model)
-    weights = ConditionWeights(model, {"a": direction_of(model)}, rounding=rounding, seed=5)
+    weights = ConditionWeights(
+        model, {"a": direction_of(model)}, options=StepOptions(rounding, 5 if rounding == "stochastic" else 0)
+    )
     norm = math.sqrt(sum(float(p.detach().float().square().sum()) for p in model.parameters()))
     solver = solver_of(model, theta_norm=norm, text=lambda: TextDivergence(examples, 0))
     dose, vector = Dose("kl_budget", budget), weights.vectors["a"]
