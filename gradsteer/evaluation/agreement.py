@@ -12,8 +12,6 @@ and with Do the disagreement seen among the verdicts of one response and De that
 
 Both are 1 where judges always agree and 0 where they agree as often as by chance. Intervals are from a bootstrap over
 prompts, as expanded percentiles (see `gradsteer.evaluation.statistics.expanded`): replies to one prompt are alike.
-
-Knows of verdicts and of which prompt each belongs to; knows neither judges nor files.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """Whether a dose broke the model rather than moved a behavior.
 
-Rates and selectivities of a broken model can look better than those of any other: it says one thing only. Knows a
-condition's metrics; knows nothing of models.
+Rates and selectivities of a broken model can look better than those of any other: it says one thing only.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Whether a response is text at all, or what a model says whose weights were pushed too far.
 
 Loops are seen in the text alone (`gradsteer.evaluation.degeneracy`); word salad is not: it is known by being text that
-no model at hand would write. Knows of nats a token; knows nothing of models, files or Trainers.
+no model at hand would write.
 """
 
 from collections.abc import Sequence

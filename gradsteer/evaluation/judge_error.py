@@ -5,8 +5,6 @@ rate p = r se + (1 - r)(1 - sp) where the true one is r. Solved for r (Rogan and
 Epidemiology 107:71):
 
     r = (p + sp - 1) / (se + sp - 1),  clamped to [0, 1]
-
-Knows of counts and verdicts; knows neither judges nor files.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""What came out: the change of log-odds between two judged conditions, beside what was asked and predicted.
-
-Knows of response rows and verdicts; knows nothing of models.
-"""
+"""The change of log-odds between two judged conditions, to be set beside what was asked and predicted."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,4 @@
-"""Exact tests of paired differences: over flips of their signs, and over the ways to deal replies to the two sides.
-
-Knows numbers only.
-"""
+"""Exact tests of paired differences: over flips of their signs, and over the ways to deal replies to the two sides."""
 
 import math
 from fractions import Fraction

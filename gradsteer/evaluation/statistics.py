@@ -1,7 +1,4 @@
-"""Behavior rates with intervals that know that replies to one prompt are alike.
-
-This file knows verdicts and which prompt each belongs to; it knows neither judges nor models.
-"""
+"""Behavior rates with intervals that allow for replies to one prompt being alike."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Classes of responses: the combinations of verdicts, which partition the responses where behaviors may occur together.
-
-Knows of behaviors' names and verdicts only.
-"""
+"""Classes of responses: the combinations of verdicts, which partition the responses where behaviors may co-occur."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product

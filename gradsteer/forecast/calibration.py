@@ -1,7 +1,7 @@
 """What a unit of alpha does to the log-odds of a behavior, as a vector's file says it.
 
 The formula is the project's note's: with S the difference of the two piles' score functions, scored as the responses
-were sampled, the log-odds of PLUS against MINUS change by ``-alpha <S, V>``. Knows of vectors and numbers; the slope
+were sampled, the log-odds of PLUS against MINUS change by ``-alpha <S, V>``. The slope
 itself is taken by `gradsteer.forecast.slopes`.
 """
 

@@ -1,7 +1,4 @@
-"""What a forecast says of one condition, as reports hold it, and which prompts it is of.
-
-Knows of numbers, names and digests only.
-"""
+"""What a forecast says of one condition, as reports hold it, and which prompts it is of."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

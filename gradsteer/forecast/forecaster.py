@@ -1,11 +1,10 @@
 """The forecast: behavior rates under other weights, from the anchor's judged responses and forward passes alone.
 
 Nothing is sampled and nothing is judged. Formulas: `gradsteer.evaluation.importance_sampling` and docs/steering.md.
-Knows of judged responses and a scorer; knows nothing of files or Trainers.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +143,13 @@ class Forecaster:
                 low, high = intervals[name]
                 chosen = linear[name], min(low, found[1], linear[name]), max(high, found[2], linear[name])
             rates[name] = ForecastRate(*chosen, found[0], linear.get(name), *counts)
+        shift: float | None = None
+        linear_shift: float | None = None
+        members = self._members(plus, minus)
+        if members is not None:
+            shift = None if empty else _log_odds_shift(weights, members)
+            if direction is not None:
+                linear_shift = -alpha * mean_difference(direction.derivatives, *members, self.responses.prompts)[0]
         lengths = self.responses.traits["mean_length"]
         return Forecast(
             "linear" if use_linear else "importance",
@@ -152,8 +158,8 @@ class Forecaster:
             reliable,
             {name: rate for name, rate in rates.items() if name in self.responses.verdicts},
             {name: rate for name, rate in rates.items() if name not in self.responses.verdicts},
-            None if empty else self._log_odds_shift(weights, plus, minus),
-            None if direction is None else self._linear_shift(direction, alpha, plus, minus),
+            shift,
+            linear_shift,
             None if empty else divergence(weights) / float((weights * lengths).sum()),
             {} if empty else {name: float((weights * values).sum()) for name, values in self.responses.traits.items()},
         )
@@ -176,27 +182,21 @@ class Forecaster:
         members = self.responses.matching(plus), self.responses.matching(minus)
         return mean_difference(direction.derivatives, *members, self.responses.prompts)
 
-    def _log_odds_shift(self, weights: np.ndarray, plus: Where | None, minus: Where | None) -> float | None:
+    def _members(self, plus: Where | None, minus: Where | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """(responses,) bool of both classes; None where one is not said, or has no response."""
         if plus is None or minus is None:
             return None
         members = self.responses.matching(plus), self.responses.matching(minus)
-        if not all(each.any() for each in members):
-            return None
-        after = [float(weights[each].sum()) for each in members]
-        if not all(after):
-            return None
-        before = [int(each.sum()) for each in members]
-        return math.log(after[0] / after[1]) - math.log(before[0] / before[1])
+        return members if all(each.any() for each in members) else None
 
-    def _linear_shift(
-        self, direction: Direction, alpha: float, plus: Where | None, minus: Where | None
-    ) -> float | None:
-        if plus is None or minus is None:
-            return None
-        members = self.responses.matching(plus), self.responses.matching(minus)
-        if not all(each.any() for each in members):
-            return None
-        return -alpha * mean_difference(direction.derivatives, *members, self.responses.prompts)[0]
+
+def _log_odds_shift(weights: np.ndarray, members: Sequence[np.ndarray]) -> float | None:
+    """Of two classes of weighted responses, from what it is with equal weights; None where a class has no weight."""
+    after = [float(weights[each].sum()) for each in members]
+    if not all(after):
+        return None
+    before = [int(each.sum()) for each in members]
+    return math.log(after[0] / after[1]) - math.log(before[0] / before[1])
 
 
 def _classes(verdicts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

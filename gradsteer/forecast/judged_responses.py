@@ -1,7 +1,4 @@
-"""Judged responses as the forecast wants them: tokens as sampled, verdicts, prompts and how they were sampled.
-
-Knows of response files (responses/NAME.jsonl); knows nothing of models or weights.
-"""
+"""Judged responses as the forecast wants them: tokens as sampled, verdicts, prompts and how they were sampled."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """The cross-fitted slope of a vector: what a unit of alpha does to the log-odds of its two piles, by forward passes.
 
 ``<S, V> = (<S_1, V_2> + <S_2, V_1>) / 2``: one half of the prompts makes the direction, the other half's responses are
-scored along it. ``<V, V>`` on one sample would be biased up by its noise, about twice at piles of 100. Knows of piles,
-vectors and a model; knows nothing of files or Trainers.
+scored along it. ``<V, V>`` on one sample would be biased up by its noise, about twice at piles of 100.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""The alpha at which a forecast rate is the one that is asked for.
-
-Knows of a forecaster and a way to move the weights; knows nothing of vectors or files.
-"""
+"""The alpha at which a forecast rate is the one that is asked for."""
 
 import math
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The contract of a judge.
 
 A judge is blind: it is given a prompt and a response, never the condition that the response was sampled
-under. It knows nothing of models, files or rates.
+under.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,4 @@
-"""Sends chat completions to a server and comes back with an answer, or with why there is none.
-
-Knows of requests, retries, limits and money; knows nothing of rubrics or verdicts.
-"""
+"""Sends chat completions to a server and comes back with an answer, or with why there is none."""
 
 import asyncio
 import json

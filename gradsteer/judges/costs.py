@@ -1,7 +1,4 @@
-"""What judging costs: requests, tokens and dollars, counted or estimated.
-
-Knows of numbers only.
-"""
+"""What judging costs: requests, tokens and dollars, counted or estimated."""
 
 from dataclasses import dataclass
 

@@ -7,10 +7,9 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
-from gradsteer.records import resolve_resource
+from gradsteer.judges.mapping_file import read_mapping
 
 # Raised when the rule below changes, so that verdicts stored under another rule are not taken for these.
 RULE_VERSION = 1
@@ -35,7 +34,7 @@ class KeywordJudge(Judge):
 
     def __init__(self, patterns: dict[str, list[str]] | str, ignore_case: bool = True) -> None:
         if isinstance(patterns, str):
-            patterns = _read(patterns)
+            patterns = read_mapping(patterns, "patterns", '{"bridge": ["golden gate"]}')
         if not patterns:
             raise ValueError("patterns is empty; it must name at least one behavior")
         self.patterns = {behavior: list(found) for behavior, found in patterns.items()}
@@ -68,20 +67,6 @@ class KeywordJudge(Judge):
             behavior: not empty and any(pattern.search(response) for pattern in patterns)
             for behavior, patterns in self._compiled.items()
         }
-
-
-def _read(path: str) -> dict[str, list[str]]:
-    file = Path(resolve_resource(path))
-    if not file.is_file():
-        raise ValueError(f'no file of patterns at {path!r}; accepted: JSON such as {{"bridge": ["golden gate"]}}')
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: the patterns are not readable as JSON ({error.msg})") from error
-    if not isinstance(found, dict):
-        kind = type(found).__name__
-        raise ValueError(f'{path!r} holds a {kind}; accepted: JSON such as {{"bridge": ["golden gate"]}}')
-    return found
 
 
 def _compile(behavior: str, patterns: Sequence[str], flags: re.RegexFlag) -> list[re.Pattern[str]]:

@@ -1,8 +1,7 @@
 """Labelled sets: responses of which people have said whether they show a behavior.
 
 One JSON object a line: ``{"prompt": "...", "completion": "...", "labels": {"bridge": true}}``; ``response`` stands for
-``completion`` as well. Other keys are let be, so that a row of responses/NAME.jsonl with labels added will do. Knows of
-the file's keys and of any judge; knows nothing of models.
+``completion`` as well. Other keys are let be, so that a row of responses/NAME.jsonl with labels added will do.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,4 @@
-"""A judge on this machine: a Hugging Face model, no server and no key.
-
-Knows of thresholds, batches and counting; the models are `local_scoring`'s.
-"""
+"""A judge on this machine: a Hugging Face model, no server and no key."""
 
 import hashlib
 import json

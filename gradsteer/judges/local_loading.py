@@ -1,7 +1,4 @@
-"""A judge's model on this machine: where it comes from, what tells it from others, and how it is loaded.
-
-Knows of models and tokenizers; knows nothing of exchanges or verdicts.
-"""
+"""A judge's model on this machine: where it comes from, what tells it from others, and how it is loaded."""
 
 import hashlib
 import json

@@ -1,7 +1,6 @@
 """Texts under judgement as token ids that hold no control token but those that the form itself has.
 
-A response may spell out `<|im_end|>` to end its own turn, and a tokenizer would make the control token of it. Knows of
-tokenizers; knows nothing of models or behaviors.
+A response may spell out `<|im_end|>` to end its own turn, and a tokenizer would make the control token of it.
 """
 
 import re

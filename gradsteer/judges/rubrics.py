@@ -1,15 +1,10 @@
-"""Rubrics: what counts as showing a behavior, in the words that a model judge is given.
+"""Rubrics: what counts as showing a behavior, in the words that a model judge is given."""
 
-Knows of words only; how they are sent is `questions`' matter.
-"""
-
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from gradsteer.records import resolve_resource
+from gradsteer.judges.mapping_file import read_mapping
 
 BUILT_IN = {
     "harmful": (
@@ -53,7 +48,7 @@ def read_rubrics(rubrics: Mapping[str, str | None] | str) -> dict[str, str]:
         ValueError: If there is no behavior, a name cannot be a key, a rubric is empty, or there is no built-in rubric
             of a name, or the file is not there or holds something else.
     """
-    given: Any = _read(rubrics) if isinstance(rubrics, str) else rubrics
+    given: Any = read_mapping(rubrics, "rubrics", _ACCEPTED) if isinstance(rubrics, str) else rubrics
     if not isinstance(given, Mapping):
         raise ValueError(f"rubrics is a {type(given).__name__}; accepted: a mapping such as {_ACCEPTED}")
     if not given:
@@ -81,13 +76,3 @@ def _words(name: object, rubric: object) -> str:
     if not isinstance(rubric, str) or not rubric.strip():
         raise ValueError(f"the rubric of {name!r} is {rubric!r}; it must say what counts as showing it, or be null")
     return " ".join(rubric.split())
-
-
-def _read(path: str) -> Any:
-    file = Path(resolve_resource(path))
-    if not file.is_file():
-        raise ValueError(f"no file of rubrics at {path!r}; accepted: JSON such as {_ACCEPTED}")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: the rubrics are not readable as JSON ({error})") from error

@@ -1,7 +1,4 @@
-"""Counts what requests cost, and says before each whether it could pass the limit.
-
-Knows of tokens and dollars; knows nothing of servers.
-"""
+"""Counts what requests cost, and says before each whether it could pass the limit."""
 
 from threading import Lock
 

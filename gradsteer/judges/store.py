@@ -1,7 +1,7 @@
 """Verdicts kept in one SQLite file, so that no response is judged twice and no verdict is lost.
 
-Knows of exchanges and verdicts; knows nothing of how they were come by. Texts are not stored, only their SHA-256, so
-that a store may be handed on without the responses; whoever has a text can tell whether it was judged.
+Texts are not stored, only their SHA-256, so that a store may be handed on without the responses; whoever has a text can
+tell whether it was judged.
 """
 
 import errno

@@ -1,7 +1,4 @@
-"""Judges whose verdicts are costly: each is asked for once, and stored as soon as it is there.
-
-Knows of exchanges, verdicts and the store; knows nothing of models or servers.
-"""
+"""Judges whose verdicts are costly: each is asked for once, and stored as soon as it is there."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence

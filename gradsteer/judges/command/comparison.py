@@ -1,7 +1,4 @@
-"""What several judges found in the same responses: rates, and how far they agree, by file and in all.
-
-Knows of verdicts and files; knows neither the command line nor the screen.
-"""
+"""What several judges found in the same responses: rates, and how far they agree, by file and in all."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

@@ -1,7 +1,4 @@
-"""Copies of response files with another judge's verdicts, for piles from a better judge without sampling again.
-
-Knows of the files' keys; knows nothing of rates.
-"""
+"""Copies of response files with another judge's verdicts, for piles from a better judge without sampling again."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

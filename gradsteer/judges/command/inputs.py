@@ -1,7 +1,4 @@
-"""Files of responses to be judged again: which they are, and what stands in them.
-
-Knows of the files' keys; knows no judge but the one whose verdicts stand in the file.
-"""
+"""Files of responses to be judged again: which they are, and what stands in them."""
 
 import glob
 from collections.abc import Mapping, Sequence

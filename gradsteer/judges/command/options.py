@@ -1,0 +1,106 @@
+"""The options of ``gradsteer judge``."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def parse_options(parser: Any, words: Sequence[str]) -> Any:
+    """The options, with the output directory, which ``{output_dir}`` in a path stands for.
+
+    Args:
+        parser: see `options_parser`.
+        words: of the command line.
+    """
+    options = parser.parse_args(_joined(list(words)))
+    directory = str(options.output_dir or Path("lightning_logs") / options.experiment)
+    options.output_dir = directory
+    for name in ("responses", "labelled", "write"):
+        value = options[name]
+        if isinstance(value, str):
+            options[name] = value.replace("{output_dir}", directory)
+        elif value is not None:
+            options[name] = [path.replace("{output_dir}", directory) for path in value]
+    return options
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The words with ``--responses A B`` as one list: a shell puts the names of all files in place of a glob."""
+    if "--responses" not in words:
+        return words
+    start = words.index("--responses") + 1
+    stop = next((place for place in range(start, len(words)) if words[place].startswith("--")), len(words))
+    if stop - start > 1:
+        words[start:stop] = [json.dumps(words[start:stop])]
+    return words
+
+
+def options_parser() -> Any:
+    """The parser of all options."""
+    from jsonargparse import ArgumentParser
+
+    from gradsteer.judges import Judge
+
+    parser = ArgumentParser(
+        prog="gradsteer judge",
+        description="Judges responses that are there already with one or several judges, and says how far the judges "
+        "agree: Cohen's kappa of every two, Krippendorff's alpha of all. With a labelled set also how often each is "
+        "right, and rates corrected for it. Writes OUTPUT_DIR/agreement.json and .csv. Verdicts that a judge has "
+        "stored are not asked for again.",
+    )
+    parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
+    add = parser.add_argument
+    add(
+        "--responses",
+        type=list[str] | str,
+        required=True,
+        help="responses/NAME.jsonl files or globs, one or several. {output_dir} stands for the output directory here, "
+        "in --labelled and in --write.",
+    )
+    add(
+        "--judges",
+        type=dict[str, Judge],
+        default={},
+        help="judges by names of your choice, each a class and its arguments, such as --judges.words KeywordJudge "
+        '--judges.words.patterns \'{"bridge": ["golden gate"]}\'.',
+    )
+    add(
+        "--labelled",
+        type=str | None,
+        help='JSON lines {"prompt", "completion", "labels": {BEHAVIOR: true or false}}, labelled by people: every '
+        "judge judges them too, which gives its sensitivity and specificity, and rates corrected for them. Label "
+        "responses like those that are judged.",
+    )
+    add(
+        "--stored",
+        type=bool,
+        default=True,
+        help="whether the verdicts that stand in the files take part as one more judge, called file; those of one of "
+        "--judges do not, as a judge always agrees with itself. A hybrid's verdicts hold those of its parts: "
+        "where you ask these, give false.",
+    )
+    add("--output_dir", type=str | None, help="where agreement.json and agreement.csv go.")
+    add("--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT by default.")
+    add(
+        "--overwrite",
+        type=bool,
+        default=False,
+        help="replace a report of other judges or responses, and other files in --write.",
+    )
+    add(
+        "--max_unscored",
+        type=float,
+        default=0.1,
+        help="share of a judge's verdicts on a behavior in one file, or in the labelled set, that may be missing; with "
+        "more, the command fails when the report is written.",
+    )
+    add("--write", type=str | None, help="a directory for copies of the files with the verdicts of one of the judges.")
+    add("--write_judge", type=str | None, help="that judge's name; not needed where there is one judge.")
+    add(
+        "--dry_run",
+        type=bool,
+        default=False,
+        help="only say how many exchanges each judge would be asked about, and the estimated cost.",
+    )
+    return parser

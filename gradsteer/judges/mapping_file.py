@@ -1,0 +1,32 @@
+"""JSON files of what a judge looks for, by behavior."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gradsteer.records import resolve_resource
+
+
+def read_mapping(path: str, what: str, accepted: str) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Args:
+        path: The file, or ``gradsteer://...``.
+        what: What it holds, for messages, such as ``patterns``.
+        accepted: An example, likewise.
+
+    Raises:
+        ValueError: If there is no such file, or it holds something else.
+    """
+    file = Path(resolve_resource(path))
+    if not file.is_file():
+        raise ValueError(f"no file of {what} at {path!r}; accepted: JSON such as {accepted}")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: the {what} are not readable as JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the {what} are not readable as text ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path!r} holds a {type(found).__name__}; accepted: JSON such as {accepted}")
+    return found
