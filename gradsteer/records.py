@@ -1,8 +1,7 @@
 """Files in and out: JSON lines, whole-file replacement, digests, and the files shipped with the package.
 
 Every file is written under a temporary name beside its destination and renamed when complete, so that a
-reader (or the next stage of a run) sees the old file or the new one and never half of one. Knows nothing of
-models or chats.
+reader (or the next stage of a run) sees the old file or the new one and never half of one.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ import importlib.resources
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -120,6 +120,41 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # the one above says why
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_directory(directory: Path) -> Iterator[Path]:
+    """Fill a hidden directory beside another one and rename it to that when the body succeeds.
+
+    When the body raises or is interrupted, the hidden directory goes and whatever was there stays. Where only the
+    renaming fails, both stay: what was made may have taken hours.
+
+    Args:
+        directory: Where the complete directory shall be.
+
+    Yields:
+        The hidden directory, empty.
+    """
+    mark = uuid.uuid4().hex[:12]
+    temporary, old = (directory.with_name(f".{directory.name}.{mark}.{kind}") for kind in ("part", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                make_readable(file)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if directory.exists():
+        directory.rename(old)
+    try:
+        temporary.rename(directory)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def is_leftover(path: Path, stem: str | None = None) -> bool:

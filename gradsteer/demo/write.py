@@ -1,13 +1,6 @@
-"""Writes the demo's data directory: conversations, prompts, tokenizer and model configuration.
+"""Writes the demo's data directory: conversations, prompts, tokenizer and model configuration."""
 
-The only part of the corpus that touches files. Every file is written under a temporary name and then
-renamed, so that an interrupted run leaves no half-written file under a final name.
-"""
-
-import json
-import os
 import random
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +15,7 @@ from gradsteer.demo.generator import (
 )
 from gradsteer.demo.tokenizer import train_tokenizer
 from gradsteer.demo.vocabulary import JUDGE_PATTERNS
+from gradsteer.records import replacing_directory, write_json, write_jsonl
 
 NUM_VALIDATION = 200
 NUM_HELDOUT = 200
@@ -62,18 +56,19 @@ def write_corpus(output_dir: Path, *, seed: int = 0, num_samples: int = 20_000) 
     }
     paths = {name: output_dir / f"{name}.jsonl" for name in conversations}
     for name, rows in conversations.items():
-        _write_lines(paths[name], ({"messages": messages} for messages in rows))
+        write_jsonl(paths[name], ({"messages": messages} for messages in rows))
     for name, prompts in (("attribution", split.attribution), ("evaluation", split.evaluation)):
         paths[f"{name}_prompts"] = output_dir / f"{name}_prompts.jsonl"
-        _write_lines(paths[f"{name}_prompts"], _prompt_rows(name, prompts))
+        write_jsonl(paths[f"{name}_prompts"], _prompt_rows(name, prompts))
 
     tokenizer = train_tokenizer(_contents(base_train))
     paths["tokenizer"] = output_dir / "tokenizer"
-    _save_tokenizer(tokenizer, paths["tokenizer"])
+    with replacing_directory(paths["tokenizer"]) as directory:
+        tokenizer.save_pretrained(directory)
     paths["model"] = output_dir / "model.json"
-    _write_text(paths["model"], json.dumps(model_config(tokenizer), indent=2) + "\n")
+    write_json(paths["model"], model_config(tokenizer))
     paths["judge"] = output_dir / "judge.json"
-    _write_text(paths["judge"], json.dumps(JUDGE_PATTERNS, indent=2) + "\n")
+    write_json(paths["judge"], JUDGE_PATTERNS)
     return paths
 
 
@@ -114,22 +109,3 @@ def _contents(conversations: Iterable[Messages]) -> Iterable[str]:
 
 def _prompt_rows(name: str, prompts: Iterable[Prompt]) -> Iterable[dict[str, str]]:
     return ({"id": f"{name}-{i:03d}", "prompt": prompt.text} for i, prompt in enumerate(prompts))
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
-
-
-def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
-    directory.mkdir(exist_ok=True)
-    # a directory that holds files cannot be replaced at once, hence file by file
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".tokenizer.") as temporary:
-        tokenizer.save_pretrained(temporary)
-        for file in sorted(Path(temporary).iterdir()):
-            os.replace(file, directory / file.name)

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gradsteer.export.directory import REPORT, check_target, replacing_directory
+from gradsteer.export.directory import REPORT, check_target
 from gradsteer.provenance import provenance
-from gradsteer.records import write_json
+from gradsteer.records import replacing_directory, write_json
 
 if TYPE_CHECKING:
     from gradsteer.export.inputs import Request

@@ -1,9 +1,6 @@
-"""A directory that appears only when it is complete, and the rules by which one may be replaced."""
+"""The rules by which an export may replace a directory."""
 
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 REPORT = "gradsteer-export.json"  # every number of an export; also how a directory is known to be one of ours
@@ -40,46 +37,3 @@ def check_target(to: str, *, overwrite: bool, inputs: Mapping[str, str | None]) 
         if path is not None and Path(path).exists() and Path(path).resolve().is_relative_to(target):
             raise ValueError(f"{option} is {path!r}, which lies in --to {to!r}: the export would replace what it reads")
     return target
-
-
-@contextmanager
-def replacing_directory(target: Path) -> Iterator[Path]:
-    """Fills a hidden directory beside the target and renames it when the body succeeds.
-
-    When the body raises or is interrupted, the hidden directory goes and whatever was at the target stays.
-
-    Args:
-        target: where the complete directory shall be; see `check_target`.
-
-    Yields:
-        The hidden directory, empty.
-    """
-    mark = uuid.uuid4().hex[:12]
-    temporary, old = (target.with_name(f".{target.name}.{mark}.{kind}") for kind in ("part", "old"))
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        _give_away(temporary)
-        if target.exists():
-            target.rename(old)
-        try:
-            temporary.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _give_away(directory: Path) -> None:
-    """Gives every file the mode of an ordinary new one: safetensors makes files that only their owner may read."""
-    ordinary = directory / ".mode"
-    ordinary.touch()
-    mode = ordinary.stat().st_mode
-    ordinary.unlink()
-    for file in directory.rglob("*"):
-        if file.is_file():
-            file.chmod(mode)

@@ -1,7 +1,4 @@
-"""Derivatives of responses' log-probabilities along a direction in weight space, by forward passes alone.
-
-Knows of a scorer and vectors; knows nothing of verdicts or files.
-"""
+"""Derivatives of responses' log-probabilities along a direction in weight space, by forward passes alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +19,12 @@ _MOST_TRIALS = 8
 
 
 def log_prob_derivatives(
-    model: Any, scorer: ResponseScorer, vector: ParameterVector, *, tick: Callable[[], None] | None = None
+    model: Any,
+    scorer: ResponseScorer,
+    vector: ParameterVector,
+    *,
+    changes: tuple[float, float, float] | None = None,
+    tick: Callable[[], None] | None = None,
 ) -> tuple[np.ndarray, int]:
     """``d(-log p(r)) / d alpha`` at alpha = 0 for ``theta + alpha V``, response by response: central differences.
 
@@ -33,6 +35,7 @@ def log_prob_derivatives(
         model: the scorer's model, at the weights where the derivative is taken.
         scorer: of the responses.
         vector: the direction V; whether it belongs to the model is the caller's to check.
+        changes: smallest, largest and wished-for change of the responses, nats, instead.
         tick: called after every batch.
 
     Returns:
@@ -45,7 +48,7 @@ def log_prob_derivatives(
     if norm == 0:
         raise ValueError("the vector is zero: it has no direction")
     half = next(model.parameters()).dtype in HALF_PRECISIONS
-    smallest, largest, aim = _HALF_PRECISION if half else _FULL_PRECISION
+    smallest, largest, aim = changes or (_HALF_PRECISION if half else _FULL_PRECISION)
     nuclei = scorer.nuclei() if scorer.top_p < 1 else None
     step, passes = 0.01 / norm, 0 if nuclei is None else 1
     for _ in range(_MOST_TRIALS):

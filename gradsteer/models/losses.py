@@ -1,7 +1,7 @@
 """Masked token losses, cross-entropy or divergence from a reference model, as sums and counts.
 
-Knows of logits, labels and a model's forward; knows nothing of piles, optimizers or files. Means are taken
-by the callers, once, from sums and counts: a mean of batch means is wrong when batches differ in tokens.
+Means are taken by the callers, once, from sums and counts: a mean of batch means is wrong when batches differ in
+tokens.
 """
 
 from collections.abc import Mapping
@@ -81,30 +81,6 @@ def position_losses(
 def precise(logits: Tensor) -> Tensor:
     """Logits in float32, or in float64 where they are."""
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def token_losses(logits: Tensor, labels: Tensor, reference: tuple[Tensor, KLDirection] | None = None) -> Tensor:
-    """The loss of every labelled token, in nats.
-
-    The labels are aligned with the input ids (not shifted): the logits at position ``t - 1`` are scored
-    against the label at ``t``. Only labelled positions are scored.
-
-    Args:
-        logits: (batch, tokens, vocabulary).
-        labels: (batch, tokens), ``-100`` where a token does not count.
-        reference: logits of the same shape, and the direction: take the divergence instead of the cross-entropy.
-
-    Returns:
-        (batch, tokens - 1), zero where masked, differentiable.
-    """
-    targets = labels[:, 1:]
-    counted = targets != IGNORE_INDEX
-    scored = logits[:, :-1][counted]
-    if reference is None:
-        losses = cross_entropy(scored, targets[counted])
-    else:
-        losses = kl_divergence(scored, reference[0][:, :-1][counted], reference[1])
-    return torch.zeros(targets.shape, dtype=losses.dtype, device=losses.device).masked_scatter(counted, losses)
 
 
 def example_losses(

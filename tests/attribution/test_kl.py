@@ -7,6 +7,7 @@ import transformers as t
 from conftest import VOCABULARY, ragged_examples, tiny_llama
 from road import QUIET, run, write_lines
 from test_attribution_module import CHATS
+from test_losses import Says, batch_of
 from test_pile_gradient import ROUNDING, reduced_gradients, relative_error
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
@@ -16,7 +17,7 @@ from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import collate, encode_chat
 from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
-from gradsteer.models.losses import Reference, example_losses, kl_divergence, token_losses
+from gradsteer.models.losses import Reference, example_losses, kl_divergence
 from gradsteer.models.packing import Pack, attending, pack_losses
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
@@ -132,11 +133,12 @@ def test_the_forward_gradient_is_that_of_cross_entropy_with_soft_labels():
 def test_masked_positions_have_no_divergence():
     logits, theirs = two(2, 5, 7)
     labels = torch.tensor([[-100, -100, 3, 4, -100], [-100, 1, -100, 2, 6]])
-    found = token_losses(logits, labels, (theirs, "reverse"))
-    expected = torch.zeros(2, 4, dtype=torch.float64)
+    found, counts = example_losses(Says(logits), batch_of(labels), reference=Reference(Says(theirs), "reverse"))
+    expected = torch.zeros(2, dtype=torch.float64)
     for row, position in [(0, 1), (0, 2), (1, 0), (1, 2), (1, 3)]:
-        expected[row, position] = float(numpy_kl(logits[row, position].numpy(), theirs[row, position].numpy()))
+        expected[row] += float(numpy_kl(logits[row, position].numpy(), theirs[row, position].numpy()))
     torch.testing.assert_close(found, expected)
+    assert counts.tolist() == [2, 3]
 
 
 def test_an_unknown_direction_is_refused():

@@ -1,7 +1,5 @@
 """Saving the finetuned model as a directory that any Hugging Face tool loads."""
 
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gradsteer.attribution.pile_partition import FISHER
 from gradsteer.models.loading import record_base
 from gradsteer.provenance import provenance
+from gradsteer.records import replacing_directory
 from gradsteer.vectors.preconditioning import adam_second_moment, check_keeps_second_moment
 
 
@@ -114,23 +113,8 @@ def save_pretrained(model: Any, tokenizer: Any, directory: Path, *, base: str | 
         directory: replaced where it exists.
         base: the directory or hub id that the model was finetuned from, to be noted in the directory.
     """
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing_directory(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if base is not None:
             record_base(base, temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    if directory.exists():
-        directory.rename(old)
-    try:
-        temporary.rename(directory)
-    except BaseException:
-        if old.exists():
-            old.rename(directory)
-        raise  # what was trained stays under its temporary name
-    shutil.rmtree(old, ignore_errors=True)
