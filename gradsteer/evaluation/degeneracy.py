@@ -7,6 +7,10 @@ always, what they pass may still be bad.
 import re
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
+
+# Texts whose answer is looked up when they come again: alike conditions reply alike, and are counted twice.
+_REMEMBERED = 1 << 16
 
 # Shorter sentences ("Sure.", "Step two.") recur in good prose and in lists.
 MIN_SENTENCE_WORDS = 3
@@ -36,6 +40,7 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _FENCED_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 
+@lru_cache(_REMEMBERED)
 def has_repeated_sentence(text: str) -> bool:
     """Whether a sentence of at least three words occurs more than once, as in the loops of a broken model.
 
@@ -87,6 +92,7 @@ def compression_ratio(text: str) -> float | None:
     return len(raw) / len(zlib.compress(raw)) if raw else None
 
 
+@lru_cache(_REMEMBERED)
 def is_degenerate(text: str) -> bool:
     """Whether a response is broken: nothing was said, or one thing over and over.
 

@@ -5,6 +5,7 @@ Knows texts and response rows; knows neither models nor judges.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from gradsteer.data.response_rows import cluster_of, verdict_of
@@ -89,6 +90,7 @@ _NOT_REFUSED = re.compile(
 _QUOTES = str.maketrans(dict.fromkeys("‘’ʼ", "'"))
 
 
+@lru_cache(1 << 16)  # alike conditions reply alike, and are counted twice
 def looks_like_refusal(text: str) -> bool:
     """Whether the reply opens as a refusal, by patterns of English refusals in its first 200 characters."""
     opening = " ".join(text[:REFUSAL_OPENING_CHARS].translate(_QUOTES).split())
