@@ -16,11 +16,11 @@ from gradsteer.vectors.weight_diff import DELTA, WeightDiff, named_weights
 def read_base(
     trainer: L.Trainer, pl_module: Any, base: str, output_dir: Path
 ) -> tuple[Mapping[str, Tensor], WeightDiff, Path]:
-    """The base's weights, read tensor by tensor where its files allow, and the weight diff, written to vectors/.
+    """Reads the base's weights (tensor by tensor if its files allow) and writes the weight diff to vectors/.
 
     Args:
-        trainer: whose first process writes.
-        pl_module: holds the anchor.
+        trainer: rank 0 of it writes the file.
+        pl_module: the module that holds the anchor.
         base: a hub id or a directory.
         output_dir: the experiment's directory.
 
@@ -28,11 +28,11 @@ def read_base(
         The base's weights by name, the diff, and the diff's file.
     """
     half = pl_module.dtype_name in ("bfloat16", "float16")
-    trust = pl_module.loading["trust_remote_code"]  # code of its own may name parameters otherwise
+    trust = pl_module.loading["trust_remote_code"]  # remote code may rename parameters when it loads them
     weights: Any = None if trust else CheckpointWeights.try_open(base)
     if weights is None:  # the revision is the anchor's, not the base's
         weights = named_weights(load_causal_lm(base, trust_remote_code=trust))
-    # rounded weights less exact ones would be rounding noise in part: the anchor's own file, where it can be read
+    # rounded minus exact weights would be partly rounding noise, so read the anchor's own file if possible
     exact = None if trust or not half else CheckpointWeights.try_open(pl_module.model_name_or_path)
     diff = WeightDiff.streamed(named_weights(pl_module.model) if exact is None else exact, weights)
     path = output_dir / "vectors" / f"{DELTA}.safetensors"

@@ -1,4 +1,4 @@
-"""Counting a condition's judged responses, when they were judged and again after some of them were marked."""
+"""Counting a condition's judged responses: after judging, and again after incoherent ones are marked."""
 
 import math
 
@@ -10,15 +10,15 @@ from gradsteer.trainer.tensorboard import log_metrics
 
 
 def count_condition(trainer: L.Trainer, number: int, *, again: bool = False) -> str | None:
-    """Counts a condition's rates and metrics from the session's responses.
+    """Computes a condition's rates and metrics from the session's responses.
 
     Args:
-        trainer: of the session.
-        number: of the condition in the plan, which is the loggers' step.
-        again: it was counted and logged before: what has changed is logged.
+        trainer: the Trainer that holds the session.
+        number: the condition's place in the plan, which is also the loggers' step.
+        again: the condition was counted and logged before; logs only what has changed.
 
     Returns:
-        Why the run cannot go on: too many verdicts are missing; None where it can.
+        The reason to stop the run if too many verdicts are missing, else None.
     """
     session = session_of(trainer)
     assert session.judging is not None
@@ -30,6 +30,6 @@ def count_condition(trainer: L.Trainer, number: int, *, again: bool = False) -> 
     if again:
         now = result.scalars()
         changed = {name: value for name, value in now.items() if before.get(name) != value}
-        # where nothing is left to count, what was logged before must not stand
+        # a value that can no longer be computed is overwritten with NaN
         log_metrics(trainer, changed | dict.fromkeys(before.keys() - now.keys(), math.nan), step=number)
     return excess_of_unscored(result.condition.name, result.counts, sets, judging.max_unscored)

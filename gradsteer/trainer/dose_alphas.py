@@ -1,4 +1,4 @@
-"""The alphas of the doses that were asked for, and what is predicted of each condition."""
+"""Solves the requested doses for alpha, and predicts each condition."""
 
 import math
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ _Key = tuple[str, str]  # a vector and its transforms
 
 
 class DoseFinder:
-    """Finds alphas and predictions for one plan of conditions.
+    """Finds the alphas and predictions for a plan of conditions.
 
     Args:
-        sources: vector -> its file, or the text of a combination.
-        vectors: by name.
-        contrasts: vector -> what it is a contrast of.
-        forecast: a forecast.json that was read; None without one.
+        sources: vector -> its file, or the expression of a combination.
+        vectors: vectors by name.
+        contrasts: vector -> the classes that it contrasts.
+        forecast: the content of a forecast.json, or None.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class DoseFinder:
                 )
 
     def digests(self) -> dict[str, str]:
-        """Vector -> digest of its file, or the text of a combination."""
-        if self._digests is None:  # of files of the model's size
+        """Vector -> digest of its file, or the expression of a combination."""
+        if self._digests is None:  # computed once: the files are as large as the model
             texts = {name: is_combination(source, self.sources) for name, source in self.sources.items()}
             self._digests = {n: s if texts[n] else known_digest(s) for n, s in self.sources.items()}
         return self._digests
@@ -82,10 +82,10 @@ class DoseFinder:
     def find(
         self, trainer: L.Trainer, pl_module: Any, plan: Plan, weights: ConditionWeights, statistic: Statistic
     ) -> Plan:
-        """The plan with every condition's alpha; scores the anchor's responses where there are some.
+        """Returns the plan with every condition's alpha; scores the anchor's responses if there are any.
 
         Raises:
-            ValueError: a dose cannot be computed; names the condition.
+            ValueError: a dose cannot be solved; names the condition.
         """
         self._check_model(pl_module)
         forecasting = session_of(trainer).forecasting
@@ -98,7 +98,7 @@ class DoseFinder:
         self._half = next(pl_module.model.parameters()).dtype in HALF_PRECISIONS
         if forecaster is not None and self._half:
             rank_zero_warn(
-                "no linear form of the forecast, and no shift or rate solved on it: weights in half precision round "
+                "no linear forecast, and no shift or rate can be solved on it: weights in half precision round "
                 "away the small steps by which derivatives are taken (--model.dtype float32)"
             )
         norms = (float(p.detach().double().norm()) ** 2 for p in pl_module.model.parameters())
@@ -161,7 +161,7 @@ class DoseFinder:
             raise ValueError(f"condition {condition.name!r}: {error}") from error
 
     def _take_direction(self, recipe: Recipe, weights: ConditionWeights) -> None:
-        """Takes the responses' derivatives along a transformed vector, once."""
+        """Computes the responses' derivatives along a transformed vector, once."""
         key, forecaster = _key(recipe), self._forecaster
         if forecaster is None or key in self._directions:
             return
@@ -202,14 +202,14 @@ class DoseFinder:
             )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Refuses a forecast made with another weight diff, precision or rounding."""
+        """Refuses a forecast that used another weight diff, precision or rounding."""
         theirs: dict[str, Any] = self._about.get("settings") or {}
         for key, value in theirs.items():
             if settings.get(key) != value:
                 raise ValueError(f"the forecast is of {key} {value!r}, this run of {settings.get(key)!r}; make it anew")
 
     def check_conditions(self, plan: Plan) -> None:
-        """Refuses a forecast of conditions that have the same names, but are made from something else."""
+        """Refuses a forecast whose conditions share names with the plan's but are made from something else."""
         sources: dict[str, str] = self._about.get("sources") or {}
         for name, source in sources_of(plan).items():
             if name in self._known and sources.get(name) != source:
@@ -218,12 +218,12 @@ class DoseFinder:
                 )
 
     def predict(self, trainer: L.Trainer, pl_module: Any, number: int) -> None:
-        """Says what is predicted of a condition whose weights the model has now.
+        """Records the prediction for a condition; the model must have the condition's weights.
 
         Args:
-            trainer: of the session in which the prediction is noted.
-            pl_module: holds the model.
-            number: of the condition in the plan.
+            trainer: the Trainer whose session stores the prediction.
+            pl_module: the module that holds the model.
+            number: the condition's place in the plan.
         """
         session = session_of(trainer)
         condition, recipe = session.plan[number]
@@ -253,12 +253,12 @@ class DoseFinder:
             predicted = {"role": condition.kind, **forecast.to_dict()}
             session.forecasts[number] = forecast
             if forecast.effective_sample_size == 0:
-                rank_zero_warn(f"condition {condition.name!r}: these weights leave no response possible; no forecast")
+                rank_zero_warn(f"condition {condition.name!r}: these weights allow no response; no forecast")
             solved = own and condition.asked is not None and condition.asked["kind"] == "target_rate"
             if solved and not forecast.reliable:
                 rank_zero_warn(
                     f"condition {condition.name!r}: at its alpha the effective sample size is "
-                    f"{forecast.effective_sample_size:.0f}; the rate was solved on the linear form"
+                    f"{forecast.effective_sample_size:.0f}; the rate was solved on the linear approximation"
                 )
         calibration = self._calibrations.get(str(condition.vector))
         fits = calibration is not None and calibration.is_of(*self._sampling)
@@ -270,7 +270,7 @@ class DoseFinder:
 
 
 def sources_of(plan: Plan) -> dict[str, str]:
-    """Condition -> what its name does not tell: the seed, the digest of the file, or the system prompt behind it."""
+    """Condition -> what its name does not determine: a seed, a file's digest, or a system prompt."""
     found = {}
     for condition, recipe in plan:
         if condition.system_prompt is not None:
@@ -287,7 +287,7 @@ def _key(recipe: Recipe) -> _Key:
 
 
 def _text(trainer: L.Trainer, forecaster: Forecaster | None) -> Any:
-    """Where divergences are taken: on the forecast's responses, or else on held-out text."""
+    """The text on which divergences are measured: the forecast's responses, or else held-out text."""
     if forecaster is not None:
         return forecaster.responses.examples
     judging = session_of(trainer).judging

@@ -1,4 +1,4 @@
-"""Saying what an evaluation will take before it takes it."""
+"""Estimating the cost of an evaluation before it runs."""
 
 import contextlib
 from typing import Any
@@ -9,19 +9,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from gradsteer.evaluation.refusals import judged_sets
 from gradsteer.trainer.session import sampled_rows, session_of
 
-# of English text under common tokenizers
+# typical of English text under common tokenizers
 _CHARS_A_TOKEN = 4.0
 
 
 class DryRunDoneError(Exception):
-    """All that was asked for was an estimate."""
+    """Ends a run that was only asked for an estimate."""
 
 
 def estimate(trainer: L.Trainer, pl_module: Any) -> None:
-    """Prints what would be sampled at most, and about what judging it would cost.
+    """Prints an upper bound on what would be sampled, and an estimate of what judging it would cost.
 
     Raises:
-        DryRunDoneError: always: nothing else is done.
+        DryRunDoneError: always, to end the run.
     """
     session = session_of(trainer)
     assert session.judging is not None
@@ -49,12 +49,12 @@ def estimate(trainer: L.Trainer, pl_module: Any) -> None:
             f"judging, about (responses of full length{also}, none of them in the store, {_CHARS_A_TOKEN:g} "
             f"characters a token, nothing asked again): {cost}"
         )
-        # shared among the processes already
+        # already divided among the processes
         limit = None if judge.max_cost is None else judge.max_cost * trainer.world_size
         if limit is not None and cost.dollars is not None and cost.dollars > limit:
             lines.append(f"that is more than max_cost ${limit:g}: the run would stop on the way")
     rank_zero_info("\n".join(lines))
-    trainer.strategy.barrier()  # every process has made it, where it was not there
+    trainer.strategy.barrier()  # by now every process has created the directory
     with contextlib.suppress(OSError):  # it holds responses, or another process removed it
         evaluation.directory.rmdir()
     raise DryRunDoneError

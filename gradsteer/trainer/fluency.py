@@ -1,4 +1,4 @@
-"""How likely base and anchor find what the conditions replied: neither would write text that fell apart."""
+"""Fluency: how likely each condition's responses are under the base and the anchor."""
 
 import math
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ _Response = tuple[tuple[int, ...], tuple[int, ...], str]  # ids of the prompt an
 
 @dataclass(frozen=True)
 class FluencyOptions:
-    """What is taken of the conditions' responses under the base, and whether those that are no text are marked.
+    """Which fluency measures to take of the conditions' responses.
 
-    Both need the base model: --steering.base. They cost a forward pass over all distinct responses for each model,
-    after all are sampled.
+    Both need the base model (--steering.base) and cost one forward pass over all distinct responses per model, after
+    sampling.
 
     Attributes:
-        base_perplexity: take the perplexity of every condition's responses under the base.
-        mark_incoherent: mark word salad: responses that base and anchor both find far less likely, token by token, than
-            the base's and the anchor's own. They are degenerate: counted on their own, in no rate.
+        base_perplexity: measure the perplexity of every condition's responses under the base.
+        mark_incoherent: mark word salad: responses that are, per token, far less likely under both base and anchor
+            than the base's and the anchor's own. They are degenerate: counted separately and in no rate.
     """
 
     base_perplexity: bool = True
@@ -42,10 +42,10 @@ class FluencyOptions:
 
 
 class DistinctResponses:
-    """The responses of all conditions, each distinct one once: conditions that are alike reply alike.
+    """The distinct responses of all conditions; similar conditions share many.
 
     Args:
-        groups: by slug of the condition and set of prompts, the rows that were sampled.
+        groups: sampled rows by (condition slug, set of prompts).
     """
 
     def __init__(self, groups: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
@@ -63,40 +63,40 @@ class DistinctResponses:
         self._num_tokens = np.array(labels, dtype=np.int64)
 
     def num_tokens(self, key: tuple[str, str]) -> NDArray[np.int64]:
-        """(responses,) tokens of each."""
+        """(responses,) number of tokens in each response."""
         found: NDArray[np.int64] = self._num_tokens[self.indices[key]]
         return found
 
     def of(self, nats: Nats, key: tuple[str, str]) -> Nats:
-        """(responses,) nats a token of a group's responses.
+        """(responses,) nats per token of a group's responses.
 
         Args:
-            nats: (distinct responses,) nats of each whole one.
-            key: of the group.
+            nats: (distinct responses,) total nats of each distinct response.
+            key: the group.
         """
         found: Nats = (nats / self._num_tokens)[self.indices[key]]
         return found
 
     def reference(self, nats: Nats, key: tuple[str, str]) -> Reference:
-        """A model's own responses that are known to be text: neither empty nor a loop, and long enough to be judged."""
+        """A model's own coherent responses: neither empty nor looping, and long enough to compare."""
         rows, of_each = self.rows[key], self.of(nats, key)
         clear = np.array([not is_degenerate(row["completion"]) for row in rows])
-        counts = clear & (self.num_tokens(key) >= MIN_TOKENS)  # shorter ones are never marked, and one may be far out
+        counts = clear & (self.num_tokens(key) >= MIN_TOKENS)  # shorter ones are never marked and may be outliers
         return Reference(of_each[counts], [cluster_of(row) for row, one in zip(rows, counts, strict=True) if one])
 
 
 def score_fluency(trainer: L.Trainer, pl_module: Any, options: FluencyOptions) -> None:
-    """Takes the responses' perplexity under the base, and marks those that neither base nor anchor would write.
+    """Measures the responses' perplexity under the base, and marks those unlikely under both base and anchor.
 
-    Collective: every process scores its share. Nothing happens where there is no base, or no option asks.
+    Collective: every process scores its share. Does nothing without a base or if no option is set.
 
     Args:
-        trainer: of a session whose conditions were all sampled and judged.
-        pl_module: holds the model; no condition is entered afterwards.
-        options: what is taken.
+        trainer: a Trainer whose session has sampled and judged all conditions.
+        pl_module: the module that holds the model; afterwards no condition is active.
+        options: which measures to take.
 
     Raises:
-        ValueError: without the responses that were marked, too many verdicts are missing.
+        ValueError: once the marked responses are excluded, too many verdicts are missing.
     """
     session = session_of(trainer)
     if session.steering is None or session.steering.base is None or session.responses is None:
@@ -126,7 +126,7 @@ def score_fluency(trainer: L.Trainer, pl_module: Any, options: FluencyOptions) -
                 continue
             tokens = responses.num_tokens(key)
             mean = float((responses.of(under_base, key) * tokens).sum() / tokens.sum())
-            if mean <= 700:  # beyond, its exponential is no float
+            if mean <= 700:  # larger values overflow exp
                 result.measured["base_perplexity"] = math.exp(mean)
                 log_metrics(trainer, {"metrics/base_perplexity": math.exp(mean)}, step=number)
     if options.mark_incoherent:
@@ -142,14 +142,14 @@ def _response(row: dict[str, Any]) -> _Response:
 
 
 def _nats(trainer: L.Trainer, scorer: ResponseScorer, under: str) -> Nats:
-    """(distinct responses,) ``-log p`` of each, at temperature 1, at the weights that the model has (collective)."""
+    """(distinct responses,) ``-log p`` at temperature 1, under the model's current weights (collective)."""
     title = f"responses under {under}"
     with progress(title, total=len(scorer), unit="batch", shown=trainer.is_global_zero) as tick:
         return -scorer.log_probs(tick=tick)
 
 
 def _mark(trainer: L.Trainer, responses: DistinctResponses, under_base: Nats, under_anchor: Nats) -> str | None:
-    """Marks rows in the files, and counts again what they are no longer in; says why the run cannot go on."""
+    """Marks incoherent rows in the files and recounts; returns the reason to stop the run, if any."""
     session = session_of(trainer)
     assert session.judging is not None
     assert session.responses is not None
@@ -174,9 +174,7 @@ def _mark(trainer: L.Trainer, responses: DistinctResponses, under_base: Nats, un
             shown = " and ".join(f"{share} responses{to[name]}" for name, share in marked.items())
             counted = judging.count_degenerate or "evaluation" not in marked
             rates = "" if counted else f"; without them: {session.result(number).counts}"
-            rank_zero_info(
-                f"{condition.name}: incoherent, what neither the base nor the anchor would write: {shown}{rates}"
-            )
+            rank_zero_info(f"{condition.name}: incoherent (unlikely under both base and anchor): {shown}{rates}")
     return next((failure for failure in failures if failure is not None), None)
 
 
@@ -191,7 +189,7 @@ def _marked(rows: Sequence[dict[str, Any]], incoherent: list[bool], *, counts: b
 
 
 def _limits(responses: DistinctResponses, under_base: Nats, under_anchor: Nats, name: str) -> Coherence | None:
-    """What the responses to a set of prompts say; None where it was not sampled, or too few of it."""
+    """The limits for responses to a set of prompts; None if it has too few responses or was not sampled."""
     own = [
         responses.reference(nats, (slug, name))
         for nats, slug in ((under_base, "anchor"), (under_base, "base"), (under_anchor, "anchor"))

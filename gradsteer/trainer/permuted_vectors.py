@@ -19,14 +19,14 @@ def write_permuted(
     vector: SteeringVector,
     contrast: Callable[[tuple[Wanted, Wanted]], SteeringVector],
 ) -> None:
-    """Writes ``vectors/permuted/NAME-0.safetensors`` and so on; nothing where no permutations were asked for.
+    """Writes ``vectors/permuted/NAME-0.safetensors`` and so on; does nothing without permutations.
 
     Args:
-        trainer: whose loggers get the null vectors' norms and their cosines with the vector.
-        assembly: whose sums are all written.
-        name: the vector's.
-        vector: with its own piles, for comparison.
-        contrast: of two sums, as the vector's own was made.
+        trainer: its loggers receive the null vectors' norms and their cosines with the vector.
+        assembly: the store of sums, all written by now.
+        name: the vector's name.
+        vector: the vector from the real piles, for comparison.
+        contrast: makes a vector from two sums, the way the real one was made.
     """
     folder = assembly.output_dir / "vectors" / "permuted"
     norms, cosines = [], []

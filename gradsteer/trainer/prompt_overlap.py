@@ -1,4 +1,4 @@
-"""Keeping the prompts that vectors are measured on apart from those that they were made on."""
+"""Keeping evaluation prompts apart from the prompts that vectors were made from."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -11,20 +11,20 @@ from gradsteer.vectors.preconditioning import SecondMoment
 from gradsteer.vectors.transforms import parse_transform
 
 _KEY = "prompt_digests"
-_INCOMPLETE = "prompt_digests_incomplete"  # there where a sum's part, say, did not say its own
+_INCOMPLETE = "prompt_digests_incomplete"  # set if a combination's term, say, lacks its digests
 _FILE, _MOMENT = "vector_file", "second_moment"  # arguments of transforms that read another vector, or a moment
 
 Sources = dict[str, Mapping[str, str]]
 
 
 def read_sources(vectors: Mapping[str, SteeringVector], plan: Plan) -> Sources:
-    """The metadata of all that goes into a plan: vectors steered with, of controls, baselines and transforms, moments.
+    """The metadata of every file in a plan: vectors, controls, baselines, transforms' vectors and second moments.
 
-    A second moment that comes from an optimizer is left out: it knows of no prompts.
+    An optimizer's second moment is left out, because it has no prompts.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: it is no vector, or no second moment.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not a vector or a second moment.
     """
     found: Sources = {f"vector {name}": vector.metadata for name, vector in vectors.items()}
     for _, recipe in plan:
@@ -47,16 +47,16 @@ def refuse_overlap(
     faithful: bool,
     others: Mapping[str, Collection[str]] | None = None,
 ) -> None:
-    """Refuses prompts that a vector was made on, or says so where they were asked for, or where nobody can know.
+    """Refuses evaluation prompts that a vector was made from; logs a note if that is allowed or cannot be checked.
 
     Args:
-        sources: what a vector is called in messages -> its metadata; see `read_sources`.
-        prompts: digests of the prompts that they are measured on; see `gradsteer.data.response_rows.prompt_digest`.
-        faithful: measure them there all the same, as the research note did.
-        others: the digests of further sets of prompts by the set's name, such as ``harmful``.
+        sources: name of a vector, for messages -> its metadata; see `read_sources`.
+        prompts: digests of the evaluation prompts; see `gradsteer.data.response_rows.prompt_digest`.
+        faithful: allow the overlap, as in the research note.
+        others: digests of further prompt sets by name, such as ``harmful``.
 
     Raises:
-        ValueError: prompts are shared, and that was not asked for.
+        ValueError: prompts overlap and `faithful` is false.
     """
     sets = {"prompts": set(prompts), **{f"{name} prompts": set(other) for name, other in (others or {}).items()}}
     for name, metadata in sources.items():

@@ -1,4 +1,4 @@
-"""Going on from what an interrupted run sampled: the plans of all conditions, checked before anything is sampled."""
+"""Resuming an interrupted run's sampling; all conditions' plans are checked before anything is sampled."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +17,10 @@ from gradsteer.version import __version__
 
 
 def plan_as_before(trainer: L.Trainer, responses: Path) -> None:
-    """Plans as many responses at once as an interrupted run did, where the number was left to the memory.
+    """Reuses an interrupted run's batch size if `batch_size` is auto.
 
     Args:
-        trainer: before its loaders are made.
+        trainer: a Trainer whose loaders are not made yet.
         responses: the directory of responses.
     """
     data = data_of(trainer)
@@ -37,14 +37,14 @@ class KeptSampling:
     """The sampled batches of all conditions of one run.
 
     Args:
-        trainer: all of whose callbacks have started, so that the doses' alphas are known.
-        pl_module: what samples.
+        trainer: a Trainer whose callbacks have started, so that the doses' alphas are known.
+        pl_module: the module that samples.
         responses: the directory of responses.
         anchor: fingerprint of the model.
-        overwrite: replace what another configuration left.
+        overwrite: replace batches of another configuration.
 
     Raises:
-        ValueError: a condition's batches are of another configuration, or of a condition that this run does not have.
+        ValueError: batches belong to another configuration, or to a condition that this run does not have.
     """
 
     def __init__(self, trainer: L.Trainer, pl_module: Any, responses: Path, anchor: str, *, overwrite: bool) -> None:
@@ -63,13 +63,13 @@ class KeptSampling:
         if not overwrite:
             for kept, plan in zip(self._conditions, self._plans, strict=True):
                 kept.check(plan)
-        trainer.strategy.barrier()  # all have looked
+        trainer.strategy.barrier()  # all ranks have looked
         if trainer.is_global_zero:
             for each in others:
                 each.remove_responses()
 
     def begin(self, index: int) -> UnfinishedCondition:
-        """The condition whose turn it is, with what was sampled of it before (collective)."""
+        """Opens the next condition, with the batches sampled before (collective)."""
         kept, plan = self._conditions[index], self._plans[index]
         known = kept.begin(plan, overwrite=self.overwrite) if self.trainer.is_global_zero else False
         self.trainer.strategy.barrier()
@@ -78,11 +78,11 @@ class KeptSampling:
         self.session.unfinished.append(kept)
         if known:
             name = self.session.conditions[index].name
-            rank_zero_info(f"\n{name}: goes on from what was sampled before; what has no stored verdict is judged")
+            rank_zero_info(f"\n{name}: resumes from earlier batches; responses without a stored verdict are judged")
         return kept
 
     def _left_by_others(self, responses: Path) -> Iterator[UnfinishedCondition]:
-        """Of steer: conditions on the way that it does not have, and that no evaluation of this directory has."""
+        """For steer: unfinished conditions that belong neither to this run nor to an evaluation in this directory."""
         mine = {kept.slug for kept in self._conditions}
         directory = responses / ".unfinished"
         if self.session.steering is None or not directory.is_dir():
@@ -94,7 +94,7 @@ class KeptSampling:
 
 
 def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[str, Any]:
-    """Everything that decides what is sampled."""
+    """Everything that determines what is sampled."""
     session, sampling = session_of(trainer), pl_module.sampling
     condition, recipe = session.plan[index]
     return {

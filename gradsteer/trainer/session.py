@@ -1,4 +1,4 @@
-"""What the callbacks and functions of one command share: one typed object on the Trainer."""
+"""The state that one command's callbacks and functions share: a typed object on the Trainer."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """Who takes part in a command, what it is asked for, and what has come out so far.
+    """A command's participants, its plan, and the results so far.
 
-    `setup` of the callbacks fills it in the order of the command table: what predicts, what steers, what judges, and
-    the checks before anything is loaded. The report at the end reads it.
+    The callbacks' `setup` fills it in the order of the command table: forecasting, steering, judging, then the checks
+    before anything is loaded. The report at the end reads it.
 
     Attributes:
-        plan: the conditions with what makes each one's weights; alphas of doses are filled in when the test starts.
-        forecasting: makes forecasts from judged responses; None where the command has none.
-        steering: gives the model each condition's weights; None where the command does not steer.
-        judging: judges responses; None where none are sampled.
-        responses: what was sampled and judged of the conditions; None where nothing is.
-        forecasts: by the condition's number, those that were made in this run.
+        plan: the conditions and the recipe for each one's weights; alphas are filled in when the test starts.
+        forecasting: makes forecasts from judged responses, or None.
+        steering: sets each condition's weights; None if the command does not steer.
+        judging: judges responses; None if nothing is sampled.
+        responses: the conditions' sampled and judged responses; None if nothing is sampled.
+        forecasts: forecasts made in this run, by condition number.
         judge_settings: the judge's options as given.
-        held: the command line's locks, which are let go when the command has finished; None without a command line.
-        check_again: a second look, once the locks are held, at whether the command may run.
-        unfinished: what was kept of conditions on the way, to be removed when the command is noted as finished.
+        held: the command line's locks, released when the command has finished; None without a command line.
+        check_again: checks once more, with the locks held, that the command may run.
+        unfinished: saved batches of conditions, removed when the command is recorded as finished.
     """
 
     plan: Plan = field(default_factory=list)
@@ -59,20 +59,20 @@ class Session:
 
     @property
     def results(self) -> list[ConditionResult]:
-        """What came out of each condition so far, in the report's order."""
+        """The results of each condition so far, in the report's order."""
         return [self.result(number) for number in range(len(self.plan))]
 
     def result(self, number: int) -> ConditionResult:
-        """What came out of a condition so far; its alpha is known by now.
+        """The results of a condition so far; its alpha must be known.
 
         Args:
-            number: the condition's place in the plan, which is its data loader's.
+            number: the condition's place in the plan, which is also its data loader's index.
         """
         return self._results.setdefault(number, ConditionResult(self.plan[number][0]))
 
 
 def session_of(trainer: L.Trainer) -> Session:
-    """The Trainer's session; a new one for a Trainer that has none yet."""
+    """The Trainer's session, created on first use."""
     found = getattr(trainer, "session", None)
     if found is None:
         found = trainer.session = Session()  # type: ignore[attr-defined]
@@ -81,12 +81,12 @@ def session_of(trainer: L.Trainer) -> Session:
 
 
 def data_of(trainer: L.Trainer) -> Any:
-    """The Trainer's datamodule, which Lightning sets when the work begins."""
+    """The Trainer's datamodule, which Lightning sets when a run begins."""
     return trainer.datamodule  # type: ignore[attr-defined]
 
 
 def is_trial(trainer: L.Trainer) -> bool:
-    """Whether it is a trial run of a batch each (``--trainer.fast_dev_run``), which leaves nothing behind."""
+    """Whether this is a trial run of one batch each (``--trainer.fast_dev_run``), which leaves nothing behind."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 

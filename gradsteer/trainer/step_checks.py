@@ -1,4 +1,4 @@
-"""Refusing, before anything is sampled, steps that the weights cannot take."""
+"""Refusing, before anything is sampled, steps that are lost to rounding."""
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -7,20 +7,20 @@ from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.step_measurement import AppliedStep
 
-_WHOLE = 0.99  # of a step: less is worth a warning
+_WHOLE = 0.99  # warn if less than this fraction of a step survives
 
 
 def check_steps(plan: Plan, weights: ConditionWeights, *, half: bool, min_retained: float) -> None:
-    """Takes the steps of all conditions on trial where weights are in half precision, else those of vectors from files.
+    """Tries out the steps: all of them for weights in half precision, otherwise only those of vectors from files.
 
     Args:
-        plan: whose alphas are known.
-        weights: gives the model each condition's.
-        half: the weights are in half precision.
-        min_retained: share of a step below which it is refused.
+        plan: the plan, with all alphas known.
+        weights: sets each condition's weights.
+        half: whether the weights are in half precision.
+        min_retained: a step of which a smaller fraction survives is refused.
 
     Raises:
-        ValueError: a file's vector does not belong here, or the weights take too little of a step; names the condition.
+        ValueError: a vector does not fit the model, or too little of a step survives; names the condition.
     """
     for condition, recipe in plan:
         if half:
@@ -35,7 +35,7 @@ def check_steps(plan: Plan, weights: ConditionWeights, *, half: bool, min_retain
 
 
 def _check_retained(condition: Condition, step: AppliedStep | None, min_retained: float) -> None:
-    """Warns of a step that the weights took in part, refuses one that they hardly took."""
+    """Warns if part of a step is lost; refuses it if too little survives."""
     if step is None or step.retained_fraction is None or step.changed_fraction is None:
         return
     if step.retained_fraction >= _WHOLE:

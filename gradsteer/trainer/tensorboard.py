@@ -1,4 +1,4 @@
-"""Scalars, texts and figures for whatever loggers the Trainer has; figures and texts where they take them."""
+"""Logging scalars to all of the Trainer's loggers, and tables and figures to those that support them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ def log_figure(trainer: L.Trainer, tag: str, figure: "Figure", *, step: int = 0)
 
 
 def log_table(trainer: L.Trainer, tag: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Logs a table as text; what is in it may come from data or a model, and is escaped."""
+    """Logs a table as text; cells are escaped, as they may come from data or a model."""
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join("| " + " | ".join(map(_cell if i != 1 else str, line)) + " |" for i, line in enumerate(lines))
     for logger in trainer.loggers:
@@ -33,6 +33,6 @@ def log_table(trainer: L.Trainer, tag: str, header: Sequence[str], rows: Sequenc
 
 
 def _cell(text: str) -> str:
-    """Text that TensorBoard's Markdown shows as it is."""
+    """Escapes text so that TensorBoard's Markdown shows it verbatim."""
     entities = "".join(f"&#{ord(c)};" if c in "&<>\"'\\`*_{}[]()#+-.!|~" else c for c in text)
     return entities.replace("\r", " ").replace("\n", "<br>")

@@ -14,9 +14,8 @@ from gradsteer.trainer.session import Session
 class GradsteerTrainer(L.Trainer):
     """Lightning's Trainer, with this project's commands as methods.
 
-    Attribute, evaluate and steer run on the test loop, which visits every data loader once and in order. The
-    datamodules split their batches over the ranks themselves, without repeats, so no distributed sampler is put in
-    their way.
+    Attribute, evaluate, forecast and steer run on the test loop, which visits every data loader once and in order.
+    The datamodules split their batches over the ranks themselves, without repeats, so there is no distributed sampler.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -39,11 +38,11 @@ class GradsteerTrainer(L.Trainer):
                 f"attribute cannot use {type(self.strategy).__name__}; accepted: one device, ddp, and FSDP2 by "
                 "ModelParallelStrategy (--config configs/strategy/fsdp.yaml)"
             )
-        # gradients are taken inside the loop, which inference mode would forbid for good
+        # gradients are taken inside the loop, which inference mode would not allow
         self.test_loop.inference_mode = False
         try:
             self.test(model, datamodule=datamodule, verbose=False)
-        finally:  # a callback may raise while the weights are those of a point on the way
+        finally:  # a callback may raise while the weights are at some point of a path
             if isinstance(model, SummingModule):
                 model.leave_point()
 
@@ -59,13 +58,13 @@ class GradsteerTrainer(L.Trainer):
         self.test(model, datamodule=datamodule, verbose=False)
 
     def forecast(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
-        """Predicts the behavior rates of every condition by forward passes over judged responses."""
+        """Predicts every condition's behavior rates by forward passes over judged responses."""
         self._refuse_split_weights("forecast")
         self.test_loop.inference_mode = False  # weights are rewritten between conditions
         self.test(model, datamodule=datamodule, verbose=False)
 
     def steer(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
-        """Measures the behavior rates under steering vectors, beside base, anchor and random controls."""
+        """Measures behavior rates under steering vectors, with base, anchor, controls and baselines."""
         self._refuse_split_weights("steer")
         self._refuse_a_part("steer")
         # weights are rewritten between batches; tensors made in inference mode could not be
@@ -73,7 +72,7 @@ class GradsteerTrainer(L.Trainer):
         self.test(model, datamodule=datamodule, verbose=False)
 
     def _refuse_a_part(self, command: str) -> None:
-        """The first batches are those of the longest prompts: their rates are not the prompts'."""
+        """Refuses a batch limit: batches start with the longest prompts, which do not represent the set."""
         if self.limit_test_batches != 1.0 and not self.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError(
                 f"trainer.limit_test_batches is {self.limit_test_batches}: {command} would report the longest prompts "
@@ -81,7 +80,7 @@ class GradsteerTrainer(L.Trainer):
             )
 
     def _refuse_split_weights(self, command: str) -> None:
-        """Only attribute splits the weights; elsewhere the strategy would leave each process a model of its own."""
+        """Only attribute splits weights; elsewhere each process would be left with its own model."""
         if isinstance(self.strategy, ModelParallelStrategy):
             raise ValueError(
                 f"{command} does not split weights over processes (ModelParallelStrategy); accepted: ddp "

@@ -1,4 +1,4 @@
-"""Taking a vector's slope once its piles' halves are written: what a unit of alpha does to the log-odds."""
+"""Calibration: a vector's slope, the change in its piles' log-odds per unit of alpha."""
 
 import sys
 from collections.abc import Iterator
@@ -25,17 +25,18 @@ def calibrate(
     piles: tuple[str, str],
     halves: tuple[SteeringVector, SteeringVector],
 ) -> Calibration | None:
-    """Takes the slope of a vector, logs and prints it; to be called by every process.
+    """Estimates a vector's slope, logs and prints it. Collective: every process must call it.
 
     Args:
-        trainer: whose datamodule read the piles.
-        pl_module: holds the model, with its own weights.
-        name: the vector's.
+        trainer: the Trainer whose datamodule holds the piles.
+        pl_module: the module that holds the model, at its own weights.
+        name: the vector's name.
         piles: names of its PLUS and MINUS piles.
         halves: the vectors of the two halves of the prompts.
 
     Returns:
-        None, with a warning, where the responses are of other weights: their score function is not the model's.
+        The calibration; None, with a warning, if the responses were sampled from other weights, because the score
+        function is then not the model's.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     by_name: dict[str, Pile] = {pile.name: pile for pile in data.piles}
@@ -80,13 +81,13 @@ def calibrate(
         else f"vector {name}: its slope is 0"
     )
     if abs(found.slope) <= 2 * found.standard_error:
-        rank_zero_warn(f"vector {name}: its slope is within two standard errors of 0; it wants larger piles")
+        rank_zero_warn(f"vector {name}: its slope is within two standard errors of 0; use larger piles")
     return found
 
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Eval mode inside: gradient checkpointing leaves the model in train mode."""
+    """Eval mode within the block, because gradient checkpointing leaves the model in train mode."""
     training = model.training
     model.eval()
     try:

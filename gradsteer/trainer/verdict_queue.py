@@ -1,4 +1,4 @@
-"""Giving sampled rows their verdicts, while the sampling goes on where the judge mostly waits for a server."""
+"""Judging sampled rows, in parallel with sampling if the judge mostly waits for a server."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -19,18 +19,18 @@ _PATIENCE = 0.1  # seconds between two calls of a judge's close
 
 
 class VerdictQueue:
-    """Judges batches of rows: in the background where `Judge.waits`, otherwise as they come.
+    """Judges batches of rows: in the background if `Judge.waits`, otherwise as they arrive.
 
-    In the background all that is waiting is judged at once, so that a judge that asks for many at a time has many to
-    ask for, however small the batches are. Once something could not be judged, nothing after it is.
+    In the background all waiting rows are judged together, so that a concurrent judge has many requests to send even
+    if the batches are small. After a failure nothing further is judged.
 
     Args:
-        judge: who decides.
-        count_degenerate: degenerate responses count in the rates like any others.
+        judge: the judge.
+        count_degenerate: count degenerate responses in the rates like any others.
 
     Attributes:
-        patient: leave the errors of a judge in the background to `collect`, where processes wait for each other: one
-            that stopped at a batch of its own would leave the others waiting for it.
+        patient: raise a background judge's errors only in `collect`, where all processes synchronise. A process that
+            stopped at one of its own batches would leave the others waiting.
     """
 
     def __init__(self, judge: Judge, *, count_degenerate: bool) -> None:
@@ -47,8 +47,7 @@ class VerdictQueue:
         """Takes a batch of rows, each with ``set``, ``prompt``, ``completion`` and perhaps ``failed``.
 
         Raises:
-            Exception: whatever the judge raised of an earlier batch: nothing more need be sampled then. Not where the
-                queue is `patient`.
+            Exception: the judge's error on an earlier batch, so that sampling can stop; not if the queue is `patient`.
         """
         if self._pool is None:
             self._judged += self._with_verdicts(rows)
@@ -59,10 +58,10 @@ class VerdictQueue:
         self._waiting.append(self._pool.submit(self._in_background))
 
     def collect(self) -> list[Row]:
-        """All rows since the last call with ``verdicts``, ``unscored`` and ``degenerate``; waits for the judge.
+        """All rows since the last call, with ``verdicts``, ``unscored`` and ``degenerate``; waits for the judge.
 
         Raises:
-            Exception: whatever the judge raised.
+            Exception: the judge's error.
         """
         while self._waiting:
             self._take()
@@ -70,28 +69,28 @@ class VerdictQueue:
         return judged
 
     def close(self) -> None:
-        """Ends the background's thread, when all is judged."""
+        """Ends the background thread once everything is judged."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
     def cancel(self) -> None:
-        """Gives up what is being asked, asks nothing further, and closes the judge: the run is broken off."""
+        """Aborts: drops pending requests, sends no more, and closes the judge."""
         self._stopped = True
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self.judge.close()
-        # a judge that had just begun may have opened again what was closed
+        # a judge that was just starting may have reopened its connection
         while not self._asking.acquire(timeout=_PATIENCE):
             self.judge.close()
         self._asking.release()
 
     def _take(self) -> None:
-        # taken off the list last: an interrupt while waiting loses nothing
+        # removed from the list last, so that an interrupt while waiting loses nothing
         self._judged += self._waiting[0].result()
         del self._waiting[0]
 
     def _in_background(self) -> list[Row]:
-        """Judges whatever is waiting; nothing where an earlier call has taken it along."""
+        """Judges all waiting rows; none may be left if an earlier call took them."""
         with self._asking:
             if self._stopped:
                 raise CancelledError
@@ -124,10 +123,10 @@ class VerdictQueue:
 
 @contextmanager
 def stopping_together(trainer: L.Trainer) -> Iterator[None]:
-    """A judge that stops in one process stops the others too, which would wait for it otherwise (collective).
+    """If the judge stops in one process, stops all processes, which would otherwise wait for it (collective).
 
     Raises:
-        JudgeStopped: in the processes where it did not stop.
+        JudgeStopped: in the processes whose own judge did not stop.
     """
     broken: Exception | None = None
     try:

@@ -82,7 +82,7 @@ def help_of(command, capsys):
     ("command", "shown"),
     [
         ("fit", ["base model, a hub id or a local directory", "--data.loss_mask {assistant,full}", "default: 3"]),
-        ("evaluate", ["responses a prompt", "--evaluation.judge", "default: 128"]),
+        ("evaluate", ["responses per prompt", "--evaluation.judge", "default: 128"]),
         ("attribute", ["--vectors", "[PLUS_PILE, MINUS_PILE]", "--model.reduction {example,token,sum}"]),
         ("steer", ["Positive alpha reduces", "--steering.alphas", "both signs"]),
         ("validate", ["--data.validation"]),

@@ -167,7 +167,7 @@ def test_what_neither_model_would_write_is_degenerate(salad, sharp):
         if name not in ("base", "anchor"):
             assert report["comparisons"]["a"]["num_degenerate"] == rate["num_degenerate"]
         number, total = sum(expected), len(rows)
-        says = f"{name}: incoherent, what neither the base nor the anchor would write: {number} of {total} responses"
+        says = f"{name}: incoherent (unlikely under both base and anchor): {number} of {total} responses"
         assert (says in salad.said) is any(expected)
     assert f"; without them: a of none: {len(found[SALAD])} degenerate, b of none" in salad.said
     assert " responses to the benign prompts; without" in salad.said

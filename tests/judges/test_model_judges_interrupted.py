@@ -145,7 +145,7 @@ def test_ctrl_c_ends_a_process_that_waits_for_the_server(words, play, sampled, t
     assert time.monotonic() - begun < 5
     assert process.returncode == 1
     assert "Traceback" not in shown
-    assert "What was sampled and judged is kept: the same command goes on from there." in shown
+    assert "Sampled and judged responses are saved; the same command resumes from there." in shown
     assert KEY not in shown
     answered, before = set(gate.answered), len(server.requests)
     gate.open()

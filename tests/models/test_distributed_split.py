@@ -424,8 +424,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, 
         cut.unlink()  # what they were writing at that moment
     (tmp_path / "log").unlink()
     log = finish_on_two(start_on_two(line, tmp_path, strategy), tmp_path)
-    assert "x: finished already, not computed again" in log
-    assert "y: goes on after" in log
+    assert "x: already finished, not computed again" in log
+    assert "y: resumes after" in log
     check_same_files(tmp_path / "two", tmp_path / "one", FILES)
 
 

@@ -504,7 +504,7 @@ def test_too_many_unscored_verdicts_stop_a_run_and_keep_its_files(
     sampled = counting(monkeypatch)
     with caplog.at_level("INFO"):
         found, condition = evaluated(tmp_path, **SHY_OF_TWO, evaluation__max_unscored=0.4)
-    assert "4 responses lack a verdict: the same command with --overwrite true asks for those" in caplog.text
+    assert "4 responses lack a verdict: the same command with --overwrite true asks again" in caplog.text
     assert sampled == []
     assert found == rows
     spaced = [" " in row["completion"] for row in rows if row["prompt"] not in PROMPTS[1:3]]

@@ -1,4 +1,4 @@
-"""Judging: keeps every batch as it is sampled, gives it its verdicts, and counts the rates of a condition."""
+"""Judging: saves each batch as it is sampled, judges it, and computes each condition's behavior rates."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -39,22 +39,23 @@ _KEYS = (
 class JudgeEvaluation(L.Callback):
     """Judges the responses of every condition and writes responses/CONDITION.jsonl.
 
-    Every batch is kept as soon as it is sampled: a run that was cut off goes on after the last one.
+    Each batch is saved as soon as it is sampled, so an interrupted run resumes after the last saved batch.
 
     Args:
-        judge: class of the judge and its arguments, such as --evaluation.judge KeywordJudge
-            --evaluation.judge.patterns '{"bridge": ["golden gate"]}'. There are KeywordJudge, OpenAIJudge (any server
-            that speaks its language, by base_url), HybridJudge (patterns first) and LocalJudge (a model on this
+        judge: the judge class and its arguments, for example --evaluation.judge KeywordJudge
+            --evaluation.judge.patterns '{"bridge": ["golden gate"]}'. Available: KeywordJudge, OpenAIJudge (any
+            OpenAI-compatible server, see base_url), HybridJudge (patterns first) and LocalJudge (a model on this
             machine).
-        heldout: chat data (as for fit) on which each condition's perplexity, and its divergence from the anchor, are
-            measured; none by default.
-        heldout_split: split of a hub data set of held-out text.
-        labelled: JSONL of {"prompt", "completion", "labels": {behavior: true or false}}, labelled by people: it is
-            judged too, and the rates are also given corrected for the judge's error on it.
-        max_unscored: share of a behavior's verdicts in one condition that may be missing; with more, the run stops.
-        count_degenerate: let degenerate responses (empty, looping, incoherent) count in the rates like any others; by
-            default they are counted on their own, neither as showing a behavior nor as free of it.
-        overwrite: replace what an interrupted run of another configuration left (set by the option of this name).
+        heldout: chat data (same formats as for fit) on which to measure each condition's perplexity and its KL
+            divergence from the anchor. Not measured by default.
+        heldout_split: split to use if the held-out text is a hub dataset.
+        labelled: JSONL file of human labels, {"prompt", "completion", "labels": {behavior: true or false}}. The judge
+            is run on it too, and rates are also reported corrected for the judge's error.
+        max_unscored: largest fraction of a behavior's verdicts that may be missing in one condition. The run stops if
+            more are missing.
+        count_degenerate: count degenerate responses (empty, looping, incoherent) in the rates like any others. By
+            default they are reported separately and count neither for nor against a behavior.
+        overwrite: replace what an interrupted run with another configuration left behind (set by --overwrite).
         output_dir: the experiment's directory.
     """
 
@@ -113,7 +114,7 @@ class JudgeEvaluation(L.Callback):
         self._text = TextDivergence(examples, int(pl_module.tokenizer.pad_token_id))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Remembers the anchor, while the model has its weights; judges the labelled set."""
+        """Records the anchor's fingerprint and held-out predictions, and judges the labelled set."""
         self._anchor = model_fingerprint(pl_module.model)
         if not is_trial(trainer):  # the doses' alphas are known by now
             self._kept = KeptSampling(trainer, pl_module, self.directory, self._anchor, overwrite=self.overwrite)
@@ -129,7 +130,7 @@ class JudgeEvaluation(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Gives the module a batch that was sampled before, where there is one."""
+        """Hands the module a batch that was sampled before the interruption, if there is one."""
         if is_trial(trainer):
             slug = session_of(trainer).conditions[dataloader_idx].slug
             self._work = UnfinishedCondition(self.directory / ".fast_dev_run", slug)
@@ -149,10 +150,10 @@ class JudgeEvaluation(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps and judges the batch's responses; after the condition's last batch counts its rates."""
+        """Saves and judges the batch's responses; after the condition's last batch, computes its rates."""
         condition = session_of(trainer).conditions[dataloader_idx]
         if batch_idx == 0:
-            # of steered weights it would cost a pass over them a condition, and nobody asks for it
+            # fingerprinting steered weights would cost a pass over them per condition, and nothing uses it
             own = condition.kind == "base"
             at_anchor = condition.kind == "anchor" or condition.resample > 0
             self._fingerprint = model_fingerprint(pl_module.model) if own else self._anchor if at_anchor else None
@@ -165,11 +166,11 @@ class JudgeEvaluation(L.Callback):
             self._finish(trainer, pl_module, condition, dataloader_idx)
 
     def _number(self, trainer: L.Trainer, batch_idx: int) -> int:
-        """A batch's number in the plan, whichever rank it falls to."""
+        """The batch's index in the plan, independent of which rank samples it."""
         return batch_idx * trainer.world_size + trainer.global_rank
 
     def _finish(self, trainer: L.Trainer, pl_module: Any, condition: Condition, step: int) -> None:
-        """Joins the ranks' rows in the prompts' order, counts rates and metrics, and logs them."""
+        """Gathers the ranks' rows in prompt order, computes rates and metrics, and logs them."""
         assert self._work is not None
         judged: list[dict[str, Any]] = []
         with stopping_together(trainer):
@@ -190,7 +191,7 @@ class JudgeEvaluation(L.Callback):
     def _report(
         self, trainer: L.Trainer, pl_module: Any, condition: Condition, rows: list[dict[str, Any]], step: int
     ) -> str | None:
-        """Writes the condition's files and counts; gives back why the run cannot go on, None where it can."""
+        """Writes the condition's files and counts; returns the reason to stop the run, or None."""
         about = {
             "tokenizer": tokenizer_digest(pl_module.tokenizer),
             "condition": condition.name,
@@ -205,14 +206,14 @@ class JudgeEvaluation(L.Callback):
         session.responses.write(condition.slug, parts)
         failure = count_condition(trainer, step)
         result = session.result(step)
-        if condition.system_prompt is None:  # the text is not behind it: its perplexity would be the anchor's
+        if condition.system_prompt is None:  # held-out text is scored without it: the value would be the anchor's
             result.measured.update(self._measured(pl_module))
         self._log(trainer, pl_module, result, parts["evaluation"], step)
         self.num_missing += sum(bool(row["unscored"]) and not row["failed"] for part in parts.values() for row in part)
         return failure
 
     def about(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
-        """What was sampled and judged, and how, as a report says it."""
+        """What was sampled and judged, and how: the report's `evaluation` entry."""
         rows = [row for row in sampled_rows(trainer) if row["set"] == "evaluation"]
         labelled = None
         if self.labelled is not None:
@@ -241,7 +242,7 @@ class JudgeEvaluation(L.Callback):
         }
 
     def _measured(self, pl_module: Any) -> dict[str, float | None]:
-        """What held-out text says of the condition's weights: taken once, also over interruptions."""
+        """The condition's held-out metrics, measured once even if the run is interrupted."""
         if self._text is None:
             return {}
         assert self._work is not None
@@ -270,10 +271,10 @@ class JudgeEvaluation(L.Callback):
         rank_zero_info("\n".join(lines))
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Stops asking; what was answered is kept."""
+        """Stops the judge; verdicts already received are kept."""
         del trainer, pl_module
         if isinstance(exception, KeyboardInterrupt):
-            rank_zero_info("What was sampled and judged is kept: the same command goes on from there.")
+            rank_zero_info("Sampled and judged responses are saved; the same command resumes from there.")
         self._queue.cancel()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:

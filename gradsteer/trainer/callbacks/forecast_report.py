@@ -25,15 +25,15 @@ class ForecastReport(L.Callback):
 
     Args:
         output_dir: the experiment's directory.
-        experiment: its name, for titles.
-        note: what a reader of the numbers must know; printed under the table and kept in the report.
+        experiment: the experiment's name, for titles.
+        note: a caveat for readers; printed under the table and stored in the report.
     """
 
     def __init__(self, output_dir: str, experiment: str, note: str | None = None) -> None:
         self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses to start without responses, or with what is read from another forecast."""
+        """Refuses to start without responses, or with options that read another forecast."""
         del pl_module, stage
         session = session_of(trainer)
         if session.steering is not None and session.steering.forecast is not None:

@@ -1,4 +1,4 @@
-"""Forecasting: makes what predicts every condition's rates, from judged responses of the anchor."""
+"""Forecasting: predicts every condition's rates from the anchor's judged responses."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ from gradsteer.trainer.session import sampled_rows, session_of
 
 
 class Forecasting(L.Callback):
-    """Predicts the rates of every condition from the anchor's judged responses, by one forward pass each.
+    """Predicts every condition's rates from the anchor's judged responses, with one forward pass per condition.
 
-    The responses are to be of the prompts that are evaluated, not of those that the vectors were made on.
+    The responses should answer the evaluation prompts, not the prompts that the vectors were made from.
 
     Args:
-        responses: the anchor's judged responses, a responses/NAME.jsonl file that evaluate wrote.
-        temperature: that they were sampled at, for files that do not say.
-        top_p: that they were sampled with, for files that do not say.
-        draws: resamples of the bootstrap over prompts that gives the intervals.
-        seed: of the draws.
-        min_sample_size: effective sample size under which a forecast is greyed, and its linear form is taken.
-        token_budget: tokens at once; changes the speed, not the forecast. By default 2048 on a CPU, 16384 elsewhere.
+        responses: the anchor's judged responses, a responses/NAME.jsonl file written by evaluate.
+        temperature: sampling temperature of those responses, if the file does not record it.
+        top_p: nucleus sampling threshold of those responses, if the file does not record it.
+        draws: number of bootstrap resamples (over prompts) for the intervals.
+        seed: seed for the bootstrap.
+        min_sample_size: below this effective sample size a forecast is greyed out and uses the linear approximation.
+        token_budget: tokens per batch. Affects speed, not the forecast. Default: 2048 on a CPU, 16384 elsewhere.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Forecasting(L.Callback):
         rank_zero_info(f"forecast from {len(responses)} judged responses to {responses.num_prompts} prompts: {shown}")
 
     def _check_alike(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuses responses that were sampled otherwise than this run samples; warns where samples are shared."""
+        """Refuses responses sampled with other settings than this run's; warns if the two share samples."""
         assert self.responses is not None
         sampling, responses = pl_module.sampling, self.responses
         theirs = (*self._sampled_at(), responses.max_new_tokens or sampling.max_new_tokens)
@@ -96,7 +96,7 @@ class Forecasting(L.Callback):
         if sampled - known:
             rank_zero_warn(
                 f"forecast: {len(sampled - known)} of the {len(sampled)} prompts that are sampled have no response in "
-                f"{self.file!r}: it is of other prompts in part"
+                f"{self.file!r}: part of the forecast covers other prompts"
             )
         shared = sorted(set(check_seeds(pl_module.sampling_seed)) & responses.seeds)
         if sampled & known and shared:
@@ -106,7 +106,7 @@ class Forecasting(L.Callback):
             )
 
     def sampling(self, pl_module: Any) -> tuple[float, float]:
-        """Temperature and top-p of what is sampled or forecast."""
+        """Temperature and top-p of this run's sampling, or else of the responses."""
         sampling = getattr(pl_module, "sampling", None)
         return self._sampled_at() if sampling is None else (sampling.temperature, sampling.top_p)
 
@@ -119,7 +119,7 @@ class Forecasting(L.Callback):
         return 1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p
 
     def start(self, trainer: L.Trainer, pl_module: Any) -> Forecaster | None:
-        """Scores the responses under the anchor's own weights, once; None where there are no responses."""
+        """Scores the responses under the anchor's weights, once; returns None without responses."""
         if self.responses is None or self.forecaster is not None:
             return self.forecaster
         scorer = self.scorer(trainer, pl_module, self.responses.examples)
@@ -138,7 +138,7 @@ class Forecasting(L.Callback):
         return self.forecaster
 
     def scorer(self, trainer: L.Trainer, pl_module: Any, examples: Any) -> ResponseScorer:
-        """Scores some responses on the module's model, as these were sampled; the batches are shared over ranks."""
+        """A scorer on the module's model with the responses' sampling settings; batches are split over ranks."""
         temperature, top_p = self._sampled_at()
         return ResponseScorer(
             pl_module.model,

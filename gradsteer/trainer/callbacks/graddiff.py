@@ -1,4 +1,4 @@
-"""Several steps of GradDiff on the vectors' piles, as a baseline for steering's single one."""
+"""Multi-step GradDiff on the vectors' piles: a baseline for steering, which takes a single step."""
 
 import json
 import math
@@ -26,18 +26,17 @@ from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 class GradDiffBaseline(L.Callback):
     """Writes OUTPUT_DIR/vectors/graddiff/NAME-STEPS.safetensors, once the vectors are written.
 
-    theta + alpha * V is one full-batch gradient step of the unlearning method GradDiff. This takes several, of alpha /
-    steps each, with the gradients taken anew at the weights that each step reaches. The file holds the whole way
-    divided by alpha, so that steering with it at that same alpha (and no other) gives the model at the end of the way;
-    one step gives V itself.
+    theta + alpha * V is one full-batch gradient step of the unlearning method GradDiff. This baseline takes several
+    steps of size alpha / steps and recomputes the gradients after each. The file holds the total displacement divided
+    by alpha, so steering with it at that same alpha (and only there) reproduces the final weights. One step gives V.
 
     Args:
         output_dir: the experiment's directory.
-        vectors: name to its two piles [PLUS, MINUS].
-        steps: numbers of steps, one file each, such as [5, 20]; each costs (steps - 1) passes over both piles.
-        alpha: what the steps add up to, the alpha that you steer with: a number for all vectors, or by vector,
-            {bridge: 0.12}, for those alone. Positive reduces the PLUS pile's behavior, negative raises it.
-        overwrite: start afresh.
+        vectors: vector name to its two piles, [PLUS, MINUS].
+        steps: numbers of steps, one file for each, such as [5, 20]. Each costs (steps - 1) passes over both piles.
+        alpha: total step size, the alpha you will steer with. One number for all vectors, or a mapping such as
+            {bridge: 0.12} for only those vectors. Positive reduces the PLUS pile's behavior, negative raises it.
+        overwrite: start from scratch.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class GradDiffBaseline(L.Callback):
         self.alphas = _by_vector(alpha, self.contrasts)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses what it does not run with before the model is loaded."""
+        """Refuses incompatible options, before the model is loaded."""
         del stage
         if not self.alphas:
             return
@@ -87,7 +86,7 @@ class GradDiffBaseline(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before the first batch: removes what lies there where told to."""
+        """Before the first batch: removes existing files if `overwrite` is set."""
         del pl_module, batch
         if batch_idx + dataloader_idx > 0 or not self.overwrite or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -96,7 +95,7 @@ class GradDiffBaseline(L.Callback):
                 path.unlink(missing_ok=True)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Takes the steps; what is there of the same piles, steps and alpha is not computed again."""
+        """Takes the steps; results for the same piles, steps and alpha are reused."""
         if trainer.fast_dev_run or not self.alphas:  # type: ignore[attr-defined]
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
@@ -124,7 +123,7 @@ class GradDiffBaseline(L.Callback):
     ) -> None:
         title, path = f"graddiff {name}-{steps}", self._folder / f"{name}-{steps}.safetensors"
         if path.is_file() and SteeringVector.read_header(path).get("work_digest") == digest:
-            rank_zero_info(f"{title}: finished already, not computed again")
+            rank_zero_info(f"{title}: already finished, not computed again")
             return
         found = self._steps_of(trainer, pl_module, name, vector, steps, alpha, title)
         said = {"graddiff_steps": str(steps), "graddiff_alpha": repr(alpha), "work_digest": digest}
@@ -166,7 +165,7 @@ class GradDiffBaseline(L.Callback):
                 log_metrics(trainer, losses, step=step)
 
             def contrast_here() -> Mapping[str, Tensor]:
-                # entered anew for every step: autocast may keep its casts of the weights for as long as it lasts
+                # re-entered for every step, because autocast may cache its casts of the weights
                 with trainer.precision_plugin.forward_context():
                     return contrast()
 
@@ -176,7 +175,7 @@ class GradDiffBaseline(L.Callback):
 
 
 def _by_vector(alpha: float | Mapping[str, float] | None, vectors: Mapping[str, Any]) -> dict[str, float]:
-    """The alpha of every vector that steps are taken for."""
+    """The alpha of every vector that gets a GradDiff baseline."""
     if alpha is None:
         return {}
     alphas = dict(alpha) if isinstance(alpha, Mapping) else dict.fromkeys(vectors, alpha)
@@ -195,5 +194,5 @@ def _batches(pile: Pile, token_budget: int) -> Batches:
 
 
 def _digest(assembly: Assembly, sides: tuple[Wanted, ...], steps: int, alpha: float) -> str:
-    """Of everything that decides where the steps end."""
+    """Digest of everything that determines the final weights."""
     return text_digest(json.dumps([*(assembly.digest(side) for side in sides), steps, alpha]))[:32]

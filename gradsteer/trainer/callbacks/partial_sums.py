@@ -14,14 +14,14 @@ from gradsteer.models.parallel import in_common, is_split_model
 
 
 class PartialSums(L.Callback):
-    """Saves what has been summed every few minutes; a run that was cut off goes on from there.
+    """Saves partial gradient sums every few minutes, so that an interrupted run can resume.
 
-    What is finished is not computed again. Partial sums of another configuration, data set or model are refused.
+    Finished sums are not recomputed. Partial sums from another configuration, dataset or model are refused.
 
     Args:
         output_dir: the experiment's directory.
-        every_minutes: time between two savings; 0 saves after every batch.
-        overwrite: start afresh.
+        every_minutes: minutes between saves; 0 saves after every batch.
+        overwrite: start from scratch.
     """
 
     def __init__(self, output_dir: str, every_minutes: float = 10.0, overwrite: bool = False) -> None:
@@ -34,7 +34,7 @@ class PartialSums(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before a part's first batch: gives the module what was left of it, and starts afresh where told to."""
+        """Before a part's first batch: resumes from its partial sums, or deletes them if `overwrite` is set."""
         del batch
         if batch_idx != 0:
             return
@@ -46,21 +46,21 @@ class PartialSums(L.Callback):
                 path.unlink(missing_ok=True)
             return
         name = assembly.parts[dataloader_idx].name
-        # all ranks or none: those that compute meet in a reduction
+        # all ranks or none, because the ranks that compute meet in a reduction
         if trainer.strategy.reduce_boolean_decision(assembly.has(dataloader_idx)):
-            rank_zero_info(f"\n{name}: finished already, not computed again")
+            rank_zero_info(f"\n{name}: already finished, not computed again")
             pl_module.skip()
             return
         for number, path in list(saved.items()):
             header = PartialSum.check(path, work_digest=assembly.digests[dataloader_idx])
             if header["layout"] != pl_module.layouts[dataloader_idx]:
-                rank_zero_info(f"\n{name}: its partial sums are of other batches or processes; it is summed anew")
+                rank_zero_info(f"\n{name}: its partial sums are of other batches or processes; starting over")
                 saved.pop(number).unlink()
-        # each batch is a meeting of all ranks where the weights are split: they have to go on from the same one
+        # with split weights every batch is collective, so all ranks have to resume from the same one
         numbers = in_common(saved) if is_split_model(pl_module.model) else set(saved)
         if numbers:
             left = PartialSum.load(saved[max(numbers)], work_digest=assembly.digests[dataloader_idx])
-            rank_zero_info(f"\n{name}: goes on after {left.totals.num_examples} examples")
+            rank_zero_info(f"\n{name}: resumes after {left.totals.num_examples} examples")
             pl_module.resume(left)
 
     def on_test_batch_end(
@@ -72,7 +72,7 @@ class PartialSums(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Saves where it is time; a finished part needs no partial sums any more."""
+        """Saves if it is due; deletes the partial sums of a finished part."""
         del batch
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         if dry or (outputs["skipped"] and not outputs["is_last"]):
@@ -80,7 +80,7 @@ class PartialSums(L.Callback):
         assembly: Assembly = pl_module.assembly(self.output_dir)
         due, split = time.monotonic() - self._saved >= self.every_seconds, is_split_model(pl_module.model)
         if outputs["is_last"]:
-            trainer.strategy.barrier()  # rank 0 has written the sum by now
+            trainer.strategy.barrier()  # rank 0 has written the finished sum by now
         elif trainer.strategy.reduce_boolean_decision(due, all=False) if split else due:
             left: PartialSum = pl_module.partial_sum(batch_idx + 1)
             left.layout = pl_module.layouts[dataloader_idx]
@@ -88,7 +88,7 @@ class PartialSums(L.Callback):
             left.save(path, work_digest=assembly.digests[dataloader_idx])
             self._saved = time.monotonic()
             if split:
-                trainer.strategy.barrier()  # older ones are needed until every rank has this one
+                trainer.strategy.barrier()  # older files are needed until every rank has written this one
         else:
             return
         for number, path in self._files(trainer, assembly, dataloader_idx).items():
@@ -103,6 +103,6 @@ class PartialSums(L.Callback):
         return f".{assembly.stem(index)}.rank{trainer.global_rank}"
 
     def _files(self, trainer: L.Trainer, assembly: Assembly, index: int) -> dict[int, Path]:
-        """This rank's partial sums of a part, by the number of batches in them."""
+        """This rank's partial sums of a part, by the number of batches they contain."""
         stem = self._stem(trainer, assembly, index)
         return {int(path.name.split(".")[-2]): path for path in self._folder.glob(f"{glob.escape(stem)}.*.partial")}

@@ -1,4 +1,4 @@
-"""What is checked before a model is loaded, and what is locked while a command samples."""
+"""Checks before a model is loaded, and locks held while a command samples."""
 
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ _REPORT = "@report.lock"  # with a character that no condition's file has
 
 
 class Preflight(LockHolder):
-    """Checks a run of conditions before its model is loaded, and locks its files.
+    """Checks a run's conditions before the model is loaded, and locks their files.
 
-    The conditions, the judge and the forecast are in the session by then. Some conditions are named only after the
-    locks were taken, so the report is locked too where conditions are steered.
+    The session already holds the conditions, the judge and the forecast. In steer, some conditions get their names
+    only after the locks are taken, so the report is locked too.
 
     Args:
         output_dir: the experiment's directory.
-        dry_run: stop there, and say what would be sampled at most and about what judging it would cost (set by the
-            option of this name).
+        dry_run: stop here and print an upper bound on what would be sampled and an estimate of the judging cost (set
+            by --dry_run).
     """
 
     def __init__(self, output_dir: str, dry_run: bool = False) -> None:
@@ -43,9 +43,9 @@ class Preflight(LockHolder):
         """Runs the checks.
 
         Raises:
-            ValueError: responses would be lost, prompts are those that a vector was made on, the judge cannot be asked,
-                or another command is at work on one of the conditions.
-            DryRunDoneError: an estimate was all that was asked for.
+            ValueError: responses would be overwritten, a vector was made from an evaluation prompt, the judge is not
+                usable, or another command is working on one of the conditions.
+            DryRunDoneError: only an estimate was requested.
         """
         del stage
         session = session_of(trainer)
@@ -67,7 +67,7 @@ class Preflight(LockHolder):
     def _keep_evaluations(self, session: Session) -> None:
         for condition in session.conditions:
             if (self.output_dir / "stages" / f"evaluate-{condition.slug}.json").exists():
-                # the piles may come from them: losing them would leave vectors that nobody can make again
+                # piles may come from these responses; without them the vectors could not be reproduced
                 raise ValueError(
                     f"condition {condition.name!r} would overwrite the responses of `evaluate --name {condition.slug}` "
                     f"in {str(self.output_dir)!r}; give that evaluation another --name, such as "
@@ -77,15 +77,15 @@ class Preflight(LockHolder):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before the first: removes what a killed steer left of steps.json, and an overwritten report's responses.
+        """Before the first batch: removes a killed run's temporary steps.json and responses that no longer belong.
 
-        These are the responses to conditions that this report does not have.
+        The latter are responses of conditions in the overwritten report that this run does not have.
         """
         del pl_module, batch
         session = session_of(trainer)
         if session.steering is None or batch_idx + dataloader_idx > 0 or not trainer.is_global_zero:
             return
-        for path in self.output_dir.glob(".steps.*.tmp.json"):  # nobody else writes it: the report's lock is held
+        for path in self.output_dir.glob(".steps.*.tmp.json"):  # safe: the report's lock is held
             if is_leftover(path, "steps"):
                 path.unlink(missing_ok=True)
         report = self.output_dir / "results.json"
@@ -96,12 +96,12 @@ class Preflight(LockHolder):
 
 
 class EvaluationPreflight(Preflight):
-    """The same for the one condition of an evaluation: the model as it is.
+    """The same checks for evaluate, whose only condition is the unmodified model.
 
     Args:
         output_dir: the experiment's directory.
-        name: of the condition; "base" or a name that starts with "base-" reports it as the base model.
-        dry_run: as for `Preflight`.
+        name: the condition's name. "base", or a name starting with "base-", reports it as the base model.
+        dry_run: see `Preflight`.
     """
 
     def __init__(self, output_dir: str, name: str = "anchor", dry_run: bool = False) -> None:
@@ -111,7 +111,7 @@ class EvaluationPreflight(Preflight):
         self.condition = Condition(name, kind, model, alpha=None if kind == "base" else 0.0)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Plans the condition, and refuses one whose responses a report of steer rests on."""
+        """Plans the condition, and refuses one whose responses an existing steer report uses."""
         report = self.output_dir / "results.json"
         rows = read_results(report)["conditions"] if report.is_file() else []
         if any(slug_of(row["name"]) == self.condition.slug for row in rows):
@@ -124,7 +124,7 @@ class EvaluationPreflight(Preflight):
 
 
 def _check_prompts(trainer: L.Trainer, session: Session) -> None:
-    """Refuses prompts that a vector was made on; warns where they are not the forecast's."""
+    """Refuses prompts that a vector was made from; warns if they differ from the forecast's."""
     assert session.steering is not None
     prompts: dict[str, set[str]] = {"evaluation": set()}
     for row in sampled_rows(trainer):
@@ -136,7 +136,7 @@ def _check_prompts(trainer: L.Trainer, session: Session) -> None:
 
 
 def _compare_judges(session: Session) -> None:
-    """Warns where a slope or a forecast, and what is sampled, are judged by two judges."""
+    """Warns if a slope or forecast rests on another judge than this run's."""
     assert session.steering is not None
     assert session.judging is not None
     judge, steering = session.judging.judge, session.steering
@@ -160,7 +160,7 @@ def _compare_judges(session: Session) -> None:
 
 
 def _forecast_of(session: Session) -> dict[str, Any]:
-    """What the forecast that was read says of itself; nothing where none was."""
+    """The loaded forecast's description of itself; empty if there is no forecast."""
     steering = session.steering
     found: dict[str, Any] = {} if steering is None or steering.forecast is None else steering.forecast["forecast"]
     return found

@@ -1,4 +1,4 @@
-"""A progress bar that says which pile or condition is running, and how fast."""
+"""A progress bar that shows which pile or condition is running, and how fast."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 class StageProgressBar(TQDMProgressBar):
     """The Trainer's progress bar with the data loader's title and the module's own progress text.
 
-    Where the output is no terminal it is drawn once in a while only: a file keeps every drawing as a line.
+    If the output is not a terminal it refreshes rarely, because each refresh adds a line to the log.
     """
 
     def __init__(self) -> None:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class ResultsReport(L.Callback):
-    """The end of a run: what is left to be measured is measured, and the results are printed, written and drawn.
+    """The end of a run: takes the remaining measurements, then prints, writes and plots the results.
 
     Args:
         output_dir: the experiment's directory.
-        experiment: its name, for titles.
-        note: what a reader of the numbers must know; printed under the table and kept in the report.
-        fluency: what is taken of the responses under the base (the options of this name).
-        comparisons: how conditions are compared (likewise).
+        experiment: the experiment's name, for titles.
+        note: a caveat for readers; printed under the table and stored in the report.
+        fluency: how responses are scored under the base (the --fluency options).
+        comparisons: how conditions are compared (the --comparisons options).
     """
 
     file = "results"
@@ -52,7 +52,7 @@ class ResultsReport(L.Callback):
         self.fluency, self.comparisons = fluency or FluencyOptions(), comparisons or ComparisonOptions()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Runs the end of a run, from the last response to the last picture."""
+        """Takes the remaining measurements and reports all conditions."""
         session = session_of(trainer)
         score_fluency(trainer, pl_module, self.fluency)
         if session.steering is not None:
@@ -74,7 +74,7 @@ class ResultsReport(L.Callback):
         if session.judging is not None and session.judging.num_missing:
             rank_zero_info(
                 f"{session.judging.num_missing} responses lack a verdict: the same command with --overwrite true asks "
-                "for those that may be had another time, and for nothing else; what was sampled is taken as it is"
+                "again only for the verdicts that a retry may provide; sampled responses are reused"
             )
 
     def _report(self, trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]]) -> None:
@@ -91,7 +91,7 @@ class ResultsReport(L.Callback):
             if table is not None:
                 print_whole(table)
         print_predictions(rows, self.experiment)
-        # the scalars' steps are the conditions' numbers; this says which is which
+        # the loggers' step is the condition's number; this table maps one to the other
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [
             (str(number), condition_text(row), *(behavior_text(row, name) for name in behaviors))
@@ -118,9 +118,9 @@ class EvaluationReport(ResultsReport):
 
     Args:
         output_dir: the experiment's directory.
-        experiment: its name, for titles.
-        name: of the condition.
-        note: what a reader of the numbers must know; printed under the table and kept in the report.
+        experiment: the experiment's name, for titles.
+        name: the condition's name.
+        note: a caveat for readers; printed under the table and stored in the report.
     """
 
     def __init__(self, output_dir: str, experiment: str, name: str, note: str | None = None) -> None:
@@ -129,17 +129,17 @@ class EvaluationReport(ResultsReport):
 
 
 class LayerNorms(L.Callback):
-    """Draws layerwise norms of the steering vectors that `attribute` wrote.
+    """Plots layerwise norms of the steering vectors that `attribute` wrote.
 
     Args:
-        output_dir: the experiment's directory; its vectors/ are drawn.
+        output_dir: the experiment's directory; the vectors in its vectors/ are plotted.
     """
 
     def __init__(self, output_dir: str) -> None:
         self.output_dir = Path(output_dir)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Draws what vectors/ holds."""
+        """Plots every vector in vectors/."""
         del pl_module
         if trainer.is_global_zero:
             paths = sorted((self.output_dir / "vectors").glob("[!.]*.safetensors"))
@@ -150,13 +150,13 @@ class LayerNorms(L.Callback):
 def draw_layer_norms(
     trainer: L.Trainer, output_dir: Path, vectors: Mapping[str, ParameterVector], *, with_diff: bool = True
 ) -> None:
-    """Draws the sums of squares and the L2 norms by layer.
+    """Plots the sums of squares and the L2 norms by layer.
 
     Args:
-        trainer: whose loggers show the figures.
+        trainer: its loggers receive the figures.
         output_dir: the experiment's directory.
-        vectors: by name.
-        with_diff: also draw the weight diff, where vectors/ holds it.
+        vectors: vectors by name.
+        with_diff: also plot the weight diff, if vectors/ holds it.
     """
     series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
     diff = output_dir / "vectors" / f"{DELTA}.safetensors"

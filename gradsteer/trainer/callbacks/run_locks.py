@@ -1,4 +1,4 @@
-"""Keeping two commands from the same files: locks that are held until a command is noted as finished."""
+"""Locks that keep two commands off the same files, held until the command is recorded as finished."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
@@ -10,20 +10,20 @@ from gradsteer.trainer.session import session_of
 
 
 class LockHolder(L.Callback):
-    """Takes locks before the model is loaded; a process that dies lets go of them.
+    """Takes locks before the model is loaded; they are released if the process dies.
 
-    The command line keeps them until it has noted that the command finished; without it they end with the Trainer's
-    work.
+    The command line holds them until it has recorded the command as finished. Without a command line they are
+    released when the Trainer is done.
     """
 
     def __init__(self) -> None:
         self._held = ExitStack()
 
     def hold(self, trainer: L.Trainer, locks: Iterable[AbstractContextManager[None]]) -> None:
-        """Takes locks, on the first process.
+        """Takes locks, on rank 0.
 
         Raises:
-            ValueError: another command holds one, or has finished in the meantime what this one would overwrite.
+            ValueError: another command holds one, or has meanwhile finished what this command would overwrite.
         """
         if not trainer.is_global_zero:
             return
@@ -34,12 +34,12 @@ class LockHolder(L.Callback):
             check_again()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Lets go."""
+        """Releases the locks."""
         del trainer, pl_module, exception
         self._held.close()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Lets go, or leaves that to the command line."""
+        """Releases the locks, or leaves that to the command line."""
         del pl_module, stage
         held = session_of(trainer).held
         if held is None:

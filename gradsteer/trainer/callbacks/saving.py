@@ -1,4 +1,4 @@
-"""Saving the finetuned model as a directory that any Hugging Face tool loads."""
+"""Saving the finetuned model as a directory that any Hugging Face tool can load."""
 
 import time
 from pathlib import Path
@@ -17,15 +17,15 @@ from gradsteer.vectors.preconditioning import adam_second_moment, check_keeps_se
 class SavePretrained(L.Callback):
     """Writes the finetuned model, its tokenizer and chat template to OUTPUT_DIR/NAME when training ends.
 
-    A long training can be resumed: a checkpoint is kept at the end of an epoch, and removed when training is done.
+    Long trainings can be resumed: a checkpoint is saved at the end of an epoch and removed when training finishes.
 
     Args:
         output_dir: the experiment's directory.
-        name: of the directory in it.
-        checkpoint_minutes: least time between two such checkpoints (each holds the model and the optimizer's state);
-            0 keeps one after every epoch. The same command resumes from it.
-        second_moment: also write Adam's second moment of the gradients (bias-corrected) to
-            OUTPUT_DIR/second_moments/NAME.safetensors, a float32 file of the model's size, for the transform
+        name: name of the model's directory inside it.
+        checkpoint_minutes: minimum time between checkpoints (each holds the model and the optimizer state); 0 saves
+            one after every epoch. The same command resumes from it.
+        second_moment: also write Adam's bias-corrected second moment of the gradients to
+            OUTPUT_DIR/second_moments/NAME.safetensors (float32, as large as the model), for the transform
             {preconditioned: {second_moment: FILE}}. Needs Adam, AdamW or another optimizer that keeps one.
     """
 
@@ -49,7 +49,7 @@ class SavePretrained(L.Callback):
         self._state_checked = not second_moment
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses, before training, a directory that no fit of ours made: saving would replace it."""
+        """Refuses, before training, to replace a directory that fit did not create."""
         del trainer, pl_module, stage
         record = self.directory.parent / "stages" / f"fit-{self.directory.name}.json"
         if self.directory.exists() and not record.is_file():
@@ -58,13 +58,13 @@ class SavePretrained(L.Callback):
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuses, before training, an optimizer that has no second moment to save."""
+        """Refuses, before training, an optimizer without a second moment if one is to be saved."""
         del pl_module
         if self.second_moment:
             self._check_optimizer(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Looks again after the first step: only then does an optimizer have a state."""
+        """Checks again after the first step, when the optimizer has created its state."""
         del pl_module, outputs, batch, batch_idx
         if not self._state_checked and trainer.optimizers[0].state:
             self._check_optimizer(trainer)
@@ -77,7 +77,7 @@ class SavePretrained(L.Callback):
             raise ValueError(f"--saving.second_moment true: {error}") from error
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Keeps a checkpoint, if the last one is old enough."""
+        """Saves a checkpoint if the last one is old enough."""
         del pl_module
         due = time.monotonic() - self._saved >= self.checkpoint_seconds
         if trainer.strategy.broadcast(due) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ class SavePretrained(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves under a temporary name, then renames."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save_second_moment(trainer, pl_module)  # first: the directory is the sign that a fit is complete
+            self._save_second_moment(trainer, pl_module)  # first, because the model's directory marks a complete fit
             base = getattr(pl_module, "model_name_or_path", None)  # None: from fresh weights
             save_pretrained(pl_module.model, pl_module.tokenizer, self.directory, base=base)
             self.checkpoint.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ class SavePretrained(L.Callback):
 
     def _save_second_moment(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not self.second_moment:
-            self.second_moment_path.unlink(missing_ok=True)  # of an earlier, overwritten fit of this name
+            self.second_moment_path.unlink(missing_ok=True)  # left by an earlier, overwritten fit of this name
             return
         moment = adam_second_moment(trainer.optimizers[0], pl_module.model)
         moment.metadata.update(provenance())
@@ -111,7 +111,7 @@ def save_pretrained(model: Any, tokenizer: Any, directory: Path, *, base: str | 
         model: a transformers model.
         tokenizer: a transformers tokenizer, saved with its chat template.
         directory: replaced where it exists.
-        base: the directory or hub id that the model was finetuned from, to be noted in the directory.
+        base: the directory or hub id that the model was finetuned from, recorded in the directory.
     """
     with replacing_directory(directory) as temporary:
         model.save_pretrained(temporary)

@@ -1,4 +1,4 @@
-"""Steering: gives the model each condition's weights in turn, and its own back after each."""
+"""Steering: gives the model each condition's weights in turn and restores its own after each."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -40,57 +40,65 @@ from gradsteer.vectors.weight_diff import WeightDiff
 
 
 class WeightSteering(L.Callback):
-    """Runs the test loop's data loaders under one condition each: base, anchor, steered, controls, baselines.
+    """Runs each of the test loop's data loaders under one condition: base, anchor, steered, control or baseline.
 
-    Every condition is computed from the model's original weights, which are put back byte for byte after it, also
-    when it raises. A dose can be asked for in five ways, together or alone; each is a list for all vectors or by
-    vector, {bridge: [0.1], recipe: [0.09]}.
+    Every condition is computed from the model's original weights, which are restored byte for byte afterwards, even
+    on an error. The dose can be given in five units, alone or together. Each is a list for all vectors, or a mapping
+    by vector such as {bridge: [0.1], recipe: [0.09]}.
 
     Args:
-        vectors: name to a vectors/NAME.safetensors file, or to a sum of others such as "bridge + 0.5 * recipe".
-            Positive alpha reduces the behavior of the vector's PLUS pile, negative alpha raises it. From the command
+        vectors: vector name to a vectors/NAME.safetensors file, or to a combination such as "bridge + 0.5 * recipe".
+            Positive alpha reduces the behavior of the vector's PLUS pile, negative alpha raises it. On the command
             line: --steering.vectors.NAME FILE.
-        alphas: steering coefficients themselves.
-        relative_norms: alpha * ||V|| / ||theta||.
-        log_odds_shifts: predicted changes of the log-odds of the PLUS pile's class against the MINUS pile's, -0.75 say;
-            negative ones reduce the behavior. From the vector's calibration (attribute --model.calibrate), or where it
-            has none or is transformed, from forecasting.responses.
-        kl_budgets: nats a token between the next-token distributions of steered and anchor, on forecasting.responses
-            or else on evaluation.heldout; the sign is alpha's.
-        kl_statistic: what of the tokens' divergences reaches the budget: their "mean", or "p95", their 95th percentile.
-        target_rates: rates of the vector's behavior that shall come out, 0.05 say; solved on the forecast curve, so
-            they need forecasting.responses.
-        both_signs: take every dose but target rates with both signs; otherwise as given.
-        curve_points: so many more alphas on each side, evenly spaced up to the largest of alphas: a curve for forecast.
-        behaviors: vector to its behavior, where the verdicts of its piles do not say.
-        transforms: transforms of every vector, in order, such as [diff_weighting] or [{low_rank: {rank: 2}},
-            norm_matched]; a list of lists gives one set of conditions for each ([] is the vector itself). There are
-            diff_weighting, sign_restricted, sign_agreement, top_k, only, low_rank, diff_subspaces, diff_projection,
-            orthogonal_to, preconditioned and norm_matched: see docs/steering.md.
-        base: the base model, a hub id or a directory: adds a base condition, and gives the weight diff.
-        on_base: also add every steered condition's step to the base: does the direction carry over?
-        anchor_resamples: so many times the anchor is sampled again with fresh seeds: what another sample alone does to
-            the rates.
-        seed_faithful: measure vectors on the prompts that they were made on, as the research note did; by default that
-            is refused, because their effect looks larger there.
-        random_controls: random directions with the (transformed) vector's norm in every tensor, for each vector and
-            set of transforms, at its largest dose.
-        sign_controls: the (transformed) vector's magnitudes with random signs, likewise.
-        permuted_controls: vectors from permuted pile labels, at the vector's norm, likewise; attribute
-            --data.permutations makes them.
-        control_vectors: name to a vector file, likewise; the length vector, say.
-        control_seed: of the random controls; each further one takes the next.
-        controls_both_signs: controls at the largest dose of each sign; otherwise at the positive one alone, if any.
-        graddiff_steps: baselines: so many steps of GradDiff, from attribute --graddiff.steps.
-        delta_scales: baselines anchor - k * Delta, the weight diff subtracted without any gradient.
+        alphas: doses as steering coefficients.
+        relative_norms: doses as relative step sizes, alpha * ||V|| / ||theta||.
+        log_odds_shifts: doses as predicted changes in the log-odds of the PLUS pile's class against the MINUS pile's,
+            for example -0.75; negative values reduce the behavior. Alpha comes from the vector's calibration
+            (attribute --model.calibrate), or from forecasting.responses if the vector has none or is transformed.
+        kl_budgets: doses as KL divergence from the anchor's next-token distribution, in nats per token, measured on
+            forecasting.responses or else on evaluation.heldout. The sign is alpha's.
+        kl_statistic: which statistic of the per-token divergences must meet the budget: "mean" or "p95" (95th
+            percentile).
+        target_rates: doses as target rates of the vector's behavior, for example 0.05. Solved on the forecast curve,
+            so they need forecasting.responses.
+        both_signs: apply every dose except target rates with both signs; if false, use the signs as given.
+        curve_points: add this many alphas on each side of 0, evenly spaced up to the largest of alphas, for a
+            forecast curve.
+        behaviors: vector name to its behavior, if its piles' verdicts do not determine it.
+        transforms: transforms applied in order to every vector, such as [diff_weighting] or [{low_rank: {rank: 2}},
+            norm_matched]. A list of lists gives one set of conditions per inner list ([] is the plain vector).
+            Available: diff_weighting, sign_restricted, sign_agreement, top_k, only, low_rank, diff_subspaces,
+            diff_projection, orthogonal_to, preconditioned and norm_matched; see docs/steering.md.
+        base: the base model, a hub id or a directory. Adds a base condition and provides the weight diff.
+        on_base: also apply every steered condition's step to the base, to test whether the direction carries over.
+        anchor_resamples: how many times to sample the anchor again with fresh seeds, to show how much rates vary from
+            sampling alone.
+        seed_faithful: allow evaluation on the prompts that a vector was made from, as in the research note. Refused
+            by default, because effects look larger there.
+        random_controls: number of Gaussian random directions per vector and set of transforms, matched to the
+            (transformed) vector's norm in every tensor and applied at its largest dose.
+        sign_controls: number of controls with the (transformed) vector's magnitudes and random signs, applied at its
+            largest dose.
+        permuted_controls: number of vectors from permuted pile labels, at the vector's norm and largest dose. Made by
+            attribute --data.permutations.
+        control_vectors: control name to a vector file, such as the length vector; applied at the vector's norm and
+            largest dose.
+        control_seed: seed of the first random control; each further control uses the next integer.
+        controls_both_signs: run controls at the largest dose of each sign; by default only at the positive alpha, if
+            there is one.
+        graddiff_steps: baselines: numbers of GradDiff steps, from attribute --graddiff.steps.
+        delta_scales: baselines: values of k for anchor - k * Delta, which subtracts the weight diff without any
+            gradient.
         system_prompts: baselines: name to a system prompt for the anchor.
-        forecast: a forecast.json of the same conditions; its alphas are taken, and its rates set beside what comes out.
-        select: of the steered conditions, sample and judge only those that the forecast says are best, such as {rule:
-            target_rate, rate: 0.05} or {rule: selectivity, max_kl: 0.02}; controls follow them, baselines stay.
-        rounding: of weights in half precision: "nearest", or "stochastic", by which small steps arrive on average.
-        rounding_seed: of stochastic rounding.
-        min_retained: refuse a step of which the weights take less than this share; 0 takes any.
-        allow_other_model: apply vectors to a model that they were not made on.
+        forecast: a forecast.json of the same conditions. Its alphas are used and its rates are reported beside the
+            realised ones.
+        select: sample and judge only the steered conditions that the forecast rates best, such as {rule:
+            target_rate, rate: 0.05} or {rule: selectivity, max_kl: 0.02}. Controls follow them; baselines stay.
+        rounding: how weights in half precision are rounded: "nearest", or "stochastic", which preserves small steps
+            on average.
+        rounding_seed: seed for stochastic rounding.
+        min_retained: refuse a step if less than this fraction of it survives rounding; 0 accepts any.
+        allow_other_model: apply vectors to a model other than the one they were made on.
         output_dir: the experiment's directory.
     """
 
@@ -171,7 +179,7 @@ class WeightSteering(L.Callback):
             baselines=Baselines(graddiff_steps or (), delta_scales or (), system_prompts),
             anchor_resamples=anchor_resamples,
         )
-        self._first: Plan = self._planned()  # two conditions of one name, or a file that is not there, are named now
+        self._first: Plan = self._planned()  # duplicate names and missing files are reported here
         self.vectors: dict[str, SteeringVector] = {}
         self.prompt_sources: Sources = {}
         self.contrasts: dict[str, Contrast] = {}
@@ -189,7 +197,7 @@ class WeightSteering(L.Callback):
             self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))
         responses = None if session.forecasting is None else session.forecasting.responses
         prompts = frozenset() if responses is None else responses.prompt_digests
-        self.prompt_sources = read_sources(self.vectors, self._first)  # a missing or foreign file is named now
+        self.prompt_sources = read_sources(self.vectors, self._first)  # missing or foreign files are reported here
         refuse_overlap(self.prompt_sources, prompts, faithful=self.seed_faithful)
         self._finder = DoseFinder(self.sources, self.vectors, self.contrasts, self.forecast)
         plan = self._first
@@ -205,7 +213,7 @@ class WeightSteering(L.Callback):
         rank_zero_info(f"{len(plan)} conditions: {', '.join(c.name for c in session.conditions)}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Checks that the vectors fit the model, finds the doses' alphas, and reads the base."""
+        """Checks that the vectors fit the model, solves the doses for alpha, and reads the base."""
         assert self._finder is not None
         session = session_of(trainer)
         for name, vector in self.vectors.items():
@@ -236,7 +244,7 @@ class WeightSteering(L.Callback):
         check_steps(session.plan, weights, half=half, min_retained=self.steps.min_retained)
 
     def _read_base(self, trainer: L.Trainer, pl_module: Any) -> ConditionWeights:
-        """What gives the model its weights."""
+        """Reads the base, if any, and returns what sets each condition's weights."""
         base: Mapping[str, Tensor] | None = None
         diff: WeightDiff | None = None
         if self.base is not None:
@@ -252,7 +260,7 @@ class WeightSteering(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Enters the condition at its first batch, measures its step and makes its forecast."""
+        """At a condition's first batch: applies its weights, measures the step and makes its forecast."""
         del batch
         if batch_idx != 0:
             return
@@ -264,38 +272,38 @@ class WeightSteering(L.Callback):
         result = session.result(dataloader_idx)
         result.step = self._stack.enter_context(self._weights.of(condition, recipe))
         if result.step is not None:
-            result.step.measure()  # while the weights are there
+            result.step.measure()  # while the weights are in place
         self._finder.predict(trainer, pl_module, dataloader_idx)
 
     def identity(self, condition: Condition, recipe: Recipe | None) -> dict[str, Any]:
-        """What decides the weights of a condition, as plain values; known once the doses' alphas are."""
+        """Everything that determines a condition's weights, as plain values; requires the doses' alphas."""
         return {**identity_of(condition, recipe, self.sources, self.vector_digests()), **self.settings}
 
     @contextmanager
     def at_base(self) -> Iterator[None]:
-        """The model has the base's weights inside, and its own afterwards; no condition is entered then."""
+        """Within the block the model has the base's weights, afterwards its own. Leaves any active condition first."""
         assert self._weights is not None
         self.put_weights_back()
         with self._weights.of(Condition("base", "base", "base"), None):
             yield
 
     def put_weights_back(self) -> None:
-        """Leaves the condition that was entered last: the model has its own weights again."""
+        """Leaves the active condition, which restores the model's own weights."""
         stack, self._stack = self._stack, ExitStack()
         stack.close()
 
     def release(self) -> None:
-        """Puts the original weights back, and lets go of what was kept of them."""
+        """Restores the original weights and frees their copy."""
         self.put_weights_back()
         self._held.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Puts the original weights back."""
+        """Restores the original weights."""
         del trainer, pl_module, exception
         self.release()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Puts the original weights back, where the report did not."""
+        """Restores the original weights if the report has not done so."""
         del trainer, pl_module, stage
         self.release()
 

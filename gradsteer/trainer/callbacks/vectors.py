@@ -17,7 +17,7 @@ from gradsteer.vectors.parameter_vectors import ParameterVector, PileAverage, St
 from gradsteer.vectors.preconditioning import SecondMoment, precondition
 from gradsteer.vectors.weight_diff import DELTA
 
-# below it more than half of a vector's squared length is noise that another half of the pile would not repeat
+# below this, more than half of the vector's squared norm is noise that would not replicate on another half of the pile
 _LOW_COSINE = 0.33
 
 
@@ -26,14 +26,14 @@ class VectorWriter(L.Callback):
 
     Args:
         output_dir: the experiment's directory.
-        vectors: name to its two piles [PLUS, MINUS]: V = gradient(PLUS) - gradient(MINUS).
-        unit_contrast: bring both piles' gradients to norm 1 before they are contrasted, so that the larger one does not
-            rule the difference; another scale of alpha.
-        precondition: divide the vectors by a power of a second moment: "fisher" (the one of --data.fisher PILE) or a
-            second_moments/NAME.safetensors file, such as Adam's that fit --saving.second_moment true wrote.
-        precondition_power: of the second moment: 0.5 as in Adam, 1 as in the natural gradient.
-        precondition_damping: added to the second moment before, as a share of its mean.
-        overwrite: start afresh.
+        vectors: vector name to its two piles, [PLUS, MINUS]: V = gradient(PLUS) - gradient(MINUS).
+        unit_contrast: normalise both piles' gradients to norm 1 before subtracting, so that the larger one does not
+            dominate the difference. Changes the scale of alpha.
+        precondition: divide the vectors by a power of a second moment: "fisher" (from --data.fisher PILE) or a
+            second_moments/NAME.safetensors file, such as Adam's, written by fit --saving.second_moment true.
+        precondition_power: exponent of the second moment: 0.5 as in Adam, 1 as in the natural gradient.
+        precondition_damping: added to the second moment first, as a fraction of its mean.
+        overwrite: start from scratch.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class VectorWriter(L.Callback):
             self.contrasts[name] = (piles[0], piles[1])
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses a vector of an unknown pile before the model is loaded."""
+        """Refuses vectors of unknown piles, before the model is loaded."""
         del stage
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if (self.unit or self.precondition is not None) and (pl_module.calibrate or data.calibrated):
-            text = "no slope is taken with writing.unit_contrast or precondition: their norms are the halves' own"
+            text = "no slope is taken with writing.unit_contrast or precondition: each half would set its own norm"
             if pl_module.calibrate:
                 raise ValueError(f"model.calibrate: {text}")
             rank_zero_info(text)
@@ -90,7 +90,7 @@ class VectorWriter(L.Callback):
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before the first batch: refuses a second moment that does not fit; removes what lies there where told to."""
+        """Before the first batch: checks that the second moment fits; deletes old files if `overwrite` is set."""
         del batch
         if batch_idx + dataloader_idx > 0:
             return
@@ -108,7 +108,7 @@ class VectorWriter(L.Callback):
                 "vectors/permuted/*.safetensors",
             )
             for path in [path for pattern in patterns for path in self.output_dir.glob(pattern)]:
-                if path.name != f"{DELTA}.safetensors":  # steer's
+                if path.name != f"{DELTA}.safetensors":  # written by steer
                     path.unlink(missing_ok=True)
             (self.output_dir / "second_moments" / f"{FISHER}.safetensors").unlink(missing_ok=True)
         trainer.strategy.barrier()
@@ -122,7 +122,7 @@ class VectorWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Logs the part's loss and gradient norm; writes what is complete with the part."""
+        """Logs the part's loss and gradient norm; writes the sums that the part completes."""
         del batch
         assembly: Assembly = pl_module.assembly(self.output_dir)
         measured = {"summed_batch_gradient_norm": outputs["norm"], "loss": outputs["loss"]}
@@ -151,22 +151,22 @@ class VectorWriter(L.Callback):
             log_metrics(trainer, {f"pile/{wanted.name}/completeness_error": along - difference}, step=0)
             rank_zero_info(
                 f"pile {wanted.pile}: along the path from base to anchor the gradient sums to {along:+.5g}, the loss "
-                f"changes by {difference:+.5g} (off by {along - difference:+.1e}; more --model.path_points come closer)"
+                f"changes by {difference:+.5g} (off by {along - difference:+.1e}; more --model.path_points reduce it)"
             )
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the contrasts, once all piles are done."""
+        """Writes the contrasts once all piles are done."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
         if trainer.is_global_zero:
             for wanted, vector in assembly.write_complete(pl_module.describe, list(assembly.sums)):
-                self._tell(trainer, wanted, vector, assembly.path(wanted))  # their parts were there before a kill
+                self._tell(trainer, wanted, vector, assembly.path(wanted))  # all parts existed before a kill
             assembly.clean()
-        trainer.strategy.barrier()  # every process takes its share of the slopes, along what is written now
+        trainer.strategy.barrier()  # every process takes part in the slopes, along the vectors written just now
         moment = self._second_moment(assembly)
         for name, piles in self.contrasts.items():
-            # normalised by its own, noisier norm, half a vector points less along V: its slope would be too small
+            # a half is normalised by its own, noisier norm and so points less along V: the slope would be too small
             plain = not self.unit and self.precondition is None
             calibrated = plain and name in trainer.datamodule.calibrated  # type: ignore[attr-defined]
             if not (trainer.is_global_zero or calibrated):
@@ -192,8 +192,8 @@ class VectorWriter(L.Callback):
                 text += f", split-half cosine {repeated:+.2f}"
                 if repeated < _LOW_COSINE:
                     rank_zero_warn(
-                        f"vector {name}: its two halves have a cosine of {repeated:+.2f} only; mostly noise, it wants "
-                        "larger piles"
+                        f"vector {name}: its two halves have a cosine of only {repeated:+.2f}; the vector is mostly "
+                        "noise, use larger piles"
                     )
             path = vector.save(self.output_dir / "vectors" / f"{name}.safetensors")
             rank_zero_info(f"vector {name} = {piles[0]} - {piles[1]}: {text} -> {path}")
@@ -211,9 +211,9 @@ class VectorWriter(L.Callback):
     def _contrast(
         self, assembly: Assembly, piles: tuple[str, str], half: int | None, moment: SecondMoment | None
     ) -> tuple[SteeringVector, float] | None:
-        """The vector of two piles, or of a half of each, and their gradients' cosine; the gradients are let go.
+        """The vector of two piles, or of one half of each, and their gradients' cosine.
 
-        None where a half was not asked for, or one of the piles has no prompt in it.
+        None if halves were not requested or a pile has no prompts in this half.
         """
         plain = [each for each in assembly.sums if not each.squares and each.permutation is None]
         wanted = {each.pile: each for each in plain if each.half == half}
@@ -224,7 +224,7 @@ class VectorWriter(L.Callback):
     def _contrast_sums(
         self, assembly: Assembly, sides: tuple[Wanted, Wanted], moment: SecondMoment | None
     ) -> tuple[SteeringVector, float]:
-        """The vector of two sums, by the options, and their cosine."""
+        """The vector of two sums, made as the options say, and their cosine."""
         plus, minus = (PileAverage.load(assembly.path(wanted)) for wanted in sides)
         vector = SteeringVector.contrast(plus, minus, names=(sides[0].pile, sides[1].pile), unit=self.unit)
         if moment is not None:

@@ -25,17 +25,16 @@ class BatchList(Dataset[T]):
 class LengthGroupedBatches(Sampler[list[int]]):
     """Random batches of examples of similar length, for training: less padding, still shuffled.
 
-    Every epoch shuffles anew: windows of 50 batches are sorted by length, cut into batches, and the batches are
-    shuffled. On several ranks each takes its share; a last incomplete round is dropped so that all ranks step
-    equally often.
+    Every epoch reshuffles: windows of 50 batches are sorted by length, cut into batches, and the batches are
+    shuffled. Each rank takes its share; an incomplete last round is dropped so that all ranks take equally many steps.
 
     Args:
-        lengths: tokens of each example.
-        batch_size: examples in a batch.
-        seed: of the shuffles.
-        rank: of this process.
+        lengths: number of tokens in each example.
+        batch_size: examples per batch.
+        seed: shuffling seed.
+        rank: rank of this process.
         world_size: number of processes.
-        group: without it the batches are shuffled only.
+        group: sort windows by length; if false, only shuffle.
     """
 
     def __init__(
@@ -47,11 +46,11 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     @property
     def sampler(self) -> "LengthGroupedBatches":
-        """Itself: the Trainer calls `set_epoch` on a batch sampler's sampler only."""
+        """Itself: the Trainer calls `set_epoch` only on a batch sampler's sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch's shuffle (called by the Trainer)."""
+        """Sets the epoch, which determines the shuffle (called by the Trainer)."""
         self.epoch = epoch
 
     def __len__(self) -> int:

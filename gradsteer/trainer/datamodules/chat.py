@@ -16,23 +16,23 @@ from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatche
 
 
 class ChatDataModule(L.LightningDataModule):
-    """Chat examples with the model's own chat template and a loss mask.
+    """Chat examples, encoded with the model's own chat template and a loss mask.
 
     Args:
-        train: JSONL, Parquet or CSV file, or a hub id through datasets. Rows are {"messages": [{"role",
+        train: training data: a JSONL, Parquet or CSV file, or a hub dataset id. Rows are {"messages": [{"role",
             "content"}, ...]} or {"prompt", "completion"} (strings or lists of messages).
-        validation: the same for validation; without it no validation loss is computed.
-        loss_mask: "assistant" counts the content of every assistant turn and its end-of-turn token; "full" counts
-            all tokens.
-        columns: for sets that name their columns otherwise, our name to theirs, such as {prompt: question,
+        validation: validation data in the same formats. Without it no validation loss is computed.
+        loss_mask: "assistant" trains on the content of every assistant turn and its end-of-turn token; "full" trains
+            on all tokens.
+        columns: column mapping for datasets with other column names, ours to theirs, such as {prompt: question,
             completion: answer}.
-        train_split: split of a hub data set to train on.
-        validation_split: split of a hub data set to validate on.
-        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
-            are cut on the right, and dropped (and counted aloud) where no target token would be left.
-        batch_size: examples in a batch, on each device.
-        group_by_length: batches hold examples of similar length (less padding); the order stays random.
-        shuffle_seed: of the order of the examples.
+        train_split: split of a hub dataset to train on.
+        validation_split: split of a hub dataset to validate on.
+        max_length: maximum tokens per example, capped by the tokenizer's model_max_length. Longer examples are
+            truncated on the right, and dropped with a warning if no target token remains.
+        batch_size: examples per batch, on each device.
+        group_by_length: batch examples of similar length (less padding); the order stays random.
+        shuffle_seed: seed for the order of the examples.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class ChatDataModule(L.LightningDataModule):
         assert self.trainer is not None
         everything = list(enumerate(self.examples["validation"]))
         rows = share_of_rank(everything, self.trainer.global_rank, self.trainer.world_size)
-        if not rows:  # more ranks than examples: this one takes part with an example that counts for nothing
+        if not rows:  # more ranks than examples: this one joins with an example that has no labels
             ids = everything[0][1].input_ids
             rows = [(0, EncodedExample(ids, [-100] * len(ids)))]
         return DataLoader(BatchList(rows), batch_size=self.batch_size, collate_fn=self._collate)
 
     def _collate(self, rows: Sequence[tuple[int, EncodedExample]]) -> dict[str, Tensor]:
-        """A padded batch and, under ``index``, which examples it holds: `sources` names them."""
+        """A padded batch and, under ``index``, the positions of its examples in `sources`."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         batch = collate([example for _, example in rows], module.tokenizer.pad_token_id)

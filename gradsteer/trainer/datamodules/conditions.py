@@ -1,4 +1,4 @@
-"""One visit a condition, for commands whose conditions have nothing to load."""
+"""One empty batch per condition, for commands that load no data."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from gradsteer.trainer.datamodules.batches import BatchList
 
 
 class ConditionDataModule(L.LightningDataModule):
-    """A data loader of one empty batch for each condition."""
+    """One data loader with a single empty batch for each condition."""
 
     def __init__(self) -> None:
         super().__init__()
         self.num_passes = 1
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader a condition, on every rank."""
+        """One loader per condition, on every rank."""
         return [DataLoader(BatchList([{}]), batch_size=None, collate_fn=_as_is) for _ in range(self.num_passes)]
 
 

@@ -1,4 +1,4 @@
-"""Piles for attribution, cut into the parts that are computed once."""
+"""Piles for attribution, split into parts so that each example's gradient is computed once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -17,34 +17,34 @@ from gradsteer.models.packing import plan_packs
 from gradsteer.steering.conditions import check_name
 from gradsteer.trainer.datamodules.batches import BatchList
 
-# what ran fastest: a CPU's caches want small packs, a GPU wants work
+# fastest measured: small packs fit a CPU's caches, large ones keep a GPU busy
 _CPU_TOKEN_BUDGET = 1024
 _DEVICE_TOKEN_BUDGET = 8192
 
 
 class PileDataModule(L.LightningDataModule):
-    """Piles of responses, one data loader a part of them.
+    """Piles of responses, with one data loader per part.
 
     Args:
-        piles: name to a file (chat examples or responses), or to a filter over response files:
-            {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. From
-            the command line: --data.piles.NAME FILE. With length: long (or short) a filter keeps the responses with
-            more (fewer) tokens than the median of those that match: {responses: FILE, where: {...}, length: long}.
-        loss_mask: "assistant" counts the tokens of the responses; "full" counts all tokens.
-        columns: for sets that name their columns otherwise, our name to theirs.
-        max_length: tokens of an example at most, also no more than the tokenizer's model_max_length; longer ones
-            are cut on the right, and dropped (and counted aloud) where no target token would be left.
-        token_budget: tokens at once, on each device; changes the speed and the memory, not the gradients. By default
-            1024 on a CPU, 8192 on other devices.
-        halves: also average each pile's two halves, split by prompt (the same prompts in every pile), into
-            gradients/halves/PILE-1.safetensors and -2: how well a vector repeats itself (split-half cosine).
-        fisher: also sum the squared gradients of this pile's responses, one by one: the diagonal of the empirical
-            Fisher information, in second_moments/fisher.safetensors, for --writing.precondition fisher.
-        permutations: null vectors for each of --vectors: so many times, the responses of its two piles are dealt again
-            by chance into piles of the same sizes, into vectors/permuted/NAME-0.safetensors, NAME-1 and so on. Each
-            costs as much as both piles. One of them still holds a random share of V: compare several, as a spread.
-        permutation_seed: of the dealing.
-        vectors: name to its two piles, for the permutations.
+        piles: pile name to a file (chat examples or responses), or to a filter over response files:
+            {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. On the
+            command line: --data.piles.NAME FILE. A filter with length: long (or short) keeps the matching responses
+            with more (or fewer) tokens than their median: {responses: FILE, where: {...}, length: long}.
+        loss_mask: "assistant" counts the responses' tokens; "full" counts all tokens.
+        columns: column mapping for datasets with other column names, ours to theirs.
+        max_length: maximum tokens per example, capped by the tokenizer's model_max_length. Longer examples are
+            truncated on the right, and dropped with a warning if no target token remains.
+        token_budget: tokens per batch, on each device. Affects speed and memory, not the gradients. Default: 1024 on
+            a CPU, 8192 on other devices.
+        halves: also average each pile over two halves, split by prompt (the same split in every pile), into
+            gradients/halves/PILE-1.safetensors and -2. Gives each vector's split-half cosine, a measure of its noise.
+        fisher: also sum the squared per-example gradients of this pile: the diagonal of the empirical Fisher
+            information, in second_moments/fisher.safetensors, for --writing.precondition fisher.
+        permutations: number of null vectors for each of --vectors. The responses of its two piles are shuffled into
+            random piles of the same sizes and contrasted, into vectors/permuted/NAME-0.safetensors, NAME-1 and so
+            on. Each costs as much as both piles. A single one still holds a random share of V, so compare several.
+        permutation_seed: seed for the shuffling.
+        vectors: vector name to its two piles, for the permutations.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class PileDataModule(L.LightningDataModule):
             raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
         for name, source in piles.items():
             check_name("a pile", name)
-            if isinstance(source, str) and source.lstrip().startswith("{"):  # what is no filter is read as a text
+            if isinstance(source, str) and source.lstrip().startswith("{"):  # an invalid filter is parsed as a string
                 raise ValueError(
                     f"pile {name!r} is no filter and no file: {source}; accepted: "
                     "{responses: FILE, where: {BEHAVIOR: true or false}, also: [{responses: FILE, where: {...}}], "
@@ -117,10 +117,10 @@ class PileDataModule(L.LightningDataModule):
         self.parts += permuted_parts(self.piles, self.vectors, self.permutations, seed=self.permutation_seed)
 
     def _calibrated(self) -> tuple[str, ...]:
-        """Names of the vectors whose slope is taken.
+        """Names of the vectors to calibrate.
 
         Raises:
-            ValueError: slopes were asked for and cannot be taken; says why.
+            ValueError: calibration was requested but is not possible; the message says why.
         """
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
@@ -134,7 +134,7 @@ class PileDataModule(L.LightningDataModule):
         found = []
         for name, names in self.vectors.items():
             if not set(names) <= set(by_name):
-                continue  # refused where vectors are written, which knows more of them
+                continue  # refused by VectorWriter, with a better message
             plus, minus = (by_name[pile] for pile in names)
             why = reason or why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
             if why is None and not has_both_halves(plus, minus, self.piles):
@@ -154,9 +154,9 @@ class PileDataModule(L.LightningDataModule):
                 rank_zero_warn(f"pile {pile.name}: all of its prompts are in one half; the other half is empty")
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader a part of the piles, which it visits once a point (see `gradsteer.attribution.gradient_points`).
+        """One loader per part, visited once per gradient point (see `gradsteer.attribution.gradient_points`).
 
-        Every rank has equally many batches; the missing ones hold no labelled token.
+        All ranks get the same number of batches; filler batches have no labelled tokens.
         """
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -164,7 +164,7 @@ class PileDataModule(L.LightningDataModule):
         loaders = []
         for part in self.parts:
             lengths = [len(example.input_ids) for example in part.examples]
-            # squared gradients are of one example each, and of the anchor's own weights
+            # squared gradients are taken one example at a time, at the anchor's own weights
             batches = plan_batches(lengths, 1) if part.squares else plan_packs(lengths, self.budget())
             batches += [[]] * (-len(batches) % world_size)
             share = [self._batch(part, indices) for indices in share_of_rank(batches, rank, world_size)]
@@ -174,12 +174,12 @@ class PileDataModule(L.LightningDataModule):
         return loaders
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leaves the examples as they are; a pack or a padded batch is made of them on the device."""
+        """Leaves the examples alone; packs and padded batches are built on the device later."""
         del device, dataloader_idx
         return batch
 
     def budget(self) -> int:
-        """Tokens at once, on this device."""
+        """Tokens per batch on this device."""
         assert self.trainer is not None
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)
@@ -188,7 +188,7 @@ class PileDataModule(L.LightningDataModule):
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         pad = module.tokenizer.pad_token_id
-        # a rank that has run out takes part in the collectives with a sequence that counts for nothing
+        # a rank that has run out of examples joins the collectives with a sequence without labels
         examples = [part.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
         return {"examples": examples, "sources": [part.sources[index] for index in indices] or ["padding"]}
 

@@ -18,28 +18,28 @@ from gradsteer.trainer.datamodules.batches import BatchList
 from gradsteer.trainer.session import session_of
 
 PromptBatch = list[dict[str, Any]]
-# What a batch is made of: whoever changes one of these changes the responses, or which belong together.
+# The row fields that determine a batch: changing one changes the responses or how they are grouped.
 _PLANNED = ("set", "id", "sample", "draw", "seed", "prompt_token_ids")
 
 
 class PromptDataModule(L.LightningDataModule):
-    """Prompts, each sampled several times; one pass over all of them for each condition.
+    """Prompts to sample, with one pass over all of them for each condition.
 
     Args:
-        prompts: JSONL, Parquet or CSV file, or a hub id. Rows are {"prompt": ...} or {"messages": [...]}, with an
-            optional "id".
-        columns: for sets that name their columns otherwise, our name to theirs, such as {prompt: question}.
-        split: split of a hub data set.
-        max_prompts: only the first so many prompts; all by default.
-        system_prompt: put before every prompt as a system message.
-        benign_prompts: harmless prompts, in the same formats and with columns of our names: each is sampled once under
-            every condition, to count refusals.
-        harmful_prompts: prompts that a model should refuse, likewise.
-        max_refusal_prompts: only the first so many of each of these two; all by default.
-        batch_size: responses sampled at once, on each device; "auto" (default) plans it by memory and the model's size.
-            Changes the speed, not the responses. What does not fit is sampled in smaller parts.
-        num_samples: responses a prompt (set by the model's option of this name).
-        sampling_seed: one or several (set by the model's option of this name).
+        prompts: JSONL, Parquet or CSV file, or a hub dataset id. Rows are {"prompt": ...} or {"messages": [...]},
+            with an optional "id".
+        columns: column mapping for datasets with other column names, ours to theirs, such as {prompt: question}.
+        split: split of a hub dataset.
+        max_prompts: use only the first N prompts; all by default.
+        system_prompt: system message to put before every prompt.
+        benign_prompts: harmless prompts for measuring refusals, in the same formats (no column mapping). Each is
+            sampled once under every condition.
+        harmful_prompts: prompts that a model should refuse, in the same formats, sampled likewise.
+        max_refusal_prompts: use only the first N of benign_prompts and of harmful_prompts; all by default.
+        batch_size: responses sampled at once, on each device. "auto" (default) chooses it from free memory and the
+            model's size. Affects speed, not the responses. A batch that does not fit is sampled in smaller pieces.
+        num_samples: responses per prompt (set by --model.num_samples).
+        sampling_seed: one or several seeds (set by --model.sampling_seed).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class PromptDataModule(L.LightningDataModule):
         self._plan_anew()
 
     def use_batch_size(self, num_rows: int) -> None:
-        """Plans with the number of responses at once that an interrupted run had; before the loaders are made."""
+        """Uses an interrupted run's batch size; call before the loaders are made."""
         if num_rows < 1:
             raise ValueError(f"the recorded batch size is {num_rows}; accepted: at least 1")
         self.resolved_batch_size = num_rows
@@ -94,15 +94,15 @@ class PromptDataModule(L.LightningDataModule):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """The plan of a condition that has neither a system prompt nor seeds of its own; see `plan_of`."""
+        """The plan of a condition without its own system prompt or seeds; see `plan_of`."""
         return self.plan_of(None)
 
     def plan_of(self, condition: Condition | None) -> dict[str, Any]:
-        """What a condition's batches are, of all ranks together.
+        """A condition's batches over all ranks.
 
         Returns:
-            ``batch_size``: responses at once; ``num_rows``; ``num_batches``; ``digest``: sha256 of all batches' rows in
-            order, by set, id, sample, draw, seed and prompt ids.
+            ``batch_size`` (responses at once), ``num_rows``, ``num_batches`` and ``digest`` (sha256 over the rows of
+            all batches in order: set, id, sample, draw, seed and prompt ids).
         """
         batches = self._batches_of(condition)
         digest = hashlib.sha256()
@@ -125,7 +125,7 @@ class PromptDataModule(L.LightningDataModule):
         return [DataLoader(BatchList(share), batch_size=None, collate_fn=_as_is) for share in shares]
 
     def _read(self) -> dict[str, list[Prompt]]:
-        """The prompts of each set; those that count refusals have ids that name their set."""
+        """The prompts of each set; refusal prompts get ids prefixed with their set's name."""
         evaluation = read_prompts(self.prompts, split=self.split, columns=self.columns)[: self.max_prompts]
         _refuse_blank(evaluation)
         sets, taken = {"evaluation": evaluation}, {prompt.id: prompt.source for prompt in evaluation}
@@ -148,7 +148,7 @@ class PromptDataModule(L.LightningDataModule):
         self.batches = self._batches_of(None)
 
     def _batches_of(self, condition: Condition | None) -> list[PromptBatch]:
-        """A condition's batches; the shared ones unless it has a system prompt or seeds of its own."""
+        """A condition's batches, shared between conditions unless it has its own system prompt or seeds."""
         own = None if condition is None else condition.system_prompt
         if own is not None and self.system_prompt is not None:
             raise ValueError("steering.system_prompts and data.system_prompt cannot both be given")
@@ -161,7 +161,7 @@ class PromptDataModule(L.LightningDataModule):
         return self._made[key]
 
     def _rows(self, own_system_prompt: str | None, resample: int) -> PromptBatch:
-        """All rows in order: the evaluation prompts with all seeds, then the others once with the first."""
+        """All rows in order: evaluation prompts with all seeds, then the refusal prompts once with the first seed."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         seeds = module.sampling_seeds if self.seeds is None else self.seeds
@@ -176,10 +176,10 @@ class PromptDataModule(L.LightningDataModule):
                 if system_prompt is not None:
                     messages = [{"role": "system", "content": system_prompt}, *messages]
                 token_ids = encode_prompt(module.tokenizer, messages, prompt.source)
-                # a condition's own system prompt is no part of what a judge is shown: it would name the condition
+                # the judge is not shown a condition's own system prompt, which would reveal the condition
                 text = prompt_text(messages if own_system_prompt is None else prompt.messages)
                 for sample, seed in enumerate(draws):
-                    # a prompt that occurs again draws further samples, not the same ones
+                    # a repeated prompt draws new samples, not the same ones again
                     key = (seed, tuple(token_ids))
                     seen[key] = seen.get(key, -1) + 1
                     rows.append(
@@ -192,7 +192,7 @@ class PromptDataModule(L.LightningDataModule):
         return rows
 
     def _refuse_hopeless(self, rows: PromptBatch) -> None:
-        """Stops where not one evaluation prompt fits into the model's context: before anything is sampled."""
+        """Stops, before anything is sampled, if no evaluation prompt fits the model's context."""
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         limit = module.longest_prompt
         shortest = min(len(row["prompt_token_ids"]) for row in rows if row["set"] == "evaluation")
@@ -204,7 +204,7 @@ class PromptDataModule(L.LightningDataModule):
             )
 
     def _batch_size_by_memory(self) -> int:
-        """Responses at once on the first rank's device, which all ranks take."""
+        """The batch size that fits rank 0's device, used by all ranks."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         device = self.trainer.strategy.root_device
@@ -226,7 +226,7 @@ class PromptDataModule(L.LightningDataModule):
 
 
 def _refuse_blank(prompts: list[Prompt]) -> None:
-    """Stops at a prompt that asks nothing: what a model says to it is no answer."""
+    """Refuses blank prompts, which have no meaningful response."""
     for prompt in prompts:
         if not prompt.messages[-1]["content"].strip():
             said = prompt.messages[-1]["content"]

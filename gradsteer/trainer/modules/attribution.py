@@ -1,4 +1,4 @@
-"""Attribution: the pile-average gradient of every pile, on the Trainer's test loop, with no optimizer."""
+"""Attribution: the pile-average gradient of every pile, on the Trainer's test loop, without an optimizer."""
 
 import json
 import os
@@ -36,43 +36,43 @@ SUMMING_VERSION = 1
 
 
 class AttributionModule(SummingModule):
-    """Accumulates the pile-average gradients of a model over all of its parameters.
+    """Accumulates the pile-average gradients of a model over all its parameters.
 
     Args:
         model_name_or_path: the anchor, a hub id or a local directory.
-        reduction: "example": mean over examples of each example's mean token gradient; "token": sum over all tokens
-            divided by their number; "sum": mean over examples of each example's summed gradient (the score
-            function). The three give different vectors.
-        loss: "cross_entropy" of the responses' tokens, or "kl": at the same positions the divergence between the
-            next-token distributions of a reference model and of this one. Positive alpha then raises the PLUS pile's
-            divergence; whether that reduces its behavior, theory does not say: measure it.
-        kl_direction: "forward" is KL(reference || model), "reverse" KL(model || reference).
-        reference: of the divergence, a hub id or a directory; the base by default.
-        base: the model that the anchor was finetuned from; by default the one that fit recorded in the anchor's
-            directory. For path_points and mask_draws, and for kl without a reference.
+        reduction: how token gradients are averaged. "example": mean over examples of each example's mean token
+            gradient. "token": mean over all tokens. "sum": mean over examples of each example's summed gradient (the
+            score function). The three give different vectors.
+        loss: "cross_entropy" of the responses' tokens, or "kl": at the same positions, the divergence between the
+            next-token distributions of a reference model and this one. With kl, positive alpha raises the PLUS
+            pile's divergence; whether that reduces the behavior is an empirical question.
+        kl_direction: "forward" is KL(reference || model), "reverse" is KL(model || reference).
+        reference: reference model for kl, a hub id or a directory; the base by default.
+        base: the model that the anchor was finetuned from. Default: the one that fit recorded in the anchor's
+            directory. Used by path_points, mask_draws, and kl without a reference.
         path_points: integrated attribution: average the gradient along the straight path from base to anchor, by
-            Gauss-Lobatto quadrature with so many points, 2 or more. Costs as many passes.
-        mask_draws: stochastic masking: average the gradient over so many random masks of weight components. Costs as
-            many passes.
-        mask_keep_rate: the probability with which a mask keeps a component.
-        mask_components: what is masked together: "entries", "rows" (of dimension 0) or "tensors".
-        mask_origin: what a masked weight is set to: its value in the "base", or "zero".
-        mask_seed: of the masks.
-        parameters: which parameters to take gradients of, all by default: globs over their names, "layer:1",
-            "layer:0-3", "layer:embedding", "kind:attention|mlp|embedding|norm|head"; a leading "!" leaves out, as in
-            ["!layer:1"]. The others cost neither time nor memory, and steering leaves them alone.
-        packing: "auto" lays sequences end to end, each attending to itself only, where a check says that the model
-            takes it; "off" pads batches of like lengths. Changes the speed, not the gradients.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower, the same
+            Gauss-Lobatto quadrature with this many points (2 or more). Costs one pass per point.
+        mask_draws: stochastic masking: average the gradient over this many random masks of weight components. Costs
+            one pass per mask.
+        mask_keep_rate: probability that a mask keeps a component.
+        mask_components: what is masked as a unit: "entries", "rows" (of dimension 0) or "tensors".
+        mask_origin: value of a masked weight: its value in the "base", or "zero".
+        mask_seed: seed for the masks.
+        parameters: which parameters get gradients, all by default. Globs over their names, "layer:1", "layer:0-3",
+            "layer:embedding", "kind:attention|mlp|embedding|norm|head"; a leading "!" excludes, as in ["!layer:1"].
+            Other parameters cost no time or memory, and steering leaves them unchanged.
+        packing: "auto" concatenates sequences, each attending only to itself, if a check confirms that the model
+            supports it; "off" pads batches of similar lengths. Affects speed, not the gradients.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower, same
             gradients.
-        dtype: of the weights: float32, bfloat16, float16 (small gradients are lost in it) or float64. Sums are kept in
-            float32 (float64 for float64).
+        dtype: dtype of the weights: float32, bfloat16, float16 (loses small gradients) or float64. Sums are kept in
+            float32 (float64 for float64 weights).
         revision: branch, tag or commit of a hub model.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
-        calibrate: take each vector's slope too, what a unit of alpha does to the log-odds of its piles, by forward
-            passes over their halves; it lets steer compute alpha. By default where the piles are sampled responses that
-            say how, at least 20 each.
+        trust_remote_code: run code that ships with the model; enable only if you trust its author.
+        attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
+        calibrate: also estimate each vector's slope (the change in its piles' log-odds per unit of alpha), by forward
+            passes over half piles. With it, steer can turn a log-odds shift into an alpha. Default: on when both piles
+            hold at least 20 sampled responses that record temperature and top_p.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class AttributionModule(SummingModule):
         self._base_weights: dict[str, torch.Tensor] = {}
 
     def configure_model(self) -> None:
-        """Loads the model, and the reference where there is one, once; under FSDP2 split over the processes."""
+        """Loads the model and the reference, if any, once; under FSDP2 split over the processes."""
         if self.model is not None:
             return
         self.model = self._load(self.model_name_or_path)
@@ -142,7 +142,7 @@ class AttributionModule(SummingModule):
 
     def _load(self, name: str) -> Any:
         loading = dict(self.loading)
-        if name != self.model_name_or_path:  # a revision is the anchor's own, and so is trust in its author's code
+        if name != self.model_name_or_path:  # the revision, and trust in remote code, belong to the anchor
             loading = {"revision": None, "trust_remote_code": loading["trust_remote_code"] and name in self._named}
 
         def load() -> Any:
@@ -154,7 +154,7 @@ class AttributionModule(SummingModule):
         return load_split(load, self.device_mesh, local_rank=trainer.local_rank, local_size=trainer.num_devices)
 
     def on_test_start(self) -> None:
-        """Refuses settings under which the gradient would be wrong; fingerprint, points, packs and memory plan."""
+        """Refuses settings that would make the gradient wrong; sets up fingerprint, points, packs and memory plan."""
         if torch.is_inference_mode_enabled():
             raise ValueError("attribute needs gradients: the Trainer must have inference_mode=False")
         if str(self.trainer.precision) not in ("32-true", "bf16-mixed"):
@@ -175,7 +175,7 @@ class AttributionModule(SummingModule):
                 f"--model.gradient_checkpointing needs train mode, in which {type(self.model).__name__} gives other "
                 "losses each time: the gradient would be random; set the dropouts of its config to 0"
             )
-        if self.reference_model is not None:  # once: on one process alone it would wait for the others
+        if self.reference_model is not None:  # here, because fingerprinting is collective
             self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
         if self.options.need_base:
             self._base_weights = named_weights(self._load(str(self.base)))
@@ -186,7 +186,7 @@ class AttributionModule(SummingModule):
         self.layouts = [self._layout(index) for index in range(len(self.parts))]
 
     def _probed_examples(self) -> list[EncodedExample]:
-        """What the checks before the run look at: the same examples with and without permutations."""
+        """Examples for the checks before the run; the same with and without permutations."""
         return [example for part in self.parts if not part.is_permuted for example in part.examples[:2]]
 
     def _choose_layout(self) -> BatchLayout:
@@ -204,7 +204,7 @@ class AttributionModule(SummingModule):
         return layout
 
     def _plan_memory(self) -> None:
-        """Says what the run will hold, against what the device has, before anything is computed."""
+        """Prints the run's estimated memory against the device's, before anything is computed."""
         plan = attribution_plan(
             self.model,
             [example for part in self.parts for example in part.examples],
@@ -226,7 +226,7 @@ class AttributionModule(SummingModule):
         return None if self.reference_model is None else Reference(self.reference_model, self.kl_direction)
 
     def on_test_model_eval(self) -> None:
-        """Eval mode; with gradient checkpointing train mode, which transformers asks for, if no dropout is active."""
+        """Eval mode; with gradient checkpointing, train mode (transformers requires it) if no dropout is active."""
         super().on_test_model_eval()
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
@@ -234,7 +234,7 @@ class AttributionModule(SummingModule):
 
     @property
     def covered(self) -> list[str]:
-        """Names of the parameters that gradients are taken of."""
+        """Names of the parameters that get gradients."""
         return self._chosen
 
     def make_pile(self, *, squares: bool) -> PileGradient:
@@ -250,7 +250,7 @@ class AttributionModule(SummingModule):
         )
 
     def _work_digest(self, index: int) -> str:
-        """Digest of everything that decides a part's sums."""
+        """Digest of everything that determines a part's sums."""
         part = self.parts[index]
         decides = [
             *(SUMMING_VERSION, self.fingerprint, self._chosen, self._datamodule().loss_mask, self.dtype_name),
@@ -261,16 +261,16 @@ class AttributionModule(SummingModule):
         return text_digest(json.dumps(decides))[:32]
 
     def _layout(self, index: int) -> str:
-        """Digest of how a part's sums are come by, to which partial sums belong."""
+        """Digest of how a part is batched and distributed; partial sums are only valid for the same layout."""
         num_batches = int(self.trainer.num_test_batches[index])
         split = is_split_model(self.model)
         layout = [self._datamodule().budget(), self.batch_layout.packs, num_batches, self.trainer.world_size, split]
         return text_digest(json.dumps(layout))[:32]
 
     def describe(self, wanted: Wanted) -> dict[str, str]:
-        """What the file of a finished sum says of itself."""
+        """The metadata of a finished sum's file."""
         prompts = {digest for part in self.parts if wanted in part.sums for digest in part.prompts}
-        if wanted.half is None:  # with those of dropped examples
+        if wanted.half is None:  # including the prompts of dropped examples
             prompts.update(*(pile.prompt_digests for pile in self._datamodule().piles if pile.name == wanted.pile))
         return {
             "pile": wanted.name if wanted.permutation else wanted.pile,

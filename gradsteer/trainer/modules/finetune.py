@@ -24,9 +24,9 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def schedule_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: Schedule, final: float) -> float:
-    """The learning rate at an optimizer step as a share of its peak.
+    """The learning rate at an optimizer step as a fraction of its peak.
 
-    Linear from 0 over the warm-up, then constant, or down to ``final`` on a line or half a cosine.
+    Linear warm-up from 0, then constant, or linear or cosine decay to ``final``.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -40,27 +40,27 @@ def schedule_factor(step: int, *, warmup_steps: int, total_steps: int, schedule:
 class FinetuneModule(L.LightningModule):
     """Finetunes a causal LM with a masked token loss.
 
-    A batch's loss is the mean over its labelled tokens; accumulated batches, and those of several devices, count
-    equally.
+    The loss of a batch is the mean over its labelled tokens. With gradient accumulation or several devices, batches
+    are weighted equally.
 
     Args:
-        model_name_or_path: base model, a hub id or a local directory.
-        config: start from fresh weights of this model config (JSON) instead; needs tokenizer.
-        tokenizer: hub id or directory of the tokenizer; the base model's own by default.
-        optimizer: optimizer class and its arguments, such as AdamW with lr 5e-5. Another class keeps those arguments
-            that it shares with the one before, such as weight_decay.
-        schedule: of the learning rate after the warm-up: constant, linear or cosine.
-        warmup_steps: optimizer steps over which the learning rate rises linearly.
-        final_lr_fraction: the learning rate at the end as a share of its peak (linear and cosine).
-        lr_reference_width: the learning rate is meant for a model of this hidden size, and multiplied by
-            lr_reference_width / hidden size for others (the width rule for Adam of Yang et al., 2022,
-            arXiv:2203.03466), so that one config suits models of several sizes; taken as it is by default.
+        model_name_or_path: the base model, a hub id or a local directory.
+        config: start from randomly initialised weights of this model config (JSON) instead; needs tokenizer.
+        tokenizer: hub id or directory of the tokenizer; the base model's by default.
+        optimizer: optimizer class and its arguments, such as AdamW with lr 5e-5. Choosing another class keeps the
+            arguments that both accept, such as weight_decay.
+        schedule: learning rate schedule after the warm-up: constant, linear or cosine.
+        warmup_steps: optimizer steps of linear warm-up.
+        final_lr_fraction: final learning rate as a fraction of the peak (linear and cosine).
+        lr_reference_width: hidden size that the learning rate was tuned for. For other sizes it is multiplied by
+            lr_reference_width / hidden size (the width rule for Adam of Yang et al., 2022, arXiv:2203.03466), so that
+            one config works for several model sizes. Default: no scaling.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
-        dtype: of the weights: float32, bfloat16 or float16. For mixed precision keep float32 and set
+        dtype: dtype of the weights: float32, bfloat16 or float16. For mixed precision keep float32 and set
             --trainer.precision bf16-mixed.
         revision: branch, tag or commit of a hub model.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+        trust_remote_code: run code that ships with the model; enable only if you trust its author.
+        attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class FinetuneModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Puts the model in train mode.
 
-        from_pretrained gives eval mode and Lightning keeps it: dropout and gradient checkpointing would be off.
+        from_pretrained returns it in eval mode and Lightning keeps that, which disables dropout and checkpointing.
         """
         self.model.train()
 
@@ -145,14 +145,14 @@ class FinetuneModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Adds the batch's losses, weighted by its number of labelled tokens."""
+        """Accumulates the validation loss, weighted by labelled tokens."""
         del batch_idx
         sums, counts = example_losses(self.model, batch)
         self._check_finite(sums, batch, "validation")
         self.val_loss.update(sums.sum() / counts.sum().clamp(min=1), weight=counts.sum().float())
 
     def _check_finite(self, sums: Tensor, batch: dict[str, Tensor], what: str) -> None:
-        """Names the example whose loss is not finite."""
+        """Raises an error that names the example whose loss is not finite."""
         finite = torch.isfinite(sums.detach())
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
@@ -170,10 +170,10 @@ class FinetuneModule(L.LightningModule):
         return f"example {datamodule.sources[name][int(batch['index'][row])]}"
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuses a step along a gradient that is not finite, and names the last batch's examples."""
+        """Refuses a step along a non-finite gradient and names the last batch's examples."""
         del optimizer
         if str(self.trainer.precision) == "16-mixed":
-            return  # its loss scaler looks for the largest scale that does not overflow, and skips such steps itself
+            return  # the loss scaler provokes overflows to find its scale, and skips such steps itself
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
             rows = range(len(self._last_batch["labels"]))
@@ -188,7 +188,7 @@ class FinetuneModule(L.LightningModule):
         self.log("val/perplexity", loss.exp())
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, with its schedule stepped after every optimizer step."""
+        """The optimizer and its schedule, stepped after every optimizer step."""
         optimizer = self.optimizer_callable(self.model.parameters())
         if self.lr_reference_width is not None:
             for group in optimizer.param_groups:

@@ -28,21 +28,21 @@ Row = dict[str, Any]
 class GenerationModule(ModelModule):
     """Samples responses from a causal LM.
 
-    Random numbers belong to the prompt, the sample and the seed: the same seed gives the same responses however
-    they are batched.
+    Random numbers depend only on the prompt, the sample and the seed, so the same seed gives the same responses
+    whatever the batch size.
 
     Args:
         model_name_or_path: hub id or local directory.
-        num_samples: responses a prompt, with each seed.
-        temperature: 1 samples from the model's distribution, lower is sharper, 0 always takes the likeliest token.
-        top_p: sample from the smallest set of tokens that holds this probability; 1 keeps all.
-        max_new_tokens: tokens of a response at most; a response that has not ended by then is cut.
-        sampling_seed: another seed gives other responses; of several, such as [0, 1, 2], each gives num_samples
-            responses a prompt.
-        dtype: of the weights: float32 (default; steps of a small size survive), bfloat16 or float16.
+        num_samples: responses per prompt and seed.
+        temperature: sampling temperature. 1 samples from the model's distribution, lower is sharper, 0 is greedy.
+        top_p: nucleus sampling: sample from the smallest set of tokens with this probability mass; 1 keeps all.
+        max_new_tokens: maximum tokens per response; longer responses are truncated.
+        sampling_seed: seed for sampling. With several, such as [0, 1, 2], each gives num_samples responses per
+            prompt.
+        dtype: dtype of the weights: float32 (default; preserves small steps), bfloat16 or float16.
         revision: branch, tag or commit of a hub model.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+        trust_remote_code: run code that ships with the model; enable only if you trust its author.
+        attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class GenerationModule(ModelModule):
         self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
         self.num_samples, self.sampling_seed = num_samples, sampling_seed
         self.sampling_seeds = check_seeds(sampling_seed)
-        # rows that a callback has from an interrupted run: the next step gives them back instead of sampling
+        # rows from an interrupted run, set by a callback: the next step returns them instead of sampling
         self.given: list[Row] | None = None
         self._stats = SamplingStats()
         self._parts = FittingParts(lambda text: warnings.warn(text, stacklevel=2))
@@ -72,7 +72,7 @@ class GenerationModule(ModelModule):
 
     @property
     def model_config(self) -> Any:
-        """The model's config, also before the model is loaded."""
+        """The model's config, available before the model is loaded."""
         if self.model is not None:
             return self.model.config
         if self._config is None:
@@ -83,11 +83,11 @@ class GenerationModule(ModelModule):
 
     @property
     def longest_prompt(self) -> int | None:
-        """Tokens of the longest prompt that leaves room for a response; None where the config names no limit."""
+        """Maximum prompt length that leaves room for a response; None if the config has no limit."""
         return longest_prompt(self.model_config, self.sampling.max_new_tokens)
 
     def footprint(self) -> SamplingFootprint | None:
-        """What sampling takes of memory; see `gradsteer.generation.memory`."""
+        """Memory needed for sampling; see `gradsteer.generation.memory`."""
         model = self.model
         if model is None:
             from transformers import AutoModelForCausalLM
@@ -103,13 +103,13 @@ class GenerationModule(ModelModule):
         )
 
     def test_step(self, batch: list[Row], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Samples one response for each row of the batch, or gives back the rows of `given`.
+        """Samples one response for each row of the batch, or returns the rows of `given`.
 
-        A row whose prompt is too long for the model comes back empty, with the reason in ``failed``.
+        A row whose prompt is too long for the model gets an empty response, with the reason in ``failed``.
 
         Returns:
-            ``responses``: rows as responses/NAME.jsonl holds them, without verdicts and condition, and the row's
-            ``position`` and ``set``; ``progress``: text for the progress bar.
+            ``responses``: rows as in responses/NAME.jsonl, without verdicts and condition but with ``position`` and
+            ``set``; ``progress``: text for the progress bar.
         """
         if batch_idx == 0:
             self._stats = SamplingStats()
@@ -126,7 +126,7 @@ class GenerationModule(ModelModule):
         return {"responses": rows, "progress": f"{self.sampling_stats()['tokens_per_second']:,.0f} tokens/s"}
 
     def sampling_stats(self) -> dict[str, float]:
-        """This process's `gradsteer.generation.decoding.SamplingStats` since the condition's first batch."""
+        """This process's `SamplingStats` since the condition's first batch, as a dictionary."""
         return self._stats.to_dict()
 
     def _sample(self, rows: list[Row], dataloader_idx: int) -> list[Sampled]:
@@ -172,7 +172,7 @@ class GenerationModule(ModelModule):
 
 
 def too_long(row: Row, limit: int | None, max_new_tokens: int) -> str:
-    """Why a row's prompt cannot be answered."""
+    """The message for a prompt that is too long to be answered."""
     return (
         f"the prompt has {len(row['prompt_token_ids'])} tokens; the model takes {limit} before a response of "
         f"max_new_tokens={max_new_tokens}"

@@ -1,4 +1,4 @@
-"""Attribution's options that belong together: where the gradient is taken, and of which loss. Checks, no models."""
+"""Attribution options that belong together: at which weights the gradient is taken, and of which loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ def refuse_unused(given: Mapping[str, tuple[Any, Any]], needs: str) -> None:
 
     Args:
         given: option -> its value and its default.
-        needs: what they belong to, such as ``model.mask_draws``.
+        needs: the option that they depend on, such as ``model.mask_draws``.
 
     Raises:
-        ValueError: a value is not the default.
+        ValueError: a value differs from its default.
     """
     for option, (value, default) in given.items():
         if value != default:
@@ -27,10 +27,10 @@ def refuse_unused(given: Mapping[str, tuple[Any, Any]], needs: str) -> None:
 
 @dataclass(frozen=True)
 class PointOptions:
-    """At which weights the gradient is taken (`gradsteer.attribution.gradient_points`), as the module's options say.
+    """At which weights the gradient is taken; see `gradsteer.attribution.gradient_points`.
 
     Raises:
-        ValueError: a value out of its range, two ways at once, or a setting of masks without masks.
+        ValueError: a value is out of range, both methods are chosen, or a mask setting is given without masks.
     """
 
     path_points: int | None
@@ -61,20 +61,20 @@ class PointOptions:
 
     @property
     def need_base(self) -> bool:
-        """Whether the base's weights are among what the points are made of."""
+        """Whether the points depend on the base's weights."""
         return self.path_points is not None or (self.mask_draws is not None and self.mask_origin == "base")
 
     @property
     def move_weights(self) -> bool:
-        """Whether the model's weights are other ones at some point."""
+        """Whether some point differs from the anchor's weights."""
         return self.path_points is not None or self.mask_draws is not None
 
     def make(self, base: Mapping[str, Tensor], names: Sequence[str]) -> Points:
         """The points.
 
         Args:
-            base: the base's weights by name, where they are needed.
-            names: of the parameters that gradients are taken of.
+            base: the base's weights by name, if needed.
+            names: names of the parameters that get gradients.
         """
         if self.path_points is not None:
             return StraightPath(base, self.path_points)
@@ -86,10 +86,10 @@ class PointOptions:
 
 
 def choose_base(base: str | None, anchor: str, *, needed: bool) -> str | None:
-    """The base model: the one that is given, or the one that fit recorded in the anchor's directory.
+    """The base model: the given one, or the one that fit recorded in the anchor's directory.
 
     Raises:
-        ValueError: it is needed and neither is there, given and not needed, or no model's directory.
+        ValueError: it is needed but unknown, given but not needed, or not a model directory.
     """
     if not needed:
         refuse_unused(

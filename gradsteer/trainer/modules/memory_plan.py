@@ -1,4 +1,4 @@
-"""The memory plan of an attribution with its options."""
+"""The memory plan of an attribution run."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -23,19 +23,19 @@ def attribution_plan(
     has_reference: bool,
     options: PointOptions,
 ) -> MemoryPlan:
-    """Estimates what an attribution holds on one device; collective where the weights are split.
+    """Estimates an attribution's memory on one device. Collective if the weights are split.
 
     Args:
-        model: on its device, in the mode that it will run in.
-        examples: of all piles.
-        parameters: names of those that take gradients.
-        token_budget: tokens at once.
-        head_chunk: positions at once in the head; None for all.
-        packs: whether packs run; otherwise padded batches.
-        shards: processes that the weights are split over.
-        forward: what a forward pass runs in (autocast).
-        mixed: whether autocast keeps copies of the weights in half precision.
-        has_reference: whether a reference model lies beside the model.
+        model: the model, on its device and in the mode that it will run in.
+        examples: the examples of all piles.
+        parameters: names of the parameters that get gradients.
+        token_budget: tokens per batch.
+        head_chunk: positions per chunk of the head; None for no chunking.
+        packs: whether sequences are packed; otherwise batches are padded.
+        shards: number of processes that the weights are split over.
+        forward: context for forward passes (autocast).
+        mixed: whether autocast keeps half-precision copies of the weights.
+        has_reference: whether a reference model is loaded too.
         options: the points at which gradients are taken.
     """
     budget = max(token_budget, *(len(example.input_ids) for example in examples))

@@ -1,4 +1,4 @@
-"""A module that holds a causal LM whose weights callbacks move from condition to condition."""
+"""A module that holds a causal LM; callbacks change its weights from condition to condition."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from gradsteer.trainer.session import session_of
 
 
 class ModelModule(L.LightningModule):
-    """Holds a causal LM and its tokenizer; a data loader is a condition.
+    """Holds a causal LM and its tokenizer. Each data loader is one condition.
 
     Args:
         model_name_or_path: hub id or local directory.
-        dtype: of the weights: float32 (default; steps of a small size survive), bfloat16 or float16.
+        dtype: dtype of the weights: float32 (default; preserves small steps), bfloat16 or float16.
         revision: branch, tag or commit of a hub model.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-        attn_implementation: attention kernel by transformers' name, such as sdpa or flash_attention_2.
+        trust_remote_code: run code that ships with the model; enable only if you trust its author.
+        attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
     """
 
     def __init__(
@@ -47,6 +47,6 @@ class ModelModule(L.LightningModule):
             )
 
     def loader_title(self, dataloader_idx: int) -> str:
-        """What the progress bar calls a data loader."""
+        """A data loader's name in the progress bar."""
         conditions = session_of(self.trainer).conditions
         return conditions[dataloader_idx].name if conditions else "the model"

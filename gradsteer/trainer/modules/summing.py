@@ -1,7 +1,7 @@
-"""The loop under attribution: sums gradients over parts of piles, on the Trainer's test loop.
+"""The loop behind attribution: sums gradients over parts of piles, on the Trainer's test loop.
 
-The fit loop would be the wrong host (it wants an optimizer, cycles several loaders to equal length and averages
-over ranks); the test loop runs every part once and in order.
+The fit loop does not work here: it needs an optimizer, cycles several loaders to equal length and averages over
+ranks. The test loop runs every part once and in order.
 """
 
 import sys
@@ -23,7 +23,7 @@ from gradsteer.models.batches import BatchLayout
 
 
 class SummingModule(L.LightningModule):
-    """Sums gradients over the parts of the datamodule's piles, at every point, over all ranks.
+    """Sums gradients over the parts of the datamodule's piles, at every point and over all ranks.
 
     A subclass sets `num_points`, and in ``on_test_start`` `batch_layout`, `points`, `digests` and `layouts`; it says
     what a pile's gradient is.
@@ -58,27 +58,27 @@ class SummingModule(L.LightningModule):
         return self.make_pile(squares=False)
 
     def describe(self, wanted: Wanted) -> dict[str, str]:
-        """What the file of a finished sum says of itself."""
+        """The metadata of a finished sum's file."""
         raise NotImplementedError
 
     @property
     def parts(self) -> list[Part]:
-        """The parts of the datamodule's piles, a data loader each."""
+        """The parts of the datamodule's piles, one data loader each."""
         parts: list[Part] = self.trainer.datamodule.parts  # type: ignore[attr-defined]
         return parts
 
     def loader_title(self, dataloader_idx: int) -> str:
-        """What the progress bar calls a data loader."""
+        """A data loader's name in the progress bar."""
         return self.parts[dataloader_idx].name
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Adds a batch's gradients; after a part's last batch also gives its sums.
+        """Adds a batch's gradients; after a part's last batch, also returns its sums.
 
         Returns:
-            ``loss`` (nats a token, this rank's part so far), ``norm`` (of the batch's summed gradient),
-            ``progress`` (text for the progress bar), ``is_last`` (of the part), ``sums`` (on rank 0 a `PartialSum` over
-            all ranks after the part's last batch, else None) and ``skipped`` (whether the batch was summed before the
-            run was cut off; loss and norm are None).
+            ``loss`` (nats per token over this rank's part so far), ``norm`` (of the batch's summed gradient),
+            ``progress`` (text for the progress bar), ``is_last`` (whether this is the part's last batch), ``sums`` (on
+            rank 0 after the last batch a `PartialSum` over all ranks, else None) and ``skipped`` (whether the batch was
+            already summed before an interruption; loss and norm are then None).
         """
         if batch_idx == 0:
             self._begin_part(dataloader_idx)
@@ -125,17 +125,17 @@ class SummingModule(L.LightningModule):
         self._at = (point, stack)
 
     def leave_point(self) -> None:
-        """Gives the model its own weights back, wherever it was."""
+        """Restores the model's own weights, from whatever point it is at."""
         if self._at is not None:
             stack, self._at = self._at[1], None
             stack.close()
 
     def skip(self) -> None:
-        """The part that is about to start need not be computed; said before its first batch."""
+        """Skips the part that is about to start; call before its first batch."""
         self._skipping = True
 
     def resume(self, left: PartialSum) -> None:
-        """Goes on from the partial sums of the part that is about to start; said before its first batch."""
+        """Resumes the part that is about to start from partial sums; call before its first batch."""
         self._resumed = left
 
     def partial_sum(self, next_batch: int) -> PartialSum:
@@ -175,7 +175,7 @@ class SummingModule(L.LightningModule):
         """Sums over ranks; the whole is kept on rank 0 only."""
         pile, strategy = self._running_pile, self.trainer.strategy
         if self.trainer.world_size > 1:
-            if not pile.sums.is_split:  # sums that are split have been added up over ranks with every batch
+            if not pile.sums.is_split:  # split sums are reduced over ranks with every batch
                 for buffer in pile.sums.buffers.values():
                     buffer.copy_(strategy.reduce(buffer, reduce_op="sum"))
             counts = torch.tensor(pile.totals.values(), dtype=torch.float64, device=self.device)
