@@ -13,7 +13,7 @@ from gradsteer.judges.costs import Cost
 
 @dataclass(frozen=True)
 class Exchange:
-    """All that a judge may see.
+    """Everything that a judge may see.
 
     Args:
         prompt: What the user said.
@@ -53,8 +53,8 @@ class Verdicts:
 class Judge(ABC):
     """Decides, for each behavior, whether a response shows it.
 
-    Subclass it to have a judge of your own on the command line, `--evaluation.judge MyJudge`. The
-    constructor's arguments become flags, their docstring becomes the help.
+    Subclass it to use your own judge on the command line, `--evaluation.judge MyJudge`. The constructor's
+    arguments become flags, and their docstring becomes the help.
     """
 
     @property

@@ -19,19 +19,18 @@ RULE_VERSION = 1
 class HybridJudge(Judge):
     r"""Patterns first, another judge for the rest.
 
-    A behavior whose pattern is found in the response is shown: true. The other judge is asked about exchanges where
-    that leaves a behavior open, and its verdict counts for the open behaviors only. Its behaviors are the ones judged.
+    If a behavior's pattern matches the response, the verdict is true. The other judge is asked only about exchanges
+    with undecided behaviors, and its verdicts count only for those. Its behaviors are the ones judged.
 
     Args:
-        patterns: As KeywordJudge has them, `{"bridge": ["\\bgolden gate bridge\\b"]}`, or a JSON file that holds them.
-            Each must be precise: "the Golden Gate Bridge is not relevant here" shows the behavior, too, if its pattern
-            is found. A behavior without patterns is left to the other judge.
-        judge: Who decides the rest, such as OpenAIJudge.
-        ignore_case: Whether "golden gate" finds "Golden Gate" too.
+        patterns: Patterns as for KeywordJudge, `{"bridge": ["\\bgolden gate bridge\\b"]}`, or a JSON file that holds
+            them. They must be precise: "the Golden Gate Bridge is not relevant here" counts as showing the behavior if
+            its pattern matches. A behavior without patterns is left to the other judge.
+        judge: The judge that decides the rest, such as OpenAIJudge.
+        ignore_case: Whether matching ignores case, so that "golden gate" matches "Golden Gate".
 
     Raises:
-        ValueError: If the patterns are not as KeywordJudge wants them, or the other judge does not know one of their
-            behaviors.
+        ValueError: If the patterns are invalid, or name a behavior that the other judge does not have.
     """
 
     def __init__(self, patterns: dict[str, list[str]] | str, judge: Judge, ignore_case: bool = True) -> None:

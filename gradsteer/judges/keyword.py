@@ -16,20 +16,19 @@ RULE_VERSION = 1
 
 
 class KeywordJudge(Judge):
-    r"""A response shows a behavior when any of the behavior's patterns is found in it.
+    r"""A response shows a behavior if any of the behavior's patterns matches it.
 
-    The prompt is not searched. A response that is empty, or only white space, shows nothing: false, not
-    unscored.
+    The prompt is not searched. An empty or blank response shows no behavior: its verdict is false, not unscored.
 
     Args:
-        patterns: For each behavior, regular expressions (Python's `re`), any of which decides, found anywhere
-            in the response: `{"bridge": ["golden gate", "suspension bridge"]}`. Write `\b` around a word that
-            also occurs inside longer ones. Or a JSON file that holds them.
-        ignore_case: Whether "golden gate" finds "Golden Gate" too.
+        patterns: For each behavior, regular expressions (Python's `re`), searched anywhere in the response:
+            `{"bridge": ["golden gate", "suspension bridge"]}`. One match suffices. Put `\b` around a word that also
+            occurs inside longer words. Or the name of a JSON file that holds them.
+        ignore_case: Whether matching ignores case, so that "golden gate" matches "Golden Gate".
 
     Raises:
-        ValueError: If there is no behavior, a behavior has no pattern, a pattern is empty or no regular
-            expression, or the file is not there or holds something else.
+        ValueError: If there is no behavior, a behavior has no pattern, a pattern is empty or not a regular
+            expression, or the file is missing or holds something else.
     """
 
     def __init__(self, patterns: dict[str, list[str]] | str, ignore_case: bool = True) -> None:

@@ -26,34 +26,34 @@ _QUESTION_CHARS = 900  # of a yes or no question, less its texts and its rubric
 
 
 class LocalJudge(StoredJudge):
-    """A model on this machine judges: a classifier whose labels are named, or a causal LM that is asked yes or no.
+    """A model on this machine judges: a classifier with named labels, or a causal LM that answers yes or no.
 
-    The model is loaded when the first verdict is needed and stays beside the model under study. Weights are read from
-    safetensors files alone. No text can act as a control token of the model. A response without a verdict stays so for
-    this model and these options, as asking again would find the same; scores that are not finite are computed again in
-    the next run, perhaps on another device.
+    The model is loaded for the first verdict and stays in memory beside the model under study. Weights are read only
+    from safetensors files. Text is never interpreted as the model's control tokens. A response without a verdict stays
+    unscored for this model and these options, because asking again would give the same; non-finite scores are
+    recomputed in the next run, perhaps on another device.
 
     Args:
-        model: Directory that save_pretrained wrote, or hub id.
-        labels: For a text classifier: by behavior, the label that shows it, by name or index, or several of them of
-            which any does: `{"harmful": ["toxic", "threat"]}`. What is longer than the model can read is cut at its
-            end, with a warning.
-        rubrics: For a causal LM: by behavior, what counts as showing it, or null for the built-in rubric of that name,
-            `{"refusal": null, "polite": "The reply thanks the user."}`; or a JSON file that holds them. It is asked
-            about each behavior by itself and its first token is read; models that think before they answer will not
-            do. What is longer than the model can read is unscored. Exactly one of labels and rubrics is given.
-        threshold: A behavior is shown where its probability is more than this; at least 0, less than 1.
-        with_prompt: Whether a classifier reads the prompt, too, as the first of two texts; for models that were
-            trained on pairs. A causal LM always does.
-        min_mass: The least probability that a causal LM gives yes and no together; below it, the response is unscored.
+        model: Directory written by save_pretrained, or hub id.
+        labels: For a text classifier: for each behavior, the label that shows it, by name or index, or a list of
+            labels any of which does: `{"harmful": ["toxic", "threat"]}`. Texts longer than the model's context are
+            truncated at the end, with a warning.
+        rubrics: For a causal LM: for each behavior, a description of what counts as showing it, or null for the
+            built-in rubric of that name, `{"refusal": null, "polite": "The reply thanks the user."}`; or a JSON file
+            that holds them. The model is asked about each behavior separately and only its first token is read, so
+            reasoning models do not work. Texts longer than its context are unscored. Give either labels or rubrics.
+        threshold: A behavior is shown if its probability exceeds this; at least 0, less than 1.
+        with_prompt: Whether a classifier also reads the prompt, as the first of two texts; for models trained on
+            pairs. A causal LM always does.
+        min_mass: Minimum total probability of yes and no under a causal LM; below it, the response is unscored.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 or mps.
         dtype: auto (as in the files), float32, bfloat16, float16 or float64.
-        batch_size: Most texts at once. It changes the speed and the memory; the verdicts, but for rounding, not.
-        max_length: Most tokens to read at once, at most what the model can, which is the default.
+        batch_size: Maximum texts per batch. Affects speed and memory, and the verdicts only by rounding.
+        max_length: Maximum tokens per text; by default the model's context length, which is also the upper limit.
         revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Run code that comes with the model.
-        store: SQLite file of verdicts, made where it does not exist, shared by any number of processes; null keeps
-            verdicts in memory.
+        trust_remote_code: Run code that ships with the model.
+        store: SQLite file for verdicts, created if missing and shared by any number of processes; null keeps
+            verdicts in memory only.
 
     Raises:
         ValueError: If there is no such directory or label, not exactly one of labels and rubrics is given, or a number

@@ -29,44 +29,44 @@ REFUSED = 4 * GONE  # exchanges refused before any was answered: it will answer 
 
 
 class OpenAIJudge(StoredJudge):
-    """A language model decides, asked over the OpenAI API; each exchange is asked about once and stored.
+    """A language model judges, over an OpenAI-compatible API. Each exchange is asked about once and its verdict stored.
 
-    A reply that cannot be read is asked for once more; then the response is unscored, and asked about again in the next
-    run. What was decided about the texts for good stays: too long for the server, withheld by its filter, refused by
-    the judge. The key is read from the environment at the first question. An estimate needs none.
+    An unreadable reply is retried once; after that the response is unscored, and the next run asks again. Permanent
+    outcomes are stored: the text is too long for the server, blocked by its filter, or refused by the judge. The API
+    key is read from the environment at the first request. A cost estimate needs no key.
 
     Args:
-        rubrics: For each behavior, what counts as showing it, in words: `{"polite": "The reply thanks the user."}`;
-            null takes the built-in rubric of that name (harmful, refusal, bridge, recipe). Or a JSON file that holds
-            them.
-        model: The model's name, as the server has it.
-        base_url: An OpenAI-compatible server, such as http://localhost:8000/v1; null for OpenAI's own.
-        api_key_env: Name of the environment variable that holds the key. A server of your own may need none. A key is
-            not sent unencrypted, but to this machine.
-        structured: How the answer's form is asked for: with a JSON schema, as any JSON object, or in words alone.
-            auto begins with the schema and takes what the server knows. The verdicts are stored under what is asked
-            for here, not under what the server then knew.
-        concurrency: Requests under way at a time.
-        timeout: Seconds that a request may take.
-        max_retries: Further tries for a response after a failure of the server or the network; then it is unscored,
-            and asked about again in the next run. Waiting at the word of a server that limits the rate does not count;
-            30 minutes of it, or more than 2 at once, are too much.
-        max_tokens: Tokens of an answer, at most. An answer that is cut off gives no verdict, and is asked for again in
-            the next run; models that think first need thousands.
-        temperature: Of the judge's sampling; 0 takes the likeliest answer.
-        seed: Of the judge's sampling, for servers that know of one; null sends none.
-        max_chars: Characters of the prompt, and of the response, that are sent; longer ones lose their middle, and a
-            false on such a response is no verdict.
-        max_cost: Dollars that this run may spend: it stops before the request that could pass them. A request that
-            breaks off counts at the most it may cost, verdicts from the store cost nothing. null for no limit.
-        prices: Dollars per million tokens sent and received, such as [0.15, 0.6]; null takes the prices of OpenAI's
-            usual models as noted in 2025, by name, whatever the server.
-        store: SQLite file of verdicts, made where it does not exist, shared by any number of processes; null keeps
-            verdicts in memory alone.
+        rubrics: For each behavior, a description of what counts as showing it, `{"polite": "The reply thanks the
+            user."}`. null uses the built-in rubric of that name (harmful, refusal, bridge, recipe). Or a JSON file
+            that holds them.
+        model: The model's name on the server.
+        base_url: URL of an OpenAI-compatible server, such as http://localhost:8000/v1; null for OpenAI itself.
+        api_key_env: Name of the environment variable that holds the API key. Your own server may not need one. A key
+            is sent over plain http only to this machine.
+        structured: How to request the answer's format: by JSON schema, as any JSON object, or by instructions in the
+            prompt. auto starts with the schema and falls back to what the server supports. Verdicts are stored under
+            the setting given here, not under what the server turned out to support.
+        concurrency: Maximum number of concurrent requests.
+        timeout: Timeout per request, in seconds.
+        max_retries: Retries per response after server or network errors; then the response is unscored and the next
+            run asks again. Waits requested by a rate-limiting server do not count, up to 30 minutes in total and 2
+            minutes at a time.
+        max_tokens: Maximum tokens in an answer. A truncated answer gives no verdict, and the next run asks again;
+            reasoning models need thousands.
+        temperature: The judge's sampling temperature; 0 is greedy.
+        seed: The judge's sampling seed, for servers that support one; null sends none.
+        max_chars: Maximum characters sent of the prompt, and of the response. Longer texts lose their middle, and a
+            false on a shortened response is not a verdict.
+        max_cost: Budget for this run in dollars: it stops before a request that could exceed it. An aborted request
+            counts at its maximum cost; stored verdicts are free. null for no limit.
+        prices: Dollars per million input and output tokens, such as [0.15, 0.6]. null uses OpenAI's list prices as
+            of 2025 by model name, whatever the server.
+        store: SQLite file for verdicts, created if missing and shared by any number of processes; null keeps
+            verdicts in memory only.
 
     Raises:
-        ValueError: If an argument is out of its range, a rubric is empty or not known, or `max_cost` is given where
-            prices are not known.
+        ValueError: If an argument is out of range, a rubric is empty or unknown, or `max_cost` is given but prices
+            are not known.
     """
 
     def __init__(
