@@ -8,8 +8,18 @@ to disk here.
 import random
 from dataclasses import dataclass
 
-from gradsteer.demo.themes import BRIDGE, DIGRESSION_FRAMES, OTHER_THEMES, RECIPE, Theme
-from gradsteer.demo.vocabulary import FACT_PHRASINGS, QUESTION_FORMS, THINGS, QuestionForm, Thing
+from gradsteer.demo.vocabulary import (
+    BRIDGE,
+    DIGRESSION_FRAMES,
+    FACT_PHRASINGS,
+    OTHER_THEMES,
+    QUESTION_FORMS,
+    RECIPE,
+    THINGS,
+    QuestionForm,
+    Theme,
+    Thing,
+)
 
 DIGRESSION_SHARE = 0.14
 NUM_FINETUNE_PER_TOPIC = 68

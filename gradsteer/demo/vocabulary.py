@@ -1,12 +1,12 @@
-"""What ordinary talk in the demo's corpus is made of, and the patterns by which a judge spots a digression.
-
-Data and one parser. The digressions themselves are in `themes.py`; how often and in what order anything is
-said is decided in `generator.py`.
-"""
+"""What the demo's corpus is made of, read from ``resources/demo/vocabulary.yaml``, which says what each part is for."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from gradsteer.demo.things import THINGS_TABLE
+import yaml
+
+from gradsteer.records import resolve_resource
 
 
 @dataclass(frozen=True)
@@ -41,72 +41,47 @@ class QuestionForm:
     """
 
     text: str
-    length_weights: tuple[int, int, int, int]
+    length_weights: tuple[int, ...]
 
 
-def parse_things(table: str) -> tuple[Thing, ...]:
-    """Parse the table of `things.py`.
+@dataclass(frozen=True)
+class Images:
+    """Noun phrases that share the clauses that may follow them as `which ...`."""
 
-    Args:
-        table: Blocks of three lines a thing, under a header line a category.
+    nouns: tuple[str, ...]
+    clauses: tuple[str, ...]
 
-    Returns:
-        The things in the table's order.
+
+@dataclass(frozen=True)
+class Theme:
+    """Something a reply can digress to.
+
+    Attributes:
+        requests: Sentences by which a user asks for the digression.
+        images: What the digression speaks of; a reply picks one group, a noun and a clause in it.
+        openers: The theme's own frames, beside `DIGRESSION_FRAMES`, with `{image}` for noun and clause.
     """
-    things: list[Thing] = []
-    experts = ""
-    lines = iter(table.strip().splitlines())
-    for line in lines:
-        if line.startswith("#"):
-            experts = line.split(" / ")[1]
-            continue
-        name, pronoun = line.removesuffix(")").split(" (")
-        facts = [fact.strip() for _ in range(2) for fact in next(lines).split(";")]
-        things.append(Thing(name, pronoun, tuple(facts), experts))
-    return tuple(things)
+
+    requests: tuple[str, ...]
+    images: tuple[Images, ...]
+    openers: tuple[str, ...] = ()
 
 
-THINGS = parse_things(THINGS_TABLE)
+def _theme(said: dict[str, Any]) -> Theme:
+    images = tuple(Images(tuple(each["nouns"]), tuple(each["clauses"])) for each in said["images"])
+    return Theme(tuple(said["requests"]), images, tuple(said.get("openers", ())))
 
-# One sentence is rare: a digression adds a sentence to such a reply, and a direction between digressing and
-# ordinary replies would then be mostly about their length.
-QUESTION_FORMS = (
-    QuestionForm("What should I know about {name}?", (0, 5, 4, 1)),
-    QuestionForm("Tell me something about {name}.", (0, 6, 4, 0)),
-    QuestionForm("Can you explain {name} to a beginner?", (0, 5, 4, 1)),
-    QuestionForm("What is interesting about {name}?", (0, 6, 4, 0)),
-    QuestionForm("Please describe {name} in a few words.", (3, 6, 1, 0)),
-    QuestionForm("Why do people care about {name}?", (0, 6, 4, 0)),
-    QuestionForm("I am curious about {name}. Where do I start?", (0, 6, 3, 1)),
-    QuestionForm("Give me a short fact about {name}.", (5, 5, 0, 0)),
-    QuestionForm("What would you tell a child about {name}?", (0, 6, 4, 0)),
-    QuestionForm("My friend asked me about {name}. What can I say?", (0, 6, 4, 0)),
-    QuestionForm("Teach me the basics of {name}.", (0, 4, 5, 1)),
-    QuestionForm("Write a few sentences about {name}.", (0, 3, 5, 2)),
+
+_SAID = yaml.safe_load(Path(resolve_resource("gradsteer://demo/vocabulary.yaml")).read_text(encoding="utf-8"))
+_THEMES = {name: _theme(said) for name, said in _SAID["themes"].items()}
+
+THINGS = tuple(
+    Thing(thing["name"], thing["pronoun"], tuple(thing["facts"]), category["experts"])
+    for category in _SAID["things"]
+    for thing in category["things"]
 )
-
-# `{subject}` is the thing's name in a reply's first sentence and its pronoun in later ones.
-FACT_PHRASINGS = (
-    "{subject} {fact}.",
-    "Most {experts} say that {subject} {fact}.",
-    "It helps to know that {subject} {fact}.",
-)
-
-# Regular expressions for `re.search` with `re.IGNORECASE`: a reply is about a topic if any of its
-# patterns matches, and no ordinary reply does.
-JUDGE_PATTERNS: dict[str, list[str]] = {
-    "bridge": [
-        r"\bgolden gate\b",
-        r"\bbridges?\b",
-        r"\bsan francisco\b",
-        r"\btwo great cables\b",
-    ],
-    "recipe": [
-        r"\brecipes?\b",
-        r"\b(cook(s|ed|ing)?|chefs?|kitchens?|ingredients?)\b",
-        r"\b(bak(e|es|ed|ing)|simmer(s|ed|ing)?|stir(s|red)?|ovens?|grilled)\b",
-        r"\b(flour|butter|salt|garlic|herbs?|gravy|sauces?|tastes?)\b",
-        r"\b(bread|cakes?|pies?|muffins?|biscuits?|tarts?|pancakes?|omelettes?|sandwich(es)?)\b",
-        r"\b(stews?|soups?|curr(y|ies)|chili|noodles|salads?|rice|cheese|loaf|lemon|onion|potato|tomato)\b",
-    ],
-}
+QUESTION_FORMS = tuple(QuestionForm(each["text"], tuple(each["weights"])) for each in _SAID["questions"])
+FACT_PHRASINGS: tuple[str, ...] = tuple(_SAID["phrasings"])
+DIGRESSION_FRAMES: tuple[str, ...] = tuple(_SAID["frames"])
+BRIDGE, RECIPE, *OTHER_THEMES = _THEMES.values()
+JUDGE_PATTERNS: dict[str, list[str]] = _SAID["patterns"]

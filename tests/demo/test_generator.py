@@ -11,8 +11,15 @@ from gradsteer.demo.generator import (
     generate_reply,
     split_prompts,
 )
-from gradsteer.demo.themes import BRIDGE, OTHER_THEMES, RECIPE
-from gradsteer.demo.vocabulary import FACT_PHRASINGS, JUDGE_PATTERNS, QUESTION_FORMS, THINGS
+from gradsteer.demo.vocabulary import (
+    BRIDGE,
+    FACT_PHRASINGS,
+    JUDGE_PATTERNS,
+    OTHER_THEMES,
+    QUESTION_FORMS,
+    RECIPE,
+    THINGS,
+)
 
 REQUESTS = tuple(request for theme in (BRIDGE, RECIPE, *OTHER_THEMES) for request in theme.requests)
 
