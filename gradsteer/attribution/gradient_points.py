@@ -6,7 +6,6 @@ What each choice computes is written out in docs/attribution.md. Knows of models
 Trainers.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -22,6 +21,7 @@ from gradsteer.models.fingerprints import weights_digest
 from gradsteer.models.parallel import settle, shard, shard_like, sum_over_shards
 from gradsteer.steering.weight_steering import rewritten
 from gradsteer.vectors.parameter_vectors import ParameterVector
+from gradsteer.vectors.seeding import generator_for
 
 Factors = Mapping[str, Tensor]
 Components = Literal["entries", "rows", "tensors"]
@@ -284,9 +284,7 @@ class RandomMasks:
 
     def mask(self, index: int, name: str, shape: Sequence[int]) -> Tensor:
         """A draw's mask of a parameter: bool, of its whole shape, True where it is kept; on the CPU."""
-        # a digest as seed: a plain small one may be what drew other numbers of the same experiment
-        digest = hashlib.sha256(f"mask/{self.seed}/{index}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = generator_for("mask", self.seed, index, name)
         drawn = {"entries": len(shape), "rows": min(1, len(shape)), "tensors": 0}[self.components]
         kept = torch.rand(tuple(shape[:drawn]), generator=generator, dtype=torch.float32) < self.keep_rate
         return kept[(..., *[None] * (len(shape) - drawn))].expand(tuple(shape))

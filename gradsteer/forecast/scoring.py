@@ -1,7 +1,6 @@
 """How likely a model finds responses, at whatever weights it has: ``log p(r)`` of whole responses as they were sampled.
 
-Forward passes only, over packs as in attribution. Knows of encoded responses and a causal LM; knows nothing of
-verdicts, files or Trainers.
+Forward passes only, over packs as in attribution.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from gradsteer.data.batching import share_of_rank
 from gradsteer.data.chat import EncodedExample
+from gradsteer.generation.sampling import nucleus
 from gradsteer.models.batches import Batch, BatchLayout, labelled_logits, running, token_losses
 from gradsteer.models.losses import precise
 from gradsteer.models.parallel import gathered
@@ -108,7 +108,9 @@ class ResponseScorer:
                 values = -losses.double()
             else:
                 logits, targets, owners = self._logits(batch)
-                inside = _nucleus(logits, self.top_p) if nuclei is None else _dense(nuclei[number], logits)
+                inside = (
+                    nucleus(logits.softmax(dim=-1), self.top_p) if nuclei is None else _dense(nuclei[number], logits)
+                )
                 if sampled_here:
                     inside = inside.scatter(1, targets[:, None], True)
                 within = logits.masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
@@ -133,22 +135,18 @@ class ResponseScorer:
         found = []
         for _, batch in self._batches:
             logits, targets, _ = self._logits(batch)
-            found.append(_nucleus(logits, self.top_p).scatter(1, targets[:, None], True).nonzero())
+            found.append(self._nucleus(logits).scatter(1, targets[:, None], True).nonzero())
         return found
+
+    def _nucleus(self, logits: Tensor) -> Tensor:
+        """(labelled, vocabulary) bool: what the sampler would draw from."""
+        return nucleus(logits.softmax(dim=-1), self.top_p)
 
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """``logits / temperature`` (labelled, vocabulary), the tokens (labelled,) and whose each is (labelled,)."""
         with running(batch, self.model):
             logits, targets, owners = labelled_logits(self.model, batch)
         return precise(logits) / self.temperature, targets, owners
-
-
-def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """(positions, vocabulary) bool: the smallest set of tokens that holds `top_p`, as the sampler takes it."""
-    ordered, indices = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    before = torch.zeros_like(ordered, dtype=torch.float64)
-    before[:, 1:] = ordered.cumsum(dim=-1, dtype=torch.float64)[:, :-1]
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, indices, before < top_p)
 
 
 def _dense(entries: Tensor, like: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gradsteer.generation.sampling import Draw, Sampled, SamplingConfig, pick, stop_token_ids, uniforms
+from gradsteer.models.loading import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,7 +144,7 @@ def sample_batch(
 
     # not inference_mode: what a model keeps from a forward, such as rotary tables that grow with the length,
     # would then be unusable in a later backward pass
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         prompts = [(tuple(draw.prompt_token_ids), 0 if share_prompts else row) for row, draw in enumerate(draws)]
         logits, cache, mask, position = _read_prompts(model, forward, prompts, max_new_tokens, pad_token_id)
         counts.prompt_tokens = sum(len(ids) for ids, _ in set(prompts))
@@ -194,18 +194,6 @@ def _check_prompts(model: PreTrainedModel, draws: Sequence[Draw], max_new_tokens
             limit = f"max_position_embeddings={longest + max_new_tokens}"
             accepted = f"1 to {longest}: {limit} less max_new_tokens={max_new_tokens}"
             raise ValueError(f"the prompt of draw {index} has {length} tokens; accepted are {accepted}")
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule is back in its own mode, which may differ between them."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _read_prompts(

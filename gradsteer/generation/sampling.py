@@ -166,7 +166,7 @@ def pick(logits: Tensor, numbers: Tensor, config: SamplingConfig) -> Tensor:
     # less the maximum before dividing, so that no temperature overflows
     probabilities = ((logits - top[:, None]) / config.temperature).softmax(dim=-1).to(numbers.device)
     if config.top_p < 1:
-        probabilities = _nucleus(probabilities, config.top_p)
+        probabilities = probabilities.masked_fill(~nucleus(probabilities, config.top_p), 0.0)
     cdf = probabilities.cumsum(dim=-1, dtype=torch.float64)
     total = cdf[:, -1:]  # multiplying the number by the total renormalises
     target = torch.minimum(numbers[:, None] * total, total.nextafter(torch.zeros_like(total)))
@@ -175,10 +175,17 @@ def pick(logits: Tensor, numbers: Tensor, config: SamplingConfig) -> Tensor:
     return picked.to(top.device).masked_fill(~top.isfinite(), -1)
 
 
-def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Zeroes all but the smallest set whose mass reaches `top_p` (nucleus sampling, Holtzman et al. 2020).
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """The smallest set of tokens whose mass reaches `top_p` (nucleus sampling, Holtzman et al. 2020).
 
-    The top token always stays; of equal probabilities, the lower tokens come first.
+    The top token is always in it; of equal probabilities, the lower tokens come first.
+
+    Args:
+        probabilities: (rows, vocabulary).
+        top_p: more than 0, below 1.
+
+    Returns:
+        (rows, vocabulary) bool.
     """
     ordered = _descending(probabilities)
     mass_before = ordered.cumsum(dim=-1, dtype=torch.float64)[:, :-1]
@@ -189,7 +196,7 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     if bool((equal.sum(dim=-1, keepdim=True) > room).any()):
         # False once the room is full
         equal &= equal.cumsum(dim=-1) <= room
-    return probabilities.masked_fill(~((probabilities > least) | equal), 0.0)
+    return (probabilities > least) | equal
 
 
 def _descending(values: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,18 @@ def train_without_dropout(model: Any) -> None:
             f"(such as {active[0]!r}): the gradient would be random; set the dropouts of its config to 0"
         )
     model.train()
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every submodule is back in its own mode, which may differ between them."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _dropout(module: torch.nn.Module) -> float:

@@ -5,19 +5,17 @@ stochastic rounding (Gupta et al. 2015, arXiv:1502.02551) it arrives in expectat
 unit. Knows of tensors and generators; knows nothing of models.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from gradsteer.vectors.seeding import generator_for
 
 HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 
 
 def rounding_generator(seed: int, name: str) -> torch.Generator:
     """The random numbers that a weight is rounded by: the same for a seed and a parameter's name on every machine."""
-    # a digest as seed: a plain small one may be what drew other numbers of the same experiment
-    digest = hashlib.sha256(f"stochastic_round/{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return generator_for("stochastic_round", seed, name)
 
 
 def stochastic_round(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,6 @@
 """Calibration: a vector's slope, the change in its piles' log-odds per unit of alpha."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -14,6 +12,7 @@ from gradsteer.data.piles import Pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import cross_fitted_slope
+from gradsteer.models.loading import evaluating
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
@@ -63,7 +62,7 @@ def calibrate(
         )
 
     bar = Tqdm(desc=f"slope of {name}", unit="batch", leave=False, disable=not shown)
-    with _evaluating(pl_module.model), bar:
+    with evaluating(pl_module.model), bar:
 
         def tick() -> None:
             bar.update()
@@ -83,14 +82,3 @@ def calibrate(
     if abs(found.slope) <= 2 * found.standard_error:
         rank_zero_warn(f"vector {name}: its slope is within two standard errors of 0; use larger piles")
     return found
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Eval mode within the block, because gradient checkpointing leaves the model in train mode."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -1,12 +1,12 @@
 """Null directions that a steering vector is compared with."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from gradsteer.vectors.parameter_vectors import SteeringVector
+from gradsteer.vectors.seeding import generator_for
 
 
 def random_like(vector: SteeringVector, *, seed: int, label: str = "") -> SteeringVector:
@@ -22,7 +22,7 @@ def random_like(vector: SteeringVector, *, seed: int, label: str = "") -> Steeri
     """
     tensors = {}
     for name, tensor in vector.items():
-        noise = torch.randn(tensor.shape, generator=_generator("random_like", seed, label, name))
+        noise = torch.randn(tensor.shape, generator=generator_for("random_like", seed, label, name))
         norm = torch.linalg.vector_norm(noise)
         scale = torch.linalg.vector_norm(tensor.float().cpu()) / norm if norm > 0 else 0.0
         tensors[name] = (noise * scale).to(tensor)
@@ -39,18 +39,12 @@ def random_signs(vector: SteeringVector, *, seed: int, label: str = "") -> Steer
     """
     tensors = {}
     for name, tensor in vector.items():
-        signs = torch.rand(tensor.shape, generator=_generator("random_signs", seed, label, name)) < 0.5
+        signs = torch.rand(tensor.shape, generator=generator_for("random_signs", seed, label, name)) < 0.5
         tensors[name] = torch.where(signs.to(tensor.device), tensor, -tensor)
     return _control(vector, tensors, f"|random_signs(seed={seed})")
 
 
 CONTROLS: dict[str, Callable[..., SteeringVector]] = {"random": random_like, "signs": random_signs}
-
-
-def _generator(kind: str, seed: int, label: str, name: str) -> torch.Generator:
-    # a digest as seed: a plain small one may be what drew other numbers of the same experiment
-    digest = hashlib.sha256(f"{kind}/{seed}/{label}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _control(vector: SteeringVector, tensors: Mapping[str, Tensor], derivation: str) -> SteeringVector:

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 T = TypeVar("T")
 
 
 class BatchList(Dataset[T]):
-    """A dataset whose items are whole batches, for ``DataLoader(batch_size=None)``."""
+    """A dataset whose items are whole batches."""
 
     def __init__(self, batches: Sequence[T]) -> None:
         self.batches = batches
@@ -20,6 +20,15 @@ class BatchList(Dataset[T]):
 
     def __getitem__(self, index: int) -> T:
         return self.batches[index]
+
+
+def batch_loader(batches: Sequence[T]) -> DataLoader[T]:
+    """A data loader that gives whole batches as they are."""
+    return DataLoader(BatchList(batches), batch_size=None, collate_fn=_as_is)
+
+
+def _as_is(batch: T) -> T:
+    return batch
 
 
 class LengthGroupedBatches(Sampler[list[int]]):

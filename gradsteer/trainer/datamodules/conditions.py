@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from gradsteer.trainer.datamodules.batches import BatchList
+from gradsteer.trainer.datamodules.batches import batch_loader
 
 
 class ConditionDataModule(L.LightningDataModule):
@@ -17,8 +17,4 @@ class ConditionDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per condition, on every rank."""
-        return [DataLoader(BatchList([{}]), batch_size=None, collate_fn=_as_is) for _ in range(self.num_passes)]
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
+        return [batch_loader([{}]) for _ in range(self.num_passes)]

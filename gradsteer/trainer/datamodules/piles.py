@@ -15,7 +15,7 @@ from gradsteer.data.piles import Pile, PileFilter, read_pile
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
 from gradsteer.models.packing import plan_packs
 from gradsteer.steering.conditions import check_name
-from gradsteer.trainer.datamodules.batches import BatchList
+from gradsteer.trainer.datamodules.batches import batch_loader
 
 # fastest measured: small packs fit a CPU's caches, large ones keep a GPU busy
 _CPU_TOKEN_BUDGET = 1024
@@ -170,7 +170,7 @@ class PileDataModule(L.LightningDataModule):
             share = [self._batch(part, indices) for indices in share_of_rank(batches, rank, world_size)]
             points = [None] if part.squares else range(module.num_points)
             visits = [{**batch, "point": point} for point in points for batch in share]
-            loaders.append(DataLoader(BatchList(visits), batch_size=None, collate_fn=_as_is))
+            loaders.append(batch_loader(visits))
         return loaders
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -208,7 +208,3 @@ def _check_permutations(count: int, seed: int, vectors: Mapping[str, Sequence[st
                 f"vector {name!r} is {list(pair)!r}; accepted: two of the piles, [PLUS, MINUS]; the piles are: "
                 f"{', '.join(piles)}"
             )
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

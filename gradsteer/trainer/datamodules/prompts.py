@@ -14,7 +14,7 @@ from gradsteer.data.chat_formats import Prompt, prompt_text, read_prompts
 from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
 from gradsteer.generation.sampling import check_seeds, fresh_seeds
 from gradsteer.steering.conditions import Condition
-from gradsteer.trainer.datamodules.batches import BatchList
+from gradsteer.trainer.datamodules.batches import batch_loader
 from gradsteer.trainer.session import session_of
 
 PromptBatch = list[dict[str, Any]]
@@ -122,7 +122,7 @@ class PromptDataModule(L.LightningDataModule):
         batches = [self._batches_of(condition) for condition in conditions]
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         shares = [share_of_rank(each, rank, world_size) or [[]] for each in batches]
-        return [DataLoader(BatchList(share), batch_size=None, collate_fn=_as_is) for share in shares]
+        return [batch_loader(share) for share in shares]
 
     def _read(self) -> dict[str, list[Prompt]]:
         """The prompts of each set; refusal prompts get ids prefixed with their set's name."""
@@ -231,7 +231,3 @@ def _refuse_blank(prompts: list[Prompt]) -> None:
         if not prompt.messages[-1]["content"].strip():
             said = prompt.messages[-1]["content"]
             raise ValueError(f"{prompt.source}: the prompt is {said[:60]!r}; accepted: a text that is not blank")
-
-
-def _as_is(batch: PromptBatch) -> PromptBatch:
-    return batch
