@@ -1,6 +1,6 @@
 """Whether a dose broke the model rather than moved a behavior.
 
-Rates and selectivities of a broken model can look better than those of any other: it says one thing only.
+A broken model says one thing only, so its rates and selectivities can look better than any other's.
 """
 
 from collections.abc import Mapping

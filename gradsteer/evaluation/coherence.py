@@ -1,7 +1,7 @@
-"""Whether a response is text at all, or what a model says whose weights were pushed too far.
+"""Whether a response is coherent text, or the word salad of a model whose weights were pushed too far.
 
-Loops are seen in the text alone (`gradsteer.evaluation.degeneracy`); word salad is not: it is known by being text that
-no model at hand would write.
+Loops can be seen in the text alone (`gradsteer.evaluation.degeneracy`). Word salad cannot: it is text that neither the
+base nor the anchor would write.
 """
 
 from collections.abc import Sequence

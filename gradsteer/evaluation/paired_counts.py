@@ -1,4 +1,4 @@
-"""Counts of replies by prompt in two conditions, paired, and how the log odds of their outcomes changed."""
+"""Counts of replies in two conditions, paired by prompt, and the change in log odds between two outcomes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Whether a direction moves its own behavior or all of them: shifts of log odds against NONE, and their selectivity."""
+"""Whether a direction moves its own behavior or all of them: each behavior's shift in log odds, and selectivity."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

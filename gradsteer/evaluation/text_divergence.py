@@ -1,9 +1,9 @@
-"""A text's perplexity under some weights, and how far these weights have moved from the anchor on it.
+"""A text's perplexity under the model's weights, and their KL divergence from the anchor on that text.
 
 `torchmetrics.text.Perplexity` gives the same perplexity (to 6e-7 in float32) in 1.02 times the time, while every
 token is likely enough. It takes the logarithm of a probability: in float32 the perplexity of the whole text is infinite
-where the loss of one token passes some 90 nats, as it may under weights that a large step broke, whose perplexity is to
-be told. In float64 that is some 700 nats, in 2.3 times the time. So the sum is of `losses.cross_entropy`, which has no
+where the loss of one token passes some 90 nats, as it may for a model that a large step broke, whose perplexity is
+wanted. In float64 that is some 700 nats, in 2.3 times the time. So the sum is of `losses.cross_entropy`, which has no
 such end; the tests hold it against torchmetrics'.
 """
 

@@ -1,4 +1,4 @@
-"""What a unit of alpha does to the log-odds of a behavior, as a vector's file says it.
+"""How much a unit of alpha changes the log-odds of a behavior, as recorded in a vector's file.
 
 The formula is the project's note's: with S the difference of the two piles' score functions, scored as the responses
 were sampled, the log-odds of PLUS against MINUS change by ``-alpha <S, V>``. The slope
@@ -72,5 +72,5 @@ class Calibration:
             return None
         values = json.loads(metadata[_KEY])
         first, second = values.pop("halves")
-        judges = tuple(values.pop("judges", ()))  # a vector of before does not say them
+        judges = tuple(values.pop("judges", ()))  # files from earlier versions lack them
         return cls(halves=(first, second), judges=judges, **values)

@@ -25,8 +25,8 @@ class DoseSolver:
         temperature: that responses are sampled at.
         top_p: that they are sampled with.
         forecaster: of the anchor's judged responses; None without them.
-        text: gives the text on which divergences are taken, when one is asked for; the anchor is remembered on it.
-        statistic: of the divergences at its tokens.
+        text: makes the text on which divergences are measured, when one is asked for.
+        statistic: of the divergence over its tokens.
     """
 
     model: Any

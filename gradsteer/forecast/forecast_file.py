@@ -1,4 +1,4 @@
-"""What a forecast says of one condition, as reports hold it, and which prompts it is of."""
+"""The forecast of one condition, as reports hold it, and the prompts that it is for."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ class Forecast:
 
 
 def prompts_said(digests: Collection[str]) -> dict[str, Any]:
-    """What a forecast says of its prompts: their number, and one digest of all of them in whatever order.
+    """A forecast's record of its prompts: how many, and one digest of them all, in any order.
 
     Args:
         digests: of the distinct prompts; see `gradsteer.data.response_rows.prompt_digest`.
@@ -85,10 +85,11 @@ def prompts_said(digests: Collection[str]) -> dict[str, Any]:
 
 
 def other_prompts(about: Mapping[str, Any], digests: Collection[str]) -> str | None:
-    """What is to be warned of where the prompts that are sampled are not a forecast's; None where they are.
+    """A warning if the prompts that are sampled are not those of the forecast; None if they are.
 
     Args:
-        about: what a forecast.json says of itself; one of before does not say its prompts, and nobody can know.
+        about: the header of a forecast.json. Files from earlier versions lack the prompts' digest; the check is then
+            skipped.
         digests: of the distinct prompts that are sampled.
     """
     if about.get("prompts_digest") in (None, prompts_said(digests)["prompts_digest"]):

@@ -1,4 +1,4 @@
-"""Judged responses as the forecast wants them: tokens as sampled, verdicts, prompts and how they were sampled."""
+"""Judged responses for the forecast: sampled tokens, verdicts, prompts and sampling settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How far steered weights have moved the next-token distributions, and the alpha at which they reach a budget."""
+"""The alpha at which the next-token distributions have moved by a given KL divergence."""
 
 import math
 from collections.abc import Callable

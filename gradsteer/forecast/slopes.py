@@ -1,4 +1,4 @@
-"""The cross-fitted slope of a vector: what a unit of alpha does to the log-odds of its two piles, by forward passes.
+"""A vector's cross-fitted slope: how a unit of alpha changes the log-odds of its two piles, from forward passes.
 
 ``<S, V> = (<S_1, V_2> + <S_2, V_1>) / 2``: one half of the prompts makes the direction, the other half's responses are
 scored along it. ``<V, V>`` on one sample would be biased up by its noise, about twice at piles of 100.
@@ -26,11 +26,11 @@ MakeScorer = Callable[[Sequence[EncodedExample], float, float], ResponseScorer]
 
 
 def why_not_calibrate(piles: Sequence[Pile], *, num_responses: int = MIN_RESPONSES) -> str | None:
-    """Why the slope of a vector of some piles cannot be taken; None where it can.
+    """Why the slope of a vector of these piles cannot be measured; None if it can.
 
     Args:
         piles: all of them (a prompt's half depends on all), sampled or not.
-        num_responses: each is to hold at least so many.
+        num_responses: the fewest that each may hold.
     """
     sampling = {how for pile in piles for how in pile.sampling}
     for pile in piles:

@@ -1,4 +1,4 @@
-"""The alpha at which a forecast rate is the one that is asked for."""
+"""The alpha at which a forecast rate reaches its target."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Sends chat completions to a server and comes back with an answer, or with why there is none."""
+"""Asks a server for chat completions; returns its answer, or the reason why there is none."""
 
 import asyncio
 import json

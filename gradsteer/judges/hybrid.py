@@ -4,13 +4,13 @@ Only finding a pattern decides anything: what is not found is left to the other 
 and need not be complete.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.judges.costs import Cost
 from gradsteer.judges.keyword import KeywordJudge
+from gradsteer.records import text_digest
 
 # Raised when the rule below changes, so that verdicts stored under another rule are not taken for these.
 RULE_VERSION = 1
@@ -90,7 +90,7 @@ class HybridJudge(Judge):
             "patterns": self.patterns.fingerprint(),
             "rest": self.rest.fingerprint(),
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(decides, sort_keys=True))
 
     def check(self) -> None:
         """Checks the other judge, which most exchanges need."""

@@ -3,13 +3,13 @@
 It sees whether a topic is mentioned, not how: "the Golden Gate Bridge is not relevant here" is a mention.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.judges.mapping_file import read_mapping
+from gradsteer.records import text_digest
 
 # Raised when the rule below changes, so that verdicts stored under another rule are not taken for these.
 RULE_VERSION = 1
@@ -58,7 +58,7 @@ class KeywordJudge(Judge):
             "ignore_case": self.ignore_case,
             "patterns": {behavior: sorted(set(found)) for behavior, found in self.patterns.items()},
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(decides, sort_keys=True))
 
     def _search(self, response: str) -> dict[str, bool | None]:
         empty = not response.strip()

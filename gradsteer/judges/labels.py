@@ -1,7 +1,7 @@
-"""Labelled sets: responses of which people have said whether they show a behavior.
+"""Labelled sets: responses that people have labelled for whether they show a behavior.
 
 One JSON object a line: ``{"prompt": "...", "completion": "...", "labels": {"bridge": true}}``; ``response`` stands for
-``completion`` as well. Other keys are let be, so that a row of responses/NAME.jsonl with labels added will do.
+``completion`` as well. Other keys are ignored, so a row of responses/NAME.jsonl with labels added will do.
 """
 
 from collections.abc import Mapping, Sequence

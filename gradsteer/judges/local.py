@@ -1,6 +1,5 @@
 """A judge on this machine: a Hugging Face model, no server and no key."""
 
-import hashlib
 import json
 import math
 import warnings
@@ -13,6 +12,7 @@ from gradsteer.judges.costs import Cost
 from gradsteer.judges.questions import RULE_VERSION as FENCE_VERSION
 from gradsteer.judges.rubrics import read_rubrics
 from gradsteer.judges.stored import Answer, StoredJudge
+from gradsteer.records import text_digest
 
 if TYPE_CHECKING:
     from gradsteer.judges.local_scoring import Probabilities, Scorer
@@ -167,7 +167,7 @@ class LocalJudge(StoredJudge):
             decides |= {"labels": labels, "with_prompt": self.with_prompt}
         else:
             decides |= {"rubrics": self.rubrics, "min_mass": self.min_mass, "fence": FENCE_VERSION}
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(decides, sort_keys=True))
 
     def usage(self) -> Cost:
         """Passes and tokens so far; a model of one's own takes no dollars."""

@@ -5,7 +5,6 @@ response, and nothing else.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import threading
@@ -23,6 +22,7 @@ from gradsteer.judges.replies import READING_VERSION, Reading, read_choice, unsc
 from gradsteer.judges.rubrics import read_rubrics
 from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
 from gradsteer.judges.stored import Answer, StoredJudge
+from gradsteer.records import text_digest
 
 GONE = 8  # exchanges in a row without an answer: the server is gone
 REFUSED = 4 * GONE  # exchanges refused before any was answered: it will answer none
@@ -145,7 +145,7 @@ class OpenAIJudge(StoredJudge):
             "sampling": [float(self.temperature), self.seed, self.max_tokens],
             "max_chars": self.max_chars,
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(decides, sort_keys=True))
 
     def check(self) -> None:
         """Looks at the key, though not whether the server takes it.

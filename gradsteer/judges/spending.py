@@ -1,4 +1,4 @@
-"""Counts what requests cost, and says before each whether it could pass the limit."""
+"""Counts the cost of requests, and checks before each whether it could exceed the limit."""
 
 from threading import Lock
 

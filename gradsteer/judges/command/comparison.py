@@ -1,4 +1,4 @@
-"""What several judges found in the same responses: rates, and how far they agree, by file and in all."""
+"""Several judges' verdicts on the same responses: rates and agreement, by file and overall."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

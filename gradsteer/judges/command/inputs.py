@@ -1,4 +1,4 @@
-"""Files of responses to be judged again: which they are, and what stands in them."""
+"""The response files to judge again, and their contents."""
 
 import glob
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ def read_response_file(path: str, *, stored: bool) -> ResponseFile:
 
     Args:
         path: JSON lines with ``prompt`` and ``completion``; other keys are kept.
-        stored: whether the verdicts that stand there are wanted.
+        stored: whether to read the verdicts in it.
 
     Raises:
         ValueError: a line is not as it should be; names ``file:line``.
