@@ -1,6 +1,7 @@
 """The order of the packages: each imports only from those before it, and the core does without Lightning."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,13 @@ def test_the_core_does_without_lightning(package):
     modules += [f"gradsteer.{package}.{path.stem}" for path in (PACKAGE / package).glob("[a-z]*.py")]
     code = f"import {', '.join(modules)}, sys; sys.exit(any('lightning' in name for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_walks_of_the_documents_name_files_that_are_there_and_few_of_them():
+    walks = re.split(r"^## ", (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8"), flags=re.M)
+    known = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
+    for walk in walks[1:3]:
+        named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", walk))
+        named = {name if name in known else f"trainer/{name}" for name in named}
+        assert named <= known
+        assert 10 < len(named) <= 20
