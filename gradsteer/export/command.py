@@ -1,7 +1,6 @@
 """``gradsteer export``: the command line."""
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -209,7 +208,6 @@ def _adapter(request: "Request", values: dict[str, Any], directory: Path) -> dic
         ranks=values["ranks"],
         all_factors=judged is not None,
         min_energy=values["min_energy"],
-        progress=_with_bar,
     )
     table, derivative = kept.table(ranks), None
     if judged is not None:
@@ -236,11 +234,3 @@ def _adapter(request: "Request", values: dict[str, Any], directory: Path) -> dic
     write_adapter_card(steering, directory, card_numbers(report))
     print_tables(report)
     return report
-
-
-def _with_bar(names: list[str]) -> Iterable[str]:
-    from rich.console import Console
-    from rich.progress import track
-
-    hidden = not sys.stderr.isatty()
-    return track(names, "factorising", console=Console(stderr=True), transient=True, disable=hidden)

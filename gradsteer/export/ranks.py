@@ -1,12 +1,13 @@
 """What of a steering vector an adapter keeps: factors of every matrix, energies by rank, what no adapter holds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradsteer.export.factors import Factors, factorise
 from gradsteer.export.holding import Held, Holding, holdable, reason_table
 from gradsteer.export.inputs import Steering
+from gradsteer.progress import progress
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
 Rank = int | Literal["full"]
@@ -78,7 +79,6 @@ def keep(
     ranks: Sequence[int],
     all_factors: bool,
     min_energy: float,
-    progress: Callable[[list[str]], Iterable[str]],
 ) -> tuple[Kept, list[int]]:
     """Takes a vector apart for an adapter.
 
@@ -88,7 +88,6 @@ def keep(
         ranks: further ranks for the table.
         all_factors: keep the factors up to full rank, for the effects in the table.
         min_energy: refuse an adapter that keeps less than this share of ``||V||^2``.
-        progress: goes over the matrices' names, with a bar, say.
 
     Returns:
         The parts, and the table's ranks in order: those asked for that are below the full rank, the adapter's own, and
@@ -106,7 +105,11 @@ def keep(
     full = max(min(steering.vector[name].shape) for name in wanted)
     chosen = full if rank == "full" else min(rank, full)
     needed = full if all_factors else chosen
-    factors = {name: factorise(steering.vector[name], needed) for name in progress(wanted)}
+    factors = {}
+    with progress("factorising", len(wanted), unit="tensor") as tick:
+        for name in wanted:
+            factors[name] = factorise(steering.vector[name], needed)
+            tick()
     held = {name: holding.held[name] for name in wanted}
     kept = Kept(held, factors, reason_table(holding.reasons, squares), energy, chosen)
     if kept.share(chosen) < min_energy:

@@ -1,10 +1,8 @@
 """Calibration: a vector's slope, the change in its piles' log-odds per unit of alpha."""
 
-import sys
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.attribution.pile_partition import halves_of_prompts
@@ -13,6 +11,7 @@ from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import cross_fitted_slope
 from gradsteer.models.loading import evaluating
+from gradsteer.progress import progress
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
@@ -47,7 +46,6 @@ def calibrate(
             f"{min(others)}, the model has {pl_module.fingerprint}"
         )
         return None
-    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None and sys.stderr.isatty()
 
     def make_scorer(examples: Any, temperature: float, top_p: float) -> ResponseScorer:
         return ResponseScorer(
@@ -61,12 +59,8 @@ def calibrate(
             world_size=trainer.world_size,
         )
 
-    bar = Tqdm(desc=f"slope of {name}", unit="batch", leave=False, disable=not shown)
-    with evaluating(pl_module.model), bar:
-
-        def tick() -> None:
-            bar.update()
-
+    shown = trainer.is_global_zero
+    with evaluating(pl_module.model), progress(f"slope of {name}", unit="batch", shown=shown) as tick:
         half_of = halves_of_prompts(data.piles)
         found = cross_fitted_slope(pl_module.model, plus, minus, half_of, halves, make_scorer, tick=tick)
     measured = {"slope": found.slope, "slope_error": found.standard_error}

@@ -2,13 +2,11 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from gradsteer.attribution.gradient_store import Assembly
 from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.piles import Pile
 from gradsteer.models.packing import plan_packs
+from gradsteer.progress import progress
 from gradsteer.records import text_digest
 from gradsteer.trainer.callbacks.vectors import VectorWriter
 from gradsteer.trainer.tensorboard import log_metrics
@@ -151,16 +150,13 @@ class GradDiffBaseline(L.Callback):
         plus, minus = (_batches(piles[pile], data.budget()) for pile in self.contrasts[name])
         pile, make_batch = pl_module.fresh_pile(), pl_module.batch_layout.make
         first = {key: tensor.to(pile.sums.buffers[key]) for key, tensor in vector.items()}
-        # a file keeps every drawing of a bar as a line
-        shown, terminal = trainer.progress_bar_callback is not None, sys.stdout.isatty()
-        with Tqdm(
-            desc=title, total=(steps - 1) * (len(plus) + len(minus)), disable=not shown, leave=not terminal,
-            mininterval=0.1 if terminal else 60.0, file=sys.stdout, dynamic_ncols=True,
-        ) as bar:  # fmt: skip
-            contrast = ContrastGradient(pile, make_batch, plus, minus, bar.update)
+        with progress(
+            title, (steps - 1) * (len(plus) + len(minus)), unit="batch", shown=trainer.is_global_zero
+        ) as tick:
+            contrast = ContrastGradient(pile, make_batch, plus, minus, tick)
 
             def after_step(step: int) -> None:
-                bar.set_postfix_str(f"step {step} of {steps}")
+                tick(0, f"step {step} of {steps}")
                 losses = {f"graddiff/{name}-{steps}/{side}_loss": loss for side, loss in contrast.losses.items()}
                 log_metrics(trainer, losses, step=step)
 
