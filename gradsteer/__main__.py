@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gradsteer.cli.commands import COMMANDS, overview
+from gradsteer.cli.commands import COMMANDS, Command, overview
+from gradsteer.cli.termination import STATUS, sigterm_as_interrupt
 from gradsteer.version import __version__
 
 
@@ -17,7 +18,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after ``gradsteer``; those of the process by default.
 
     Returns:
-        The exit status: 0, 2 for an error of the user's, which is said in one line, or 130 where Ctrl-C ended it.
+        The exit status: 0; 2 for an error of the user's, which is said in one line; 130 where Ctrl-C ended it, 143
+        where SIGTERM did.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -32,6 +34,22 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}? " if close else ""
         sys.stderr.write(f"gradsteer: unknown command {words[0]!r}; {hint}accepted: {', '.join(COMMANDS)}\n")
         return 2
+    with sigterm_as_interrupt() as termination:
+        try:
+            return _serve(command, words)
+        except (KeyboardInterrupt, SystemExit) as end:  # before, in or after the trainer's own care for it
+            by_hand = isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt)
+            if termination.told is not None or by_hand:
+                how = "interrupted" if termination.told is None else "ended by SIGTERM"
+                sys.stderr.write(f"gradsteer {words[0]}: {how}; the same command goes on with what was kept\n")
+            if termination.told is not None:
+                return STATUS
+            if isinstance(end, SystemExit):
+                raise
+            return 130
+
+
+def _serve(command: Command, words: list[str]) -> int:
     target = command.plain or "gradsteer.cli.lightning_cli:main"
     module, function = target.split(":")
     from gradsteer.judges.failures import JudgeStopped
@@ -44,9 +62,6 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"gradsteer {words[0]}: error: {error}\n(GRADSTEER_TRACEBACK=1 shows where)\n")
         return 2
-    except KeyboardInterrupt:  # before or after the trainer's own care for it
-        sys.stderr.write(f"gradsteer {words[0]}: interrupted\n")
-        return 130
     return int(status or 0)
 
 

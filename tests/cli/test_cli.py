@@ -68,7 +68,7 @@ def test_ctrl_c_before_the_trainer_hears_it_is_no_traceback(monkeypatch, capsys)
 
     monkeypatch.setattr("gradsteer.__main__.importlib.import_module", interrupted)
     assert main(["steer"]) == 130
-    assert capsys.readouterr().err == "gradsteer steer: interrupted\n"
+    assert capsys.readouterr().err == "gradsteer steer: interrupted; the same command goes on with what was kept\n"
 
 
 def help_of(command, capsys):
