@@ -1,14 +1,16 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from gradsteer.cli.runner import _config_digest, main, read_run, run_stages, stage_state
+from gradsteer.cli.run_file import read_run
+from gradsteer.cli.runner import _config_digest, main, run_stages, stage_state, time_table
+from gradsteer.cli.stage_process import StageProcess
 
 
 @pytest.fixture
@@ -36,12 +38,12 @@ def test_every_stage_gets_the_runs_directory_and_experiment(run_file):
     stages = run.stages
     assert str(run.directory) == "lightning_logs/small"
     assert [stage.command for stage in stages] == ["corpus", "fit", "fit", "steer"]
-    words = stages[3].command_line(overwrite=False)
-    assert words[1:4] == ["-m", "gradsteer", "steer"]
+    words = stages[3].words(overwrite=False)
+    assert words[0] == "steer"
     assert words[words.index("--output_dir") + 1] == "lightning_logs/small"
     assert words[words.index("--experiment") + 1] == "small"
     assert words[-2:] == ["--trainer.accelerator", "cpu"]
-    assert "--trainer.accelerator" not in stages[0].command_line(overwrite=False)  # no Trainer command
+    assert "--trainer.accelerator" not in stages[0].words(overwrite=False)  # no Trainer command
 
 
 def test_another_base_model_goes_to_every_stage_that_starts_from_the_base(run_file):
@@ -75,6 +77,10 @@ def test_another_judge_goes_to_every_stage_that_judges(run_file, tmp_path):
         ({"stages": [{"name": "a", "command": "tune", "config": "c"}]}, "command 'tune'; accepted: corpus, fit"),
         ({"stages": [{"name": "a", "command": "fit", "config": "no.yaml"}]}, r"no such file: .*no.yaml"),
         ({"environment": [1]}, "accepted: a mapping of names to values"),
+        (
+            {"stages": [{"name": "a", "command": "corpus", "config": "corpus.yaml", "environment": 1}]},
+            "stage 1: environment is 1; accepted: a mapping",
+        ),
         ({"colour": 1}, "unknown key 'colour'; accepted: experiment"),
     ],
 )
@@ -100,11 +106,12 @@ def corpus_run(tmp_path, run_file):
     return run_file, str(tmp_path / "out")
 
 
-def test_a_stage_runs_as_a_child_process_and_is_skipped_when_done(corpus_run, capfd):
+def test_a_stage_is_skipped_when_done(corpus_run, capfd):
     path, out = corpus_run
     assert main(["--config", str(path), "--output_dir", out]) == 0
     first = capfd.readouterr().out
     assert "[1/1] corpus (corpus): finished in" in first
+    assert re.search(r"^corpus +\d+ s +100%$", first, re.MULTILINE)
     assert main(["--config", str(path), "--output_dir", out]) == 0
     assert "[1/1] corpus (corpus): done already, skipped" in capfd.readouterr().out
     assert main(["--config", str(path), "--output_dir", out, "--dry_run", "true"]) == 0
@@ -113,13 +120,33 @@ def test_a_stage_runs_as_a_child_process_and_is_skipped_when_done(corpus_run, ca
 
 def test_the_environment_reaches_the_stages_but_yields_to_the_users(corpus_run, monkeypatch):
     path, out = corpus_run
-    path.write_text(yaml.dump({**yaml.safe_load(path.read_text()), "environment": {"PYTHONPATH": "/nowhere", "A": 1}}))
+    values = yaml.safe_load(path.read_text())
+    values["environment"] = {"PYTHONPATH": "/nowhere", "A": 1, "B": 1}
+    values["stages"][0]["environment"] = {"B": 2}
+    path.write_text(yaml.dump(values))
     seen = []
     monkeypatch.setenv("A", "2")
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setattr("subprocess.run", lambda words, check, env: seen.append(env) or SimpleNamespace(returncode=0))
+    monkeypatch.setattr(StageProcess, "run", lambda self, words, options, environment: seen.append(environment) or 0)
     run_stages(read_run(path, output_dir=out))
-    assert (seen[0]["PYTHONPATH"], seen[0]["A"]) == ("/nowhere", "2")
+    assert [seen[0][name] for name in ("PYTHONPATH", "A", "B")] == ["/nowhere", "2", "2"]
+
+
+def test_a_run_goes_on_from_another_runs_directory(run_file):
+    values = yaml.safe_load(run_file.read_text())
+    run_file.write_text(yaml.dump({**values, "input_dir": "logs/first"}))
+    corpus, base, *_ = read_run(run_file).stages
+    assert base.overrides[-2:] == ("--input_dir", "logs/first")
+    assert "--input_dir" not in corpus.overrides  # no Trainer command: it reads nothing of a run
+    assert read_run(run_file, input_dir="logs/second").stages[1].overrides[-2:] == ("--input_dir", "logs/second")
+
+
+def test_the_time_is_told_by_stage():
+    assert time_table({"corpus": 4.4, "base": 75.6}).splitlines() == [
+        "corpus         4 s     6%",
+        "base          76 s    94%",
+        "together      80 s   100%",
+    ]
 
 
 def test_a_changed_config_is_refused_unless_told_to_overwrite(corpus_run, capfd):
