@@ -144,7 +144,7 @@ def _bar(title: str, total: float | None, unit: str, stream: TextIO) -> Iterator
     plain = "{desc}: {n_fmt} {unit} [{elapsed}{postfix}]" if unit != "step" else "{desc} [{elapsed}]"
     bar: Any = tqdm(
         total=total, desc=title, unit=f" {unit}", file=stream, leave=False, dynamic_ncols=True,
-        bar_format=plain if total is None else None,
+        delay=_REDRAW, bar_format=plain if total is None else None,
     )  # fmt: skip
 
     def tick(n: float = 1, note: str = "") -> None:

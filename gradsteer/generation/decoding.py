@@ -102,6 +102,7 @@ def sample_batch(
     stop_token_ids: Sequence[int],
     pad_token_id: int,
     stats: SamplingStats | None = None,
+    on_step: Callable[[], None] | None = None,
     share_prompts: bool = True,
     min_finished_share_to_drop: float = MIN_FINISHED_SHARE_TO_DROP,
 ) -> list[Sampled]:
@@ -117,6 +118,7 @@ def sample_batch(
         stop_token_ids: Tokens that end a response; with none, every response has `max_new_tokens` tokens.
         pad_token_id: Fills the left of shorter prompts. It is masked: any id of the vocabulary will do.
         stats: Takes the counts of this batch, once it is complete.
+        on_step: Is called whenever each response that goes on has another token.
         share_prompts: Read equal prompts once. Changes the speed only.
         min_finished_share_to_drop: Finished rows leave the batch when they are this share of it; more than 1 keeps
             them. Changes the speed only.
@@ -161,6 +163,8 @@ def sample_batch(
             ended = rows[live & np.isin(chosen, stops)]
             stopped[ended] = True
             lengths[ended] = step + 1
+            if on_step is not None:
+                on_step()
             live = ~stopped[rows]
             if step + 1 == max_new_tokens or not live.any():
                 break

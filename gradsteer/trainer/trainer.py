@@ -3,10 +3,10 @@
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from gradsteer.trainer.callbacks.progress import StageProgressBar
+from gradsteer.trainer.callbacks.progress import stage_progress
 from gradsteer.trainer.modules.summing import SummingModule
 from gradsteer.trainer.session import Session
 
@@ -23,9 +23,9 @@ class GradsteerTrainer(L.Trainer):
             raise ValueError("use_distributed_sampler must be false: the datamodules split the batches over the ranks")
         callbacks = kwargs.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        has_bar = any(isinstance(callback, TQDMProgressBar) for callback in callbacks)
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if kwargs.get("enable_progress_bar") is not False and not has_bar:
-            callbacks.append(StageProgressBar())
+            callbacks.append(stage_progress())
         kwargs["callbacks"] = callbacks
         super().__init__(*args, **kwargs)
         self.session = Session()

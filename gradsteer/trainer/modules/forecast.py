@@ -9,6 +9,8 @@ from gradsteer.trainer.session import session_of
 class ForecastModule(ModelModule):
     """Holds the anchor; `Forecasting` scores its responses under each condition's weights."""
 
+    work = "forecast"  # for the progress lines
+
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Returns the effective sample size for the progress bar; the forecast was made when the condition started."""
         del batch, batch_idx

@@ -20,6 +20,7 @@ from gradsteer.generation.decoding import (
 from gradsteer.generation.memory import FittingParts, SamplingFootprint, footprint_of
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.loading import DTYPES
+from gradsteer.progress import progress
 from gradsteer.trainer.modules.model import ModelModule
 
 Row = dict[str, Any]
@@ -44,6 +45,8 @@ class GenerationModule(ModelModule):
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
     """
+
+    work = "sampling"  # for the progress lines
 
     def __init__(
         self,
@@ -135,10 +138,15 @@ class GenerationModule(ModelModule):
         draws = [Draw(row["prompt_token_ids"], row["draw"], row["seed"]) for row in rows]
         stops, pad = stop_token_ids(self.model, self.tokenizer), int(self.tokenizer.pad_token_id)
 
+        shown = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+
         def work(part: Sequence[Draw]) -> list[Sampled]:
-            return sample_batch(
-                self.model, part, self.sampling, stop_token_ids=stops, pad_token_id=pad, stats=self._stats
-            )
+            longest = self.sampling.max_new_tokens
+            with progress(f"{len(part)} responses", longest, unit="token", shown=shown) as tick:
+                return sample_batch(
+                    self.model, part, self.sampling, stop_token_ids=stops, pad_token_id=pad, stats=self._stats,
+                    on_step=tick,
+                )  # fmt: skip
 
         where = f"condition {self.loader_title(dataloader_idx)!r}"
         try:

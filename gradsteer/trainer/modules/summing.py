@@ -29,6 +29,7 @@ class SummingModule(L.LightningModule):
     what a pile's gradient is.
     """
 
+    work = "gradients"  # for the progress lines
     reduction: Reduction = "example"
     num_points = 1
 
