@@ -1,1 +1,1 @@
-"""Formats, chat templates, response rows and piles."""
+"""Chat formats, templates and loss masks, response rows and piles."""

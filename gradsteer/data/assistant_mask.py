@@ -1,7 +1,6 @@
-"""Where a chat template puts the assistant's words: which characters, and so which tokens, of the rendered text.
+"""Finding the assistant's tokens in a conversation rendered by a chat template.
 
-Most templates do not mark them, so their place is read off the template's own output. Knows of tokenizers and
-messages; knows nothing of labels, files or models.
+Most templates do not mark them, so their position is inferred from the template's own output.
 """
 
 import re
@@ -14,8 +13,8 @@ from gradsteer.data.chat_formats import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Llama 3.x writes today's date into the system header unless it is given one: the same data would encode
-# differently tomorrow. This is the date that its templates fall back to. Templates without a date ignore it.
+# Llama 3.x templates write today's date into the system header unless given one, so the same data would encode
+# differently tomorrow. This is the date that they fall back to. Templates without a date ignore it.
 TEMPLATE_DATE = "26 Jul 2024"
 
 
@@ -27,7 +26,7 @@ def mask_assistant(
     offsets: Sequence[tuple[int, int]],
     where: str,
 ) -> list[bool]:
-    """Say of each token whether it is the assistant's."""
+    """Return, for each token, whether it is the assistant's."""
     starts = _cover_gaps(offsets)
     ends = [end for _, end in offsets]
     special = set(tokenizer.all_special_ids)
@@ -38,7 +37,7 @@ def mask_assistant(
         if message["role"] != "assistant":
             continue
         start, end = _find_turn(tokenizer, messages, turn, text, where)
-        # A special token that begins before the content is the header's, grown over white space (Phi-3).
+        # A special token that starts before the content belongs to the header and absorbed white space (Phi-3).
         content = {
             i
             for i, token in enumerate(input_ids)
@@ -48,7 +47,7 @@ def mask_assistant(
         stop = next((i for i in behind if input_ids[i] in special), None)
         if stop is None or text[end : starts[stop]].strip():
             raise ValueError(
-                f"{where}the chat template writes {text[end : end + 30]!r} behind assistant turn {turn}, "
+                f"{where}the chat template writes {text[end : end + 30]!r} after assistant turn {turn}, "
                 "so the model would not learn to stop; expected one of the tokenizer's special tokens: set "
                 "another chat_template, or register its end-of-turn token as special"
             )
@@ -66,34 +65,34 @@ def _find_turn(
     stand_in = f"content{uuid.uuid4().hex}"
     marked = [*messages[:turn], {**messages[turn], "content": stand_in}, *messages[turn + 1 :]]
     pieces = render(tokenizer, marked, where).split(stand_in)
-    problem = f"{where}the chat template does not tell the tokens of assistant turn {turn}: "
+    problem = f"{where}the tokens of assistant turn {turn} cannot be told from the chat template: "
     if len(pieces) != 2:
         raise ValueError(f"{problem}it writes the content {len(pieces) - 1} times; expected once")
     before, after = pieces
     if not text.endswith(after):
         content = messages[turn]["content"]
-        raise ValueError(f"{problem}what it writes behind the turn depends on its content, {content[:40]!r}")
+        raise ValueError(f"{problem}what it writes after the turn depends on its content, {content[:40]!r}")
     end = len(text) - len(after)
     start = len(before) if text.startswith(before) else None
     if turn > 0:
         prompt = render(tokenizer, messages[:turn], where, add_generation_prompt=True)
         between = before.removeprefix(prompt)
         if text.startswith(prompt) and (
-            # White space behind the prompt is the model's to write (Mistral, the default template). Other
-            # text is an empty thought (Qwen3), the model's to write too, or else the role's header, if the
-            # template takes no notice of add_generation_prompt.
+            # The model itself writes white space after the prompt (Mistral, the default template). Other text is
+            # an empty thought (Qwen3), which the model writes too, or else the role header, if the template
+            # ignores add_generation_prompt.
             not between.strip() or prompt != render(tokenizer, messages[:turn], where)
         ):
             start = len(prompt)
     if start is None or start > end:
-        raise ValueError(f"{problem}it writes the turns before it differently once the turn is there")
+        raise ValueError(f"{problem}it renders the preceding turns differently once the turn is there")
     return start, end
 
 
 def _cover_gaps(offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """Return where each token starts, counting characters that no token claims to the token behind them.
+    """Return where each token starts, assigning characters that no token covers to the token after them.
 
-    Some byte-level tokenizers report offsets trimmed of the leading space that the token stands for.
+    Some byte-level tokenizers report offsets without the leading space that the token includes.
     """
     starts = []
     reached = 0
@@ -117,7 +116,7 @@ def _read_generation_marks(
     assert list(encoding["input_ids"]) == input_ids
     marks = [bool(mark) for mark in encoding["assistant_masks"]]
     for i in range(1, len(marks)):
-        # Of a marked stretch's last character, transformers marks the first token only: an emoji has several.
+        # transformers marks only the first token of a marked span's last character; an emoji has several.
         marks[i] = marks[i] or (marks[i - 1] and offsets[i][0] < offsets[i - 1][1])
     return marks
 
@@ -128,10 +127,10 @@ def render(
     where: str = "",
     add_generation_prompt: bool = False,
 ) -> str:
-    """Renders messages by the tokenizer's chat template.
+    """Renders messages with the tokenizer's chat template.
 
     Raises:
-        ValueError: the tokenizer has no template, there are no messages, or the template refuses them.
+        ValueError: the tokenizer has no template, there are no messages, or the template rejects them.
     """
     import jinja2
 

@@ -1,4 +1,4 @@
-"""How work is cut into batches: the same on every run, and shared out over ranks without repeats."""
+"""Deterministic batching, and splitting batches over ranks without repeats."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -7,15 +7,15 @@ T = TypeVar("T")
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Groups sequences of like length, so that little of a batch is padding.
+    """Groups sequences of similar length, to reduce padding.
 
     Args:
-        lengths: tokens of each sequence.
-        batch_size: the most sequences in a batch, at least 1.
+        lengths: number of tokens in each sequence.
+        batch_size: maximum sequences per batch, at least 1.
 
     Returns:
-        The indices into `lengths`, each once. Longest first, so that a batch too large for memory fails soon; equal
-        lengths in their given order, so that a prompt's samples stay together.
+        Batches of indices into `lengths`, each index once. Longest first, so that a batch too large for memory fails
+        early; equal lengths keep their order, so that a prompt's samples stay together.
 
     Raises:
         ValueError: the batch size is not positive.
@@ -27,5 +27,5 @@ def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def share_of_rank(items: Sequence[T], rank: int, world_size: int) -> list[T]:
-    """Every world-size-th item from the rank's own on: nothing is repeated, some ranks may have one fewer."""
+    """The rank's items (every `world_size`-th): none is repeated, and some ranks may get one fewer."""
     return list(items[rank::world_size])

@@ -1,9 +1,8 @@
-"""Conversations as token ids and labels, by the tokenizer's own chat template.
+"""Conversations as token ids and labels, encoded with the tokenizer's own chat template.
 
-Labels stand at their token's own position (the convention of `transformers`: the loss shifts them), -100
-where nothing is learnt. The assistant's tokens are what the model itself must emit: the content of each
-assistant turn and the end-of-turn token that stops it; not the role header before it, nor what the template
-writes behind it. Knows nothing of files or models.
+Labels are at their token's own position (the convention of `transformers`, where the loss shifts them) and -100
+where nothing is learned. The assistant's tokens are what the model itself must emit: the content of each
+assistant turn and the end-of-turn token, but not the role header or what the template writes after the turn.
 """
 
 import json
@@ -22,13 +21,13 @@ from gradsteer.records import text_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100  # the label of positions where nothing is learnt
+IGNORE_INDEX = -100  # the label of positions where nothing is learned
 
 LossMask = Literal["assistant", "full"]
 FinishReason = Literal["stop", "length"]
 
-# No space behind the last "Assistant:": byte-level tokenizers join a space to the word behind it, so a prompt
-# ending in one would be continued with tokens that the model never saw there.
+# No space after the last "Assistant:": byte-level tokenizers merge a space into the next word, so a prompt that
+# ended in one would be continued with tokens that the model never saw there.
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}"
@@ -43,7 +42,7 @@ class EncodedExample:
 
     Attributes:
         input_ids: Token ids, without padding.
-        labels: As many; the id where the token is to be predicted, -100 elsewhere and always at position 0,
+        labels: The same length; the token id where it is to be predicted, -100 elsewhere and always at position 0,
             which nothing predicts.
     """
 
@@ -52,7 +51,7 @@ class EncodedExample:
 
     @property
     def num_target_tokens(self) -> int:
-        """How many tokens are predicted and counted: labels other than -100 behind position 0."""
+        """Number of predicted tokens: labels other than -100 after position 0."""
         return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
@@ -64,32 +63,31 @@ def encode_chat(
     max_length: int | None = None,
     source: str = "",
 ) -> EncodedExample | None:
-    """Render a conversation by the chat template and label the tokens to learn.
+    """Render a conversation with the chat template and label the tokens to learn.
 
-    Templates seldom mark the assistant's tokens, so their place is found from what the template writes. For
-    each assistant turn the conversation is rendered again with a stand-in for that turn's content: what
-    follows the stand-in tells where the content ends, whatever the template did to it (strip it, drop its
-    thoughts). It begins where the prompt up to it ends, as `encode_prompt` renders it, or where the stand-in
-    stood if the template writes something else there. `{% generation %}` marks, where a template has them,
-    narrow the content further.
+    Templates seldom mark the assistant's tokens, so their position is inferred. For each assistant turn the
+    conversation is rendered again with a placeholder for that turn's content. What follows the placeholder shows
+    where the content ends, whatever the template did to it (strip it, drop its thoughts). The content begins where
+    the prompt before it ends, as rendered by `encode_prompt`, or at the placeholder if the template writes something
+    else there. `{% generation %}` marks, if the template has them, narrow the content further.
 
-    A token that straddles the border between the header and the content is labelled (unless it is a special
-    token): the content's first character cannot be had without it. The end-of-turn token is the first special
-    token behind the content, with at most white space between the two, which the model must write as well.
+    A token that straddles the boundary between header and content is labelled (unless it is a special token),
+    because the content's first character needs it. The end-of-turn token is the first special token after the
+    content, with at most white space between the two, which the model must write as well.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
         messages: The turns, `{"role", "content"}`.
         loss_mask: `assistant` labels the assistant's tokens, `full` every token.
-        max_length: Most tokens to keep, from the left; None keeps all.
-        source: Where the conversation stands, for error messages.
+        max_length: Maximum number of tokens, truncated on the right; None keeps all.
+        source: The conversation's location, for error messages.
 
     Returns:
-        The example; None if `max_length` cuts off every target token, which the caller should count aloud.
+        The example; None if `max_length` removes every target token, which the caller should report.
 
     Raises:
-        ValueError: If the tokenizer has no chat template or is not a fast one, the template refuses the
-            messages or its output does not tell the assistant's tokens, or there are none.
+        ValueError: If the tokenizer has no chat template or is not a fast one, the template rejects the messages,
+            the assistant's tokens cannot be inferred from its output, or there are none.
     """
     _check_choice("loss_mask", loss_mask, get_args(LossMask))
     if max_length is not None and max_length < 1:
@@ -126,14 +124,14 @@ def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
 def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
     r"""Give a tokenizer without a chat template `DEFAULT_CHAT_TEMPLATE`, with a warning.
 
-    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token behind each assistant
-    turn. A model has to be finetuned with it before it answers in it.
+    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token after each assistant turn. A
+    model has to be finetuned with it before it uses it.
 
     Args:
         tokenizer: Changed in place, so that saving it saves the template too.
 
     Returns:
-        Whether it was set; False where the tokenizer has a template.
+        Whether it was set; False if the tokenizer already has a template.
 
     Raises:
         ValueError: If the tokenizer has no end-of-sequence token.
@@ -157,13 +155,13 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
     Args:
         tokenizer: A tokenizer with a chat template.
         messages: The turns, `{"role", "content"}`.
-        source: Where they stand, for error messages.
+        source: Their location, for error messages.
 
     Returns:
-        Token ids; with a BOS token only where the template writes one.
+        Token ids; with a BOS token only if the template writes one.
 
     Raises:
-        ValueError: If the tokenizer has no chat template or the template refuses the messages.
+        ValueError: If the tokenizer has no chat template or the template rejects the messages.
     """
     text = render(tokenizer, messages, f"{source}: " if source else "", add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -180,8 +178,8 @@ def encode_sampled(
 
     Args:
         prompt_token_ids: What the model was given, as by `encode_prompt`.
-        token_ids: What it wrote; with the end-of-turn token if and only if `finish_reason` is `stop`, so that
-            a reply cut at the length limit gets no end that it never had.
+        token_ids: What it wrote; with the end-of-turn token if and only if `finish_reason` is `stop`, so that a reply
+            truncated at the length limit gets no end-of-turn token.
         finish_reason: `stop` or `length`.
         loss_mask: `assistant` labels the response, `full` every token.
 
@@ -203,10 +201,10 @@ def encode_sampled(
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return 16 hex digits that tell whether two tokenizers give the same ids the same meaning.
+    """Return 16 hex digits that are equal if two tokenizers give ids the same meaning.
 
-    They depend on the vocabulary with its added tokens, the merges, the special tokens and the chat template;
-    not on the tokenizer's class, its padding or truncation settings, or where it was loaded from.
+    They depend on the vocabulary with its added tokens, the merges, the special tokens and the chat template, but not
+    on the tokenizer's class, its padding or truncation settings, or where it was loaded from.
     """
     merges: Any = None
     if tokenizer.is_fast:
@@ -217,7 +215,7 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def template_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return 16 hex digits of the chat template, for keys and metadata that must change with it."""
+    """Return the chat template's digest (16 hex digits), for keys and metadata that must change with it."""
     return _short_digest(json.dumps(tokenizer.chat_template, sort_keys=True))
 
 
@@ -232,7 +230,7 @@ def collate(
 
     Args:
         examples: At least one.
-        pad_token_id: Fills `input_ids`; any id of the vocabulary will do, as it is masked out.
+        pad_token_id: Fills `input_ids`; any valid id works, because it is masked.
         side: Where the padding goes. On the left, a model with absolute positions also needs `position_ids`.
 
     Returns:

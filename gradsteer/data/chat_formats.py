@@ -1,8 +1,8 @@
-"""Chat examples and prompts, read from the shapes and files that the field uses.
+"""Reading chat examples and prompts in the common shapes and file formats.
 
-Shapes: `{"messages": [...]}`, and `{"prompt": ..., "completion": ...}` where either side is a string or a
-list of messages. Messages are `{"role", "content"}`, or ShareGPT's `{"from", "value"}`. Files: JSON lines, a
-JSON array, Parquet, CSV, and data sets of the hub. Knows nothing of tokenizers.
+Shapes: `{"messages": [...]}`, and `{"prompt": ..., "completion": ...}` where either side is a string or a list of
+messages. Messages are `{"role", "content"}`, or ShareGPT's `{"from", "value"}`. Files: JSON lines, a JSON array,
+Parquet, CSV, and hub datasets.
 """
 
 import csv
@@ -19,7 +19,7 @@ from gradsteer.records import read_jsonl, resolve_resource, text_digest
 Message = dict[str, str]
 
 ROLES = ("system", "user", "assistant")
-# ShareGPT's names for them; its sets mix both kinds.
+# ShareGPT's role names; its datasets mix both kinds.
 _ROLE_ALIASES = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant"}
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 _HUB_ID = r"[\w-][\w.-]*(/[\w.-]+)?"
@@ -36,9 +36,9 @@ class ChatExample:
 
     Attributes:
         messages: The turns in order, each `{"role", "content"}`.
-        num_prompt_messages: How many of them come before the completion: the prompt's messages for a row of
-            prompt and completion, everything before the last assistant turn for a row of messages.
-        source: Where it stands, as `file:line` or `file:row`.
+        num_prompt_messages: Number of messages before the completion: the prompt's for a row of prompt and
+            completion, everything before the last assistant turn for a row of messages.
+        source: Its location, as `file:line` or `file:row`.
     """
 
     messages: list[Message]
@@ -53,7 +53,7 @@ class Prompt:
     Attributes:
         id: The row's own id, or a digest of the messages.
         messages: The turns in order; the last is not the assistant's.
-        source: Where it stands, as `file:line` or `file:row`.
+        source: Its location, as `file:line` or `file:row`.
     """
 
     id: str
@@ -67,20 +67,19 @@ def read_chat_examples(
     """Read conversations that have at least one assistant turn.
 
     Args:
-        source: A .jsonl, .json, .parquet or .csv file, a `gradsteer://` resource, a local data set directory,
-            or the id of a data set on the hub.
-        split: The split of a data set directory or hub data set; files have none.
-        columns: Our names (`messages`, or `prompt` and `completion`) to the set's, such as
-            `{"prompt": "instruction", "completion": "output"}`. Naming a column settles the shape; otherwise
-            a row that has `messages` is read by them alone.
+        source: A .jsonl, .json, .parquet or .csv file, a `gradsteer://` resource, a local dataset directory, or a hub
+            dataset id.
+        split: The split of a dataset directory or hub dataset; files have none.
+        columns: Our names (`messages`, or `prompt` and `completion`) to the dataset's, such as
+            `{"prompt": "instruction", "completion": "output"}`. Naming a column fixes the shape; otherwise a row with
+            `messages` is read by them alone.
 
     Returns:
-        The examples in the set's order; never none.
+        The examples in order; at least one.
 
     Raises:
-        ValueError: For a file or data set that is missing, empty or of an unknown kind, and as `file:line:
-            ...` for a row that has not one of the two shapes, has no assistant turn, an unknown role, or a
-            content that is no string.
+        ValueError: If a file or dataset is missing, empty or of an unknown kind; with `file:line: ...` if a row has
+            neither shape, no assistant turn, an unknown role, or content that is not a string.
     """
     _check_columns(columns, ("messages", "prompt", "completion"))
     examples = []
@@ -105,15 +104,15 @@ def read_prompts(source: str, *, split: str = "train", columns: dict[str, str] |
     Args:
         source: As for `read_chat_examples`.
         split: As for `read_chat_examples`.
-        columns: Our names (`prompt` or `messages`, and `id`) to the set's.
+        columns: Our names (`prompt` or `messages`, and `id`) to the dataset's.
 
     Returns:
-        The prompts in the set's order; never none. Ids are unique; a row without one gets the first 8 hex
-        digits of its messages' digest.
+        The prompts in order; at least one. Ids are unique; a row without one gets the first 8 hex digits of its
+        messages' digest.
 
     Raises:
-        ValueError: As for `read_chat_examples`; also for messages that end with the assistant's turn, and for
-            an id that occurs twice (naming both places).
+        ValueError: As for `read_chat_examples`; also if messages end with the assistant's turn, or an id occurs
+            twice (naming both places).
     """
     _check_columns(columns, ("messages", "prompt", "id"))
     id_column = (columns or {}).get("id", "id")
@@ -147,7 +146,7 @@ def read_prompts(source: str, *, split: str = "train", columns: dict[str, str] |
 
 
 def prompt_text(messages: list[Message]) -> str:
-    """A prompt as one text: a lone message's content, otherwise a transcript with the roles."""
+    """A prompt as one string: a single message's content, otherwise a transcript with the roles."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
@@ -172,7 +171,7 @@ def _find_shape(
 ) -> dict[str, str]:
     """Return our names to the row's for the first of `shapes` that the row, or else `columns`, has."""
     columns = columns or {}
-    # A mapped column outranks whatever else the row may hold: it was asked for.
+    # A mapped column takes precedence over whatever else the row contains.
     mapped = [shape for shape in shapes if any(name in columns for name in shape)]
     if len(mapped) > 1:
         raise ValueError(f"columns: {columns} name two shapes; expected {accepted}")
@@ -221,8 +220,8 @@ def _parse_cell(text: str, where: str) -> Any:
 
 
 def _read_rows(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (`file:line`, row) from whatever `source` names."""
-    if not source:  # as a path it would mean the current directory
+    """Yield (`file:line`, row) from `source`."""
+    if not source:  # an empty path would mean the current directory
         raise ValueError("source is empty; expected a file, a data set directory or the id of a data set")
     path = Path(resolve_resource(source)).expanduser()
     if path.is_file():
@@ -246,7 +245,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):  # many .json data sets are JSON lines
+    if not text.lstrip().startswith("["):  # many .json datasets are JSON lines
         yield from _read_lines(path)
         return
     for number, row in enumerate(_parse_cell(text, str(path)), start=1):
@@ -256,7 +255,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # Not by `datasets`: a file needs no cache, and a stale one has ruined results before.
+    # Not with `datasets`: a file needs no cache, and a stale cache silently gives old data.
     import pyarrow.parquet
 
     try:
@@ -268,8 +267,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # The standard library's reader: one that guesses types would make a number of "007" and nothing of "NA".
-    # A row whose cells hold line breaks is named by its last line.
+    # The standard library's reader, because one that guesses types would turn "007" into a number and "NA" into a
+    # missing value. A row whose cells contain line breaks is named by its last line.
     limit = csv.field_size_limit(sys.maxsize)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -277,7 +276,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             rows = []
             for row in reader:
                 where = f"{path}:{reader.line_num}"
-                if None in row:  # the csv module's name for the cells that no column has
+                if None in row:  # the csv module's key for cells beyond the columns
                     raise ValueError(f"{where}: more cells than the {len(reader.fieldnames or ())} columns")
                 rows.append((where, {name: _decode_cell(cell, where) for name, cell in row.items()}))
     except csv.Error as error:
@@ -288,7 +287,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _decode_cell(cell: str | None, where: str) -> Any:
-    """Parse a cell that holds a list of messages as JSON; any other text is text."""
+    """Parse a cell that contains a list of messages as JSON; other cells stay strings."""
     if cell is not None and re.match(r'\s*\[\s*\{\s*"(role|content|from|value)"\s*:', cell):
         return _parse_cell(cell, where)
     return cell

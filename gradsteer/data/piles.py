@@ -1,7 +1,7 @@
 """Piles: the sets of responses whose mean gradient is taken.
 
-A pile is a file of chat examples or responses, or a filter over response files. Sampled responses are used by
-their token ids: rendering the text again moves spaces and gives a cut reply an end-of-turn that it never had.
+A pile is a file of chat examples or responses, or a filter over response files. Sampled responses are used by their
+token ids: rendering the text again moves spaces and gives truncated replies an end-of-turn token they never had.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class ResponseFilter:
-    """Responses that a judge labelled in a given way.
+    """Responses with given verdicts.
 
     Attributes:
         responses: a responses/NAME.jsonl file.
-        where: behavior and the verdict asked for; a response counts when all match (an unscored one never does).
+        where: behavior -> required verdict. A response is kept if all match; unscored ones never match.
     """
 
     responses: str
@@ -38,11 +38,11 @@ class PileFilter(ResponseFilter):
 
     Attributes:
         responses: a responses/NAME.jsonl file.
-        where: behavior and the verdict asked for; a response counts when all match (an unscored one never does).
-        also: further files, joined by prompt: all of that prompt's samples there must match as well.
-        length: of the responses that match all of this, ``long`` keeps those with more tokens than their median and
-            ``short`` those with fewer (as sampled, the stop token included; at the median: neither). A reply that was
-            cut (finish_reason ``length``) counts with the tokens that it has, so where most are cut none is longer.
+        where: behavior -> required verdict. A response is kept if all match; unscored ones never match.
+        also: further filters, joined by prompt: all samples of the same prompt must match there as well.
+        length: of the matching responses, ``long`` keeps those with more tokens than their median and ``short`` those
+            with fewer (as sampled, with the stop token; those at the median are in neither). A truncated reply
+            (finish_reason ``length``) counts with the tokens it has, so if most are truncated, none is longer.
     """
 
     also: list[ResponseFilter] = field(default_factory=list)
@@ -50,7 +50,7 @@ class PileFilter(ResponseFilter):
 
     @property
     def verdicts_asked(self) -> dict[str, bool] | None:
-        """The verdicts that make the pile; None where it is made by more than verdicts on its own responses."""
+        """The verdicts that define the pile; None if `also` or `length` filter it too."""
         return None if self.also or self.length is not None else self.where
 
 
@@ -63,14 +63,14 @@ class Pile:
         examples: token ids and labels.
         sources: ``file:line`` of each example.
         prompts: digest of each example's prompt.
-        prompt_digests: digests of the distinct prompts, sorted, those of dropped examples included.
-        num_dropped: examples that kept no target token within the length limit.
-        num_considered: examples that the filter chose from (all, without a filter).
-        sampled: of each example, whether its token ids are a model's samples (else rendered from text).
-        responses: of each example that was sampled, the whole of it with the response's tokens labelled; else None.
-        sampled_from: fingerprints of the weights that examples were sampled from, where their rows say.
-        judges: fingerprints of the judges whose verdicts made the pile, where its rows say; none without a filter.
-        sampling: of each example, the temperature and top_p that it was sampled with; None where nothing says so.
+        prompt_digests: digests of the distinct prompts, sorted, including those of dropped examples.
+        num_dropped: number of examples without a target token within the length limit.
+        num_considered: number of examples before filtering.
+        sampled: for each example, whether its token ids were sampled (otherwise rendered from text).
+        responses: for each sampled example, the untruncated sequence with the response's tokens labelled; else None.
+        sampled_from: fingerprints of the weights that examples were sampled from, if recorded.
+        judges: fingerprints of the judges whose verdicts define the pile, if recorded; empty without a filter.
+        sampling: for each example, its sampling temperature and top_p; None if not recorded.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Pile:
 
     @property
     def num_tokens(self) -> int:
-        """Number of labelled tokens over all examples."""
+        """Total number of labelled tokens."""
         return sum(example.num_target_tokens for example in self.examples)
 
 
@@ -106,13 +106,14 @@ def read_pile(
     Args:
         name: the pile's name, for messages.
         source: a file (or hub id) of chat examples or responses, or a filter over response files.
-        tokenizer: of the model whose gradient is taken.
+        tokenizer: the tokenizer of the model whose gradient is taken.
         loss_mask: which tokens count, ``assistant`` or ``full``.
-        max_length: tokens at most; longer examples are cut, and dropped where no target token is left.
-        columns: our column names to the set's, for files of chat examples.
+        max_length: maximum tokens per example; longer ones are truncated, and dropped if no target token remains.
+        columns: our column names to the dataset's, for files of chat examples.
 
     Raises:
-        ValueError: the pile is empty (says what was looked at), a line is bad, or ids of another tokenizer.
+        ValueError: the pile is empty (the message lists what was searched), a line is invalid, or token ids come from
+            another tokenizer.
         FileNotFoundError: there is no such file.
     """
     considered = None
@@ -193,7 +194,7 @@ def _not_empty(pile: Pile, source: str) -> Pile:
 
 
 def _filtered(name: str, source: PileFilter) -> tuple[list[Row], int]:
-    """The rows that match, and how many there were."""
+    """The matching rows, and the number of rows considered."""
     rows = _required_rows(name, source.responses)
     _check_behaviors(name, source.responses, rows, source.where)
     kept = [(where, row) for where, row in rows if matches(row, source.where)]
@@ -212,7 +213,7 @@ def _filtered(name: str, source: PileFilter) -> tuple[list[Row], int]:
 
 
 def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
-    """The rows with more (long) or fewer (short) sampled tokens than the median of them all."""
+    """The rows with more (long) or fewer (short) sampled tokens than their median."""
     if length is None:
         return rows
     if length not in ("long", "short"):

@@ -1,7 +1,4 @@
-"""Rows of responses/NAME.jsonl: sampled responses with their token ids and verdicts.
-
-Knows of the file's keys; knows nothing of piles or models.
-"""
+"""Rows of responses/NAME.jsonl: sampled responses with their token ids and verdicts."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,16 +7,16 @@ from typing import Any
 
 from gradsteer.records import read_jsonl, text_digest
 
-Row = tuple[str, dict[str, Any]]  # file:line, and what stands there
+Row = tuple[str, dict[str, Any]]  # file:line, and the row
 
 _SAMPLED_KEYS = ("prompt", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer")
 
 
 def response_rows(path: str) -> list[Row] | None:
-    """The rows of a file of sampled responses with their ``file:line``; None for a file of another kind.
+    """The rows of a file of sampled responses, with their ``file:line``; None for other files.
 
     Raises:
-        ValueError: a line is bad, or a row lacks a key.
+        ValueError: a line is invalid, or a row lacks a key.
     """
     if not Path(path).is_file() or Path(path).suffix != ".jsonl":
         return None
@@ -37,15 +34,15 @@ def response_rows(path: str) -> list[Row] | None:
 
 
 def check_row(where: str, row: Mapping[str, Any], vocabulary: int) -> None:
-    """Refuses a row whose tokens cannot be the model's.
+    """Refuses a row whose token ids the model cannot have.
 
     Args:
         where: ``file:line``.
-        row: what stands there.
+        row: the row.
         vocabulary: number of token ids.
 
     Raises:
-        ValueError: names the place, the key and the accepted form.
+        ValueError: a value is invalid; names the location, the key and the accepted form.
     """
     if not isinstance(row["prompt"], str):
         raise ValueError(f"{where}: prompt is {row['prompt']!r}; accepted: a text")
@@ -59,10 +56,10 @@ def check_row(where: str, row: Mapping[str, Any], vocabulary: int) -> None:
 
 
 def sampling_of(where: str, row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Temperature and top_p of a row; None where it does not have both.
+    """Temperature and top_p of a row; None unless it has both.
 
     Raises:
-        ValueError: a value is no number.
+        ValueError: a value is not a number.
     """
     values = row.get("temperature"), row.get("top_p")
     if None in values:
@@ -73,12 +70,11 @@ def sampling_of(where: str, row: Mapping[str, Any]) -> tuple[float, float] | Non
     return float(row["temperature"]), float(row["top_p"])
 
 
-@lru_cache(maxsize=4096)  # every reply's is asked for, and replies share their prompts
+@lru_cache(maxsize=4096)  # called for every reply, and replies share their prompts
 def prompt_digest(prompt: str) -> str:
-    """Digest of a prompt's text, by which overlaps between sets of prompts are seen: 16 hex digits.
+    """Digest of a prompt's text (16 hex digits), used to detect overlaps between sets of prompts.
 
-    White space counts as one space, and a system message before the turns is left out: behind another one a prompt is
-    still the same question.
+    White space is collapsed, and a leading system message is left out: with another one it is still the same question.
     """
     head, _, turns = prompt.partition("\nuser: ")
     if head.startswith("system: ") and turns:
@@ -87,19 +83,18 @@ def prompt_digest(prompt: str) -> str:
 
 
 def cluster_of(row: Mapping[str, Any]) -> str:
-    """By which rows count as replies to one prompt: the prompt's digest, or its ``id`` where the row has no text.
+    """The cluster of rows that reply to one prompt: the prompt's digest, or its ``id`` if the row has no text.
 
-    Replies to one question are alike whatever its ids: a file in which each question stands ten times is no ten times
-    as many prompts, and an interval that took it for that would be too narrow.
+    Replies to one question are alike whatever its ids. A file that repeats each question ten times does not have ten
+    times as many prompts, and intervals that treated it so would be too narrow.
     """
     return prompt_digest(row["prompt"]) if "prompt" in row else str(row["id"])
 
 
 def verdict_of(row: Mapping[str, Any], behavior: str) -> bool | None:
-    """A row's verdict as rates count it: None where it is unscored, and where the response is degenerate.
+    """A row's verdict as rates count it: None if it is unscored or the response is degenerate.
 
-    A loop is no evidence that a behavior is gone, and no evidence of it either: degenerate responses are counted on
-    their own.
+    A looping response is evidence neither for nor against a behavior, so degenerate responses are counted separately.
     """
     if row.get("degenerate"):
         return None
@@ -108,5 +103,5 @@ def verdict_of(row: Mapping[str, Any], behavior: str) -> bool | None:
 
 
 def matches(row: Mapping[str, Any], where: Mapping[str, bool]) -> bool:
-    """Whether a row has all the verdicts asked for, as `verdict_of` counts them; None matches nothing."""
+    """Whether a row has all required verdicts, as `verdict_of` counts them; None matches nothing."""
     return all(verdict_of(row, behavior) is wanted for behavior, wanted in where.items())

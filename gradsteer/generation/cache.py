@@ -1,7 +1,7 @@
-"""A key-value cache with room for all tokens from the start, where transformers' own copies itself every step.
+"""A preallocated key-value cache; transformers' own copies itself at every step.
 
-Only layers of plain full attention are replaced; those of sliding windows, convolutions and the like stay as they are.
-Imports transformers: import it where it is used.
+Only layers with plain full attention are replaced; sliding windows, convolutions and the like are left alone. This
+module imports transformers, so import it where it is used.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer's keys and values in storage that is longer than what it holds.
+    """A layer's keys and values in preallocated storage.
 
     Args:
-        capacity: tokens that there will be; more are taken too, at the cost of a copy.
+        capacity: expected number of tokens; more are accepted at the cost of a copy.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -30,7 +30,7 @@ class RoomyLayer(DynamicLayer):
         """Adds new tokens; returns the keys and values of all."""
         del args, kwargs
         if not self.is_initialized:
-            # the prompt, kept as it is: it moves into storage when its rows are spread over the samples
+            # the prompt is kept as it is and moves into storage when its rows are spread over the samples
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
@@ -45,7 +45,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Takes the rows of these indices, in their order; rows may repeat."""
+        """Selects rows by index, in this order; indices may repeat."""
         length = self.get_seq_length()
         if length == 0:
             return
@@ -54,7 +54,7 @@ class RoomyLayer(DynamicLayer):
         if self._storage is None or len(indices) > len(self._storage[0]):
             self._store(*chosen, max(self.capacity, length))
             return
-        # fewer rows stay in the same storage: to make a smaller one would cost more than it frees
+        # fewer rows stay in the same storage: allocating a smaller one would cost more than it frees
         self._storage = self._storage[0][: len(indices)], self._storage[1][: len(indices)]
         for storage, rows in zip(self._storage, chosen, strict=True):
             storage[:, :, :length] = rows
@@ -75,25 +75,25 @@ class RoomyLayer(DynamicLayer):
 
 
 def roomy_cache(config: Any, capacity: int) -> DynamicCache:
-    """The cache for a model of this config, with room for so many tokens a row."""
+    """A cache for a model with this config, with room for `capacity` tokens per row."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def check_filled(cache: Any, num_tokens: int, model_name: str) -> None:
-    """Refuses a cache into which a model did not put the prompt: it would answer each token without what came before.
+    """Refuses a cache that the model did not fill with the prompt: it would generate without any context.
 
-    A window counts what passed through it. Layers of convolutions and linear attention count nothing: they hold a state
-    or none. Layers that never keep anything say nothing, nor do those that share another layer's keys.
+    A sliding window counts all tokens that passed through it. Convolutions and linear attention count none; they have
+    a state or not. Layers that keep nothing, and layers that share another layer's keys, carry no information.
 
     Args:
-        cache: after the model's first call.
-        num_tokens: of each row of that call, with the padding.
+        cache: the cache after the model's first call.
+        num_tokens: tokens per row in that call, including padding.
         model_name: for the message.
 
     Raises:
-        ValueError: no layer holds so many tokens, and none a state.
+        ValueError: no layer holds that many tokens, and none has a state.
     """
     lengths = {layer.get_seq_length() for layer in cache.layers if isinstance(layer, CacheLayerMixin)}
     states = [getattr(layer, "has_previous_state", False) for layer in cache.layers]  # a dict where there are several

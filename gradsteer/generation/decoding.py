@@ -1,10 +1,8 @@
 """Sampling responses from a Hugging Face causal language model, in batches with a key-value cache.
 
-A response depends on the weights, the prompt and its own random numbers, never on which other prompts shared
-its batch: the random numbers are counted from the prompt, the sample and the seed, and the padding is masked.
-So two conditions sampled with the same seed differ by their weights alone.
-
-This file knows token ids and logits; it does not know text, judges or files.
+A response depends on the weights, the prompt and its own random numbers, but not on the other prompts in its batch:
+random numbers are derived from the prompt, the sample and the seed, and padding is masked. So two conditions sampled
+with the same seed differ only by their weights.
 """
 
 from __future__ import annotations
@@ -32,17 +30,17 @@ __all__ = [
 
 Step = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
-# Dropping rows copies the cache once, about what one more step costs.
+# Dropping rows copies the cache once, which costs about as much as one step.
 MIN_FINISHED_SHARE_TO_DROP = 0.25
 
 
 class NonFiniteLogitsError(ValueError):
-    """The model gave logits from which nothing can be drawn.
+    """The model's logits cannot be sampled from.
 
     Args:
-        index: Of the draw, among those of the batch.
+        index: The draw's index in the batch.
         draw: The draw.
-        step: How many tokens it had.
+        step: Number of tokens sampled so far.
     """
 
     def __init__(self, index: int, draw: Draw, step: int) -> None:
@@ -52,14 +50,14 @@ class NonFiniteLogitsError(ValueError):
 
 @dataclass
 class SamplingStats:
-    """What sampling computed, and how much of it was of use.
+    """How much sampling computed, and how much of it was useful.
 
     Attributes:
-        prompt_tokens: Of the distinct prompts that each batch read.
-        prompt_positions: The same with the padding.
-        sampled_tokens: Of all responses.
-        useful_positions: Tokens fed back to the model by responses that went on.
-        decode_positions: The same with those of finished responses that were still in the batch.
+        prompt_tokens: Tokens of the distinct prompts in each batch.
+        prompt_positions: The same, including padding.
+        sampled_tokens: Tokens of all responses.
+        useful_positions: Decoding positions of unfinished responses.
+        decode_positions: The same, including finished responses still in the batch.
         seconds: Wall-clock time.
     """
 
@@ -71,7 +69,7 @@ class SamplingStats:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, float]:
-        """The counters, `tokens_per_second`, and the shares `prefill_padding` and `decode_waste`, 0 of nothing."""
+        """The counters, `tokens_per_second`, and the fractions `prefill_padding` and `decode_waste` (0 if empty)."""
         shares = {
             "tokens_per_second": self.sampled_tokens / self.seconds if self.seconds else 0.0,
             "prefill_padding": 1 - self.prompt_tokens / self.prompt_positions if self.prompt_positions else 0.0,
@@ -81,14 +79,14 @@ class SamplingStats:
 
 
 def longest_prompt(config: Any, max_new_tokens: int) -> int | None:
-    """Tokens of the longest prompt that leaves room for a response.
+    """Maximum prompt length that leaves room for a response.
 
     Args:
-        config: The model's.
-        max_new_tokens: Of the response.
+        config: The model's config.
+        max_new_tokens: Maximum length of the response.
 
     Returns:
-        `max_position_embeddings` less `max_new_tokens`, which may be below 1; None where the config names no limit.
+        `max_position_embeddings` minus `max_new_tokens`, which may be below 1; None if the config has no limit.
     """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit) - max_new_tokens
@@ -108,12 +106,12 @@ def sample_batch(
 ) -> list[Sampled]:
     """Draws one response for each of `draws`, all in one batch.
 
-    Each token is the inverse of the row's cumulative distribution at the row's own uniform number (float64).
-    The model's train or eval modes are put back afterwards.
+    Each token inverts the row's cumulative distribution at the row's own uniform number (float64). The model's train
+    and eval modes are restored afterwards.
 
     Args:
-        model: Any causal model that takes `past_key_values`. Its config's `use_cache` is not consulted.
-        draws: The responses to draw; prompts may differ in length and repeat.
+        model: Any causal model that takes `past_key_values`. Its config's `use_cache` is ignored.
+        draws: The responses to draw; prompts may differ in length and may repeat.
         config: Length, temperature and top-p.
         stop_token_ids: Tokens that end a response; with none, every response has `max_new_tokens` tokens.
         pad_token_id: Fills the left of shorter prompts. It is masked: any id of the vocabulary will do.
@@ -141,11 +139,11 @@ def sample_batch(
     stopped = np.zeros(len(draws), dtype=np.bool_)
     rows = np.arange(len(draws))  # the draw that each row of the batch belongs to
     numbers = torch.from_numpy(np.stack([uniforms(draw, max_new_tokens) for draw in draws]))
-    if model.device.type != "mps":  # which has no float64: there the draws are made on the CPU
+    if model.device.type != "mps":  # MPS has no float64, so its draws are made on the CPU
         numbers = numbers.to(model.device)
 
-    # not inference_mode: what a model keeps from a forward, such as rotary tables that grow with the length,
-    # would then be unusable in a later backward pass
+    # not inference_mode: tensors that a model caches in a forward pass, such as growing rotary tables, would then be
+    # unusable in a later backward pass
     with evaluating(model), torch.no_grad():
         prompts = [(tuple(draw.prompt_token_ids), 0 if share_prompts else row) for row, draw in enumerate(draws)]
         logits, cache, mask, position = _read_prompts(model, forward, prompts, max_new_tokens, pad_token_id)
@@ -175,7 +173,7 @@ def sample_batch(
                 picked, mask, position = picked[keep], mask[keep], position[keep]
                 numbers = numbers[keep.to(numbers.device)]
                 cache.reorder_cache(keep)
-            # a finished row still in the batch goes on, unrecorded: rows do not see each other
+            # finished rows still in the batch keep decoding, unrecorded: rows do not see each other
             ids = picked.clamp(min=0)[:, None]
             logits = forward(ids, mask[:, : width + step + 1], position[:, None] + step, cache)
             counts.decode_positions += len(rows)
@@ -211,14 +209,14 @@ def _read_prompts(
 
     Args:
         model: As for `sample_batch`.
-        forward: Its step.
-        prompts: Of each draw: its token ids, and a number that keeps equal prompts apart where it differs.
+        forward: The model's step function.
+        prompts: For each draw, its token ids and a number; equal prompts are shared only if the number is equal too.
         max_new_tokens: As for `sample_batch`.
         pad_token_id: As for `sample_batch`.
 
     Returns:
-        The logits of each draw's first token (draws, vocabulary); the cache; the attention mask of the prompt
-        and all that may follow (draws, longest prompt + max_new_tokens); that token's position (draws,).
+        The logits of each draw's first token (draws, vocabulary); the cache; the attention mask of the prompt and all
+        possible new tokens (draws, longest prompt + max_new_tokens); the first token's position (draws,).
     """
     from gradsteer.generation.cache import check_filled, roomy_cache
 
@@ -237,15 +235,15 @@ def _read_prompts(
     logits = forward(ids, mask[:, :width], positions, cache)
     check_filled(cache, width, type(model).__name__)
     indices = torch.tensor(spread, device=model.device)
-    # reorder_cache, not batch_select_indices, which the layers of linear-attention models lack
+    # reorder_cache, because linear-attention layers lack batch_select_indices
     cache.reorder_cache(indices)
     return logits[indices], cache, mask[indices], positions[indices, -1] + 1
 
 
 def _stepper(model: PreTrainedModel) -> Step:
-    """One step of the model: ids (rows, new tokens), the attention mask, positions and the cache.
+    """One step of the model, from ids (rows, new tokens), attention mask, positions and cache.
 
-    Gives the logits of the last position (rows, vocabulary), float32 or more.
+    It returns the logits of the last position (rows, vocabulary), in float32 or higher precision.
     """
     # an adapter's wrapper hides which arguments the model inside it takes
     unwrap: Any = getattr(model, "get_base_model", None)
@@ -256,7 +254,7 @@ def _stepper(model: PreTrainedModel) -> Step:
     def step(ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         inputs = {name: value for name, value in optional.items() if name in accepted}
-        # a config changed for training may say otherwise of these two
+        # a config changed for training may have other values for these two
         inputs |= {"use_cache": True, "return_dict": True}
         logits: Tensor = model(input_ids=ids, attention_mask=mask, past_key_values=cache, **inputs).logits[:, -1]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,7 +1,4 @@
-"""How many responses are sampled at once: planned from what memory there is, and cut where the plan was wrong.
-
-Knows of configs, bytes and out-of-memory errors; knows nothing of prompts' text or of files.
-"""
+"""The sampling batch size: planned from free memory, and reduced if a batch does not fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,27 +11,27 @@ from gradsteer.models.memory import available_bytes, size
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Where a config does not say what a row takes.
+# Used if the config does not determine a row's memory.
 FALLBACK_ROWS = 64
-# Of the free memory; the rest is for what the estimate leaves out.
+# Fraction of free memory to plan with; the rest is for what the estimate leaves out.
 _SHARE = 0.5
 _MAX_ROWS_CUDA = 512
-# On a CPU a step's fixed cost is spread over the rows, and that of a large model is soon spread: rows times
-# parameters beyond this gain little, and a batch that took an hour would be an hour lost when a run is killed.
+# On a CPU, rows share a step's fixed cost, which is soon negligible for a large model. Beyond this product of rows
+# and parameters little is gained, and a batch that takes an hour is an hour lost when a run is killed.
 _CPU_WORK = 2**30
 _MIN_ROWS_CPU, _MAX_ROWS_CPU = 64, 1024
 
 
 @dataclass(frozen=True)
 class SamplingFootprint:
-    """What sampling takes of a device's memory.
+    """The memory that sampling needs on a device.
 
     Attributes:
-        num_parameters: of the model.
-        weights: bytes that its weights still have to take: 0 where they lie on the device already.
-        cache_per_token: bytes of keys and values of a token, in all layers.
-        states_per_token: bytes of a layer's states of a token while the prompt is read.
-        logits_per_row: bytes of a row's logits, and of what choosing a token from them makes.
+        num_parameters: number of parameters of the model.
+        weights: bytes still needed for the weights; 0 if they are on the device already.
+        cache_per_token: bytes of keys and values per token, over all layers.
+        states_per_token: bytes of one layer's states per token while the prompt is read.
+        logits_per_row: bytes per row for the logits and for choosing a token from them.
     """
 
     num_parameters: int
@@ -44,25 +41,25 @@ class SamplingFootprint:
     logits_per_row: int
 
     def row_bytes(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """Bytes of a row; a moment's second copy of one layer's cache is left out."""
+        """Bytes per row, without the temporary second copy of one layer's cache."""
         cache = (prompt_tokens + max_new_tokens) * self.cache_per_token
         return cache + prompt_tokens * self.states_per_token + self.logits_per_row
 
 
 def footprint_of(config: Any, *, num_parameters: int, dtype: torch.dtype, loaded: bool) -> SamplingFootprint | None:
-    """The footprint of a model by its config; sliding windows count as full attention.
+    """Estimates a model's footprint from its config; sliding windows count as full attention.
 
-    A token's keys and values are 2 x layers x key-value heads x head dimension numbers. The logits count 32 bytes a
-    word of the vocabulary: twice in float32, their probabilities plain and sorted, and two float64 sums.
+    A token's keys and values are 2 x layers x key-value heads x head dimension numbers. Logits count 32 bytes per
+    vocabulary entry: two float32 copies, plain and sorted probabilities, and two float64 sums.
 
     Args:
-        config: the model's.
-        num_parameters: of the model.
-        dtype: of the weights, and so of the cache.
-        loaded: whether the weights lie on the device already.
+        config: the model's config.
+        num_parameters: number of parameters of the model.
+        dtype: dtype of the weights, and so of the cache.
+        loaded: whether the weights are on the device already.
 
     Returns:
-        None where the config lacks one of the numbers.
+        The footprint; None if the config lacks one of the numbers.
     """
     text = config.get_text_config()
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
@@ -93,18 +90,17 @@ def rows_at_once(
 ) -> int:
     """How many responses to sample at once: a power of two, so that a little more free memory changes nothing.
 
-    Half of what is free is planned, less the weights, which count twice: steering keeps a copy of those it rewrites.
+    It plans with half of the free memory after the weights, which count twice because steering keeps a copy.
 
     Args:
-        footprint: of the model; None where it is not known, which gives `FALLBACK_ROWS`.
-        prompt_tokens: of the longest prompt.
-        max_new_tokens: of the longest response.
+        footprint: the model's footprint; None if unknown, which gives `FALLBACK_ROWS`.
+        prompt_tokens: tokens of the longest prompt.
+        max_new_tokens: tokens of the longest response.
         device_type: ``cpu``, ``cuda``, ...
-        free_bytes: what the device has free; None where that is not known, which gives `FALLBACK_ROWS`.
+        free_bytes: free memory on the device; None if unknown, which gives `FALLBACK_ROWS`.
 
     Returns:
-        On a CPU at most 64 to 1024, fewer for larger models, because more would bring little there; elsewhere at most
-        512; at least 1.
+        At least 1. At most 512, or on a CPU 64 to 1024 depending on the model's size, as larger batches gain little.
     """
     if footprint is None or free_bytes is None:
         return FALLBACK_ROWS
@@ -119,12 +115,12 @@ def rows_at_once(
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What a device has free; None where that is not known."""
+    """Free memory on a device in bytes; None if unknown."""
     return available_bytes(device, held=0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the CPU's allocator, had no memory left."""
+    """Whether an error means that the device, or the CPU's allocator, is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
@@ -133,11 +129,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 class FittingParts:
     """Runs batches in parts that fit into memory.
 
-    A batch that does not fit is run again in halves, down to single items. What fitted then holds for all later
-    batches, so that each lesson is paid for once.
+    A batch that does not fit is retried in halves, down to single items. The size that fits is kept for all later
+    batches.
 
     Args:
-        warn: is told once of every smaller size that fitted.
+        warn: called once with a message for every smaller size that fits.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -148,11 +144,11 @@ class FittingParts:
         """The results of all items, in their order.
 
         Args:
-            items: of one batch.
-            work: gives one result for each of the items that it is handed.
+            items: the items of one batch.
+            work: returns one result for each item it is given.
 
         Raises:
-            torch.OutOfMemoryError: one item alone does not fit (on a CPU, its allocator's RuntimeError).
+            torch.OutOfMemoryError: a single item does not fit (on a CPU, the allocator's RuntimeError).
         """
         results: list[Result] = []
         told = self.largest
@@ -173,7 +169,7 @@ class FittingParts:
                         f"and so are later batches; --data.batch_size {told} would not try more"
                     )
                 continue
-            # only here, out of the except block, are the failed step's tensors gone
+            # the failed step's tensors are only freed here, outside the except block
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return results

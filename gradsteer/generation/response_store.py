@@ -1,4 +1,4 @@
-"""The finished responses of a run's conditions: each file is read once, and what was written is not read again."""
+"""A cache of the finished responses of a run's conditions: each file is read at most once."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 class ResponseStore:
-    """Rows of ``responses/CONDITION.jsonl`` and of the files beside it, by condition and set of prompts.
+    """The rows of ``responses/CONDITION.jsonl`` and the files beside it, by condition and set of prompts.
 
     Args:
         directory: the directory of responses.
@@ -22,7 +22,7 @@ class ResponseStore:
         self._rows: dict[tuple[str, str], list[Row]] = {}
 
     def rows(self, slug: str, of_set: str = "evaluation") -> list[Row]:
-        """The responses of a condition to a set of prompts; none where it was not sampled.
+        """The responses of a condition to a set of prompts; empty if it was not sampled.
 
         Args:
             slug: the condition's name as a file name.
@@ -37,11 +37,11 @@ class ResponseStore:
         return self._rows[slug, of_set]
 
     def sets(self, slug: str) -> dict[str, list[Row]]:
-        """The responses of a condition by set, of the sets that were sampled."""
+        """The responses of a condition, by set, for the sets that were sampled."""
         return {name: rows for name in SETS if (rows := self.rows(slug, name))}
 
     def write(self, slug: str, sets: Mapping[str, Sequence[Row]]) -> None:
-        """Writes a condition's responses; those to other sets, of a run that this one replaces, are removed."""
+        """Writes a condition's responses; removes responses to other sets, left by a run that this one replaces."""
         files = UnfinishedCondition(self.directory, slug)
         for name in SETS:
             if name in sets:

@@ -1,7 +1,4 @@
-"""What a response is drawn by: its settings, its own random numbers, and the choice of a token from logits.
-
-Knows token ids, numbers and logits; knows nothing of models, caches or text.
-"""
+"""Sampling settings, each response's own random numbers, and the choice of a token from logits."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# How common chat templates end a turn. A model's generation config often lacks its template's token.
+# End-of-turn tokens of common chat templates. A model's generation config often lacks its template's token.
 END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
-# Much smaller temperatures underflow in float32; whoever asks for one means greedy decoding.
+# Much smaller temperatures underflow in float32; use 0 for greedy decoding.
 MIN_TEMPERATURE = 1e-6
-# Derived seeds stay whole numbers in every reader of JSON.
+# Derived seeds stay exact integers in every JSON reader.
 _SEED_BITS = 52
 
 
@@ -32,7 +29,7 @@ class SamplingConfig:
     """How tokens are drawn from the model's distribution.
 
     Args:
-        max_new_tokens: The longest response, in tokens, the stop token included; at least 1.
+        max_new_tokens: Maximum response length in tokens, including the stop token; at least 1.
         temperature: Divides the logits. 1 samples the model's own distribution, 0 is greedy.
         top_p: Sample from the smallest set of tokens whose probability reaches this, in (0, 1]; 1 keeps all.
 
@@ -60,7 +57,7 @@ class Draw:
 
     Args:
         prompt_token_ids: The prompt as the model reads it, chat template included.
-        sample: Which of the prompt's samples this is.
+        sample: Index of this sample among the prompt's samples.
         seed: The run's seed.
     """
 
@@ -75,7 +72,7 @@ class Sampled:
 
     Args:
         token_ids: The tokens drawn; the last is a stop token if and only if `finish_reason` is `stop`.
-        finish_reason: `stop` when the model ended the response, `length` when `max_new_tokens` cut it.
+        finish_reason: `stop` if the model ended the response, `length` if `max_new_tokens` truncated it.
     """
 
     token_ids: list[int]
@@ -83,7 +80,7 @@ class Sampled:
 
 
 def uniforms(draw: Draw, num: int) -> npt.NDArray[np.float64]:
-    """The draw's own random numbers: a function of its prompt, sample and seed, and of nothing else.
+    """The draw's own random numbers, a function of only its prompt, sample and seed.
 
     A digest of the draw keys a Philox counter generator (Salmon et al. 2011, "Parallel random numbers:
     as easy as 1, 2, 3"). Its raw words are scaled here: numpy promises that their stream never changes.
@@ -101,7 +98,7 @@ def check_seeds(seeds: int | Sequence[int]) -> list[int]:
     """The seeds of a run as a list.
 
     Raises:
-        ValueError: There is none, one is negative, or one occurs twice: its responses would be counted twice.
+        ValueError: There is none, one is negative, or one occurs twice, which would count its responses twice.
     """
     given = [seeds] if isinstance(seeds, int) else list(seeds)
     if not given or any(seed < 0 for seed in given) or len(set(given)) < len(given):
@@ -110,14 +107,14 @@ def check_seeds(seeds: int | Sequence[int]) -> list[int]:
 
 
 def fresh_seeds(seeds: Sequence[int], resample: int) -> list[int]:
-    """Seeds for drawing a condition once more, apart from the run's own.
+    """Fresh seeds for sampling a condition again.
 
-    Each is the digest of a given seed and the resample's number. All resamples' seeds differ from each other and
-    from the given ones; those of one resample do not depend on how many more there are.
+    Each is the digest of a given seed and the resample's number. All resamples' seeds differ from each other and from
+    the given ones; those of one resample do not depend on how many others there are.
 
     Args:
         seeds: The run's seeds.
-        resample: Which resample, from 1 on.
+        resample: The resample's number, from 1.
 
     Returns:
         As many seeds as were given, below 2^52.
@@ -141,8 +138,8 @@ def fresh_seeds(seeds: Sequence[int], resample: int) -> list[int]:
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response.
 
-    The end-of-sequence tokens of the model's generation config (one, several or none) and of the tokenizer,
-    and those of `END_OF_TURN_TOKENS` that the tokenizer knows; ascending, empty when there are none.
+    The end-of-sequence tokens of the model's generation config (one, several or none) and of the tokenizer, plus those
+    of `END_OF_TURN_TOKENS` in the tokenizer's vocabulary; ascending, possibly empty.
     """
     found: set[int] = set()
     for named in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
@@ -154,23 +151,23 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def pick(logits: Tensor, numbers: Tensor, config: SamplingConfig) -> Tensor:
-    """Chooses a token for each row of logits (rows, vocabulary) by its uniform number (rows,).
+    """Chooses a token for each row of logits (rows, vocabulary) from its uniform number (rows,).
 
     Returns:
-        (rows,), on the device of `logits`; -1 where they hold NaN or infinity, or -inf alone. A token at -inf
-        among finite ones is one that the model rules out.
+        (rows,), on the device of `logits`; -1 for rows that contain NaN or infinity, or only -inf. A token at -inf
+        among finite ones has been ruled out by the model.
     """
     top = logits.amax(dim=-1)  # NaN if any is
     if config.temperature == 0:
         return logits.argmax(dim=-1).masked_fill(~top.isfinite(), -1)
-    # less the maximum before dividing, so that no temperature overflows
+    # subtract the maximum before dividing, so that no temperature overflows
     probabilities = ((logits - top[:, None]) / config.temperature).softmax(dim=-1).to(numbers.device)
     if config.top_p < 1:
         probabilities = probabilities.masked_fill(~nucleus(probabilities, config.top_p), 0.0)
     cdf = probabilities.cumsum(dim=-1, dtype=torch.float64)
     total = cdf[:, -1:]  # multiplying the number by the total renormalises
     target = torch.minimum(numbers[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    # the first token whose cumulative mass exceeds the target: never one of probability zero
+    # the first token whose cumulative mass exceeds the target, never one with probability zero
     picked = torch.searchsorted(cdf, target, right=True)[:, 0]
     return picked.to(top.device).masked_fill(~top.isfinite(), -1)
 
@@ -178,7 +175,7 @@ def pick(logits: Tensor, numbers: Tensor, config: SamplingConfig) -> Tensor:
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """The smallest set of tokens whose mass reaches `top_p` (nucleus sampling, Holtzman et al. 2020).
 
-    The top token is always in it; of equal probabilities, the lower tokens come first.
+    The top token is always included; among equal probabilities, lower token ids come first.
 
     Args:
         probabilities: (rows, vocabulary).
@@ -200,7 +197,7 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 def _descending(values: Tensor) -> Tensor:
-    """The rows, sorted; on the CPU by numpy, whose sort of numbers alone is ten times as fast."""
+    """The rows sorted in descending order; on the CPU by numpy, whose sort is ten times as fast."""
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
     return values.sort(dim=-1, descending=True).values

@@ -1,9 +1,8 @@
-"""What has been sampled of a condition: batch by batch while it is on the way, and as what when it is finished.
+"""A condition's sampled batches while it is in progress, and a note of how it was sampled once it is finished.
 
-A run that was killed goes on from these files. Batches are planned from the whole list of work, and a batch that was
-cut off is sampled again whole, so what comes out in the end is bit for bit what an undisturbed run gives. Of a finished
-condition a note stays, by which a later run of the same plan (with another judge, say, or more doses) takes its
-responses. Knows of batches of rows and of files; knows nothing of models or judges.
+A killed run resumes from these files. Batches are planned from the whole list of work, and an interrupted batch is
+sampled again as a whole, so the result is bit-identical to an undisturbed run's. A note remains for each finished
+condition, so that a later run with the same plan (with another judge or more doses, say) can reuse its responses.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from gradsteer.records import file_digest, is_leftover, read_jsonl, text_digest,
 SETS = ("evaluation", "benign", "harmful")
 _PLAN, _MEASURED = "plan.json", "measured.json"
 _SAMPLED = ("completion", "token_ids", "finish_reason", "model", "temperature", "top_p", "max_new_tokens")
-_NAMES = {"digest": "the prompts or their seeds"}  # what a key of the plan is called, where it does not say
+_NAMES = {"digest": "the prompts or their seeds"}  # readable names for keys of the plan
 Row = dict[str, Any]
 
 
@@ -38,7 +37,7 @@ class UnfinishedCondition:
         self._again: dict[tuple[str, str, int], Row] = {}
 
     def plan(self) -> dict[str, Any] | None:
-        """What the batches that lie here were planned as; None where there are none.
+        """The plan of the existing batches; None if there are none.
 
         Raises:
             ValueError: the file is not readable.
@@ -49,7 +48,7 @@ class UnfinishedCondition:
         """Refuses batches of another plan.
 
         Raises:
-            ValueError: the batches that lie here are of another plan; names what differs.
+            ValueError: the existing batches have another plan; names what differs.
         """
         found, wanted = self.plan(), _plain(plan)
         if found is None or found == wanted:
@@ -64,15 +63,15 @@ class UnfinishedCondition:
         )
 
     def begin(self, plan: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-        """Says what is about to be sampled, before the first batch.
+        """Records the plan before the first batch.
 
         Args:
-            plan: plain values; everything that decides what is sampled.
-            overwrite: remove the batches of another plan instead of refusing to go on; those of the same one stay, so
-                that the same command goes on after a kill.
+            plan: everything that determines what is sampled, as plain values.
+            overwrite: remove batches of another plan instead of refusing them. Batches of the same plan stay, so that
+                the same command can resume after a kill.
 
         Returns:
-            Whether there are responses of the same plan to go on from.
+            Whether there are responses of the same plan to resume from.
 
         Raises:
             ValueError: as `check`.
@@ -82,7 +81,7 @@ class UnfinishedCondition:
             return True
         if not overwrite:
             self.check(plan)
-        self.clear()  # of a plan that was never written, or of another one
+        self.clear()  # batches whose plan was never written, or of another plan
         self._make_directory()
         note = _read(self._note) or {}
         known = note.get("plan") == wanted and note.get("files") == self._files()
@@ -93,15 +92,15 @@ class UnfinishedCondition:
         return known
 
     def has(self, number: int) -> bool:
-        """Whether a batch is kept."""
+        """Whether a batch is saved."""
         return self._batch(number).is_file()
 
     def read(self, number: int, planned: Sequence[Row]) -> list[Row] | None:
-        """The rows of a batch, from its file or from the condition's finished responses; None where it was not sampled.
+        """A batch's rows, from its file or from the condition's finished responses; None if it was not sampled.
 
         Args:
-            number: of the batch in the plan.
-            planned: its rows as planned, with ``set``, ``id`` and ``sample``.
+            number: the batch's number in the plan.
+            planned: its planned rows, with ``set``, ``id`` and ``sample``.
         """
         path = self._batch(number)
         if path.is_file():
@@ -112,10 +111,10 @@ class UnfinishedCondition:
         return [{**row, **again} for row, again in zip(planned, found, strict=True) if again is not None]
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps a batch: wholly, or not at all.
+        """Saves a batch, atomically.
 
         Raises:
-            OSError: the disk is full, say; names the file, and that what is there already is kept.
+            OSError: for example, the disk is full; names the file and says that earlier batches are kept.
         """
         path = self._batch(number)
         try:
@@ -125,20 +124,20 @@ class UnfinishedCondition:
             raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {lost} on", str(path)) from error
 
     def measured(self, of: str) -> dict[str, Any] | None:
-        """What was measured of the condition's weights on some text; None where nothing was yet.
+        """Saved measurements of the condition's weights on a text; None if there are none.
 
         Args:
-            of: the text's digest: what was measured on another one is not taken.
+            of: the text's digest; measurements on another text are ignored.
         """
         found = _read(self.directory / _MEASURED) or {}
         return found["values"] if found.get("of") == of else None
 
     def keep_measured(self, of: str, values: Mapping[str, Any]) -> None:
-        """Keeps what was measured of the condition's weights on the text with a digest."""
+        """Saves measurements of the condition's weights on the text with this digest."""
         write_json(self.directory / _MEASURED, {"of": of, "values": dict(values)})
 
     def finish(self) -> None:
-        """Notes what the condition's responses were sampled as, and removes the batches."""
+        """Records how the condition's responses were sampled, and removes the batches."""
         plan = self.plan()
         if plan is not None:
             measured = _read(self.directory / _MEASURED)
@@ -146,18 +145,18 @@ class UnfinishedCondition:
         self.clear()
 
     def clear(self) -> None:
-        """Removes the batches; and the directory above, where it is empty then."""
+        """Removes the batches, and the parent directory if it is then empty."""
         shutil.rmtree(self.directory, ignore_errors=True)
         for finished in map(self.responses_to, SETS):
-            for path in finished.parent.glob(".*.tmp.jsonl"):  # of a run that was killed
+            for path in finished.parent.glob(".*.tmp.jsonl"):  # left by a killed run
                 if is_leftover(path, finished.stem):
                     path.unlink(missing_ok=True)
-        # not there, not empty, or another command at another condition was faster
+        # it is missing or not empty, or another command removed it first
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
 
     def remove_responses(self) -> None:
-        """Removes the condition's finished responses too, and the note of them."""
+        """Removes the batches, the finished responses and their note."""
         self.clear()
         for path in (*(self.responses_to(name) for name in SETS), self._note):
             path.unlink(missing_ok=True)
@@ -169,13 +168,13 @@ class UnfinishedCondition:
         return self.responses / "refusals" / f"{self.slug}.{name}.jsonl"
 
     def _make_directory(self) -> None:
-        """Once it is there, no other command removes the one above, which it may just before."""
+        """Creates the directory, retrying if another command removes the empty parent at the same time."""
         while not self.directory.is_dir():
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
             except FileNotFoundError:
                 continue
-            except FileExistsError:  # raised, too, of a directory that was removed before it was looked at
+            except FileExistsError:  # also raised if the directory is removed between creation and check
                 if any(path.is_file() or path.is_symlink() for path in (self.directory, self.directory.parent)):
                     raise
 
@@ -210,7 +209,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _plain(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file."""
+    """The plan as it reads back from JSON."""
     found: dict[str, Any] = json.loads(json.dumps(plan))
     return found
 

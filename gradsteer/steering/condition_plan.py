@@ -1,7 +1,4 @@
-"""The plan of an experiment: which conditions there are, and what makes each one's weights.
-
-Reads no tensor and needs no model.
-"""
+"""The plan of an experiment: its conditions, and the recipe for each one's weights. No tensors are read."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,19 +17,19 @@ Source = Literal["vector", "random", "signs", "file", "graddiff", "delta"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes a condition's weights.
+    """How a condition's weights are made.
 
     Attributes:
-        source: the vector itself; a control of it, by ``random`` numbers, random ``signs`` or another vector's
-            ``file`` at its norm; steps of ``graddiff``; or the weight diff ``delta``.
+        source: the ``vector`` itself; a control for it (``random`` numbers, random ``signs``, or another vector's
+            ``file`` at its norm); ``graddiff`` steps; or the weight diff, ``delta``.
         vector: the vector's name, None for ``delta``.
         pipeline: transforms, in order.
-        dose: how much; None where the file says (``graddiff``) or it is the diff.
-        seed: of random numbers.
-        file: of another vector.
-        transformed: the other vector too has the transforms before it.
-        scale: the condition is anchor - scale * Delta.
-        on_base: added to the base's weights rather than the anchor's.
+        dose: the dose; None for ``graddiff``, whose file has its alpha, and for ``delta``.
+        seed: seed for random numbers.
+        file: another vector's file.
+        transformed: whether the other vector gets the transforms too.
+        scale: for ``delta``: the condition is anchor - scale * Delta.
+        on_base: whether the step is added to the base's weights instead of the anchor's.
     """
 
     source: Source
@@ -48,15 +45,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Controls:
-    """Which controls each vector has, at its largest dose or doses.
+    """Which controls each vector gets, at its largest dose or doses.
 
     Attributes:
         random: number of Gaussian directions.
-        signs: number of random signs.
-        permuted: number of vectors from permuted pile labels; a combination of vectors has none.
+        signs: number of random sign flips.
+        permuted: number of vectors from permuted pile labels; combinations of vectors have none.
         files: name -> vector file, applied at each vector's norm.
-        seed: of the first random one; each further one takes the next.
-        both_signs: controls at the largest dose of each sign, not of the positive one alone.
+        seed: seed of the first random control; each further one uses the next integer.
+        both_signs: run controls at the largest dose of each sign, not only at the positive one.
     """
 
     random: int = 0
@@ -78,11 +75,11 @@ class Controls:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What stands beside all vectors.
+    """The baselines.
 
     Attributes:
-        graddiff: numbers of GradDiff steps; of each vector that is no combination.
-        delta_scales: k of the baselines anchor - k * Delta.
+        graddiff: numbers of GradDiff steps, for each vector that is not a combination.
+        delta_scales: values of k for anchor - k * Delta.
         system_prompts: name -> text.
     """
 
@@ -118,21 +115,21 @@ def plan_conditions(
     chosen: Collection[str] | None = None,
     anchor_resamples: int = 0,
 ) -> Plan:
-    """The conditions in the report's order: base, anchor, the anchor again, steered, controls, baselines.
+    """The conditions in the report's order: base, anchor, resampled anchor, steered, controls, baselines.
 
     Args:
-        vectors: name -> file; None where the vector is a combination of others.
-        doses: of every vector.
-        pipelines: sets of transforms; one set of conditions each.
-        controls: of each vector.
-        has_base: there is a base condition.
+        vectors: name -> file, or None for a combination of other vectors.
+        doses: vector -> its doses.
+        pipelines: sets of transforms; each gives one set of conditions.
+        controls: the controls for each vector.
+        has_base: whether there is a base condition.
         on_base: also add every steered condition's step to the base.
-        baselines: that stand beside all vectors; none by default.
-        chosen: names of the steered conditions to keep, by default all; a vector of which none is kept has no control.
-        anchor_resamples: so many times the anchor is sampled again, with fresh seeds.
+        baselines: the baselines; none by default.
+        chosen: names of the steered conditions to keep, all by default. A vector with none left gets no controls.
+        anchor_resamples: how many times the anchor is sampled again with fresh seeds.
 
     Raises:
-        ValueError: two conditions would share a name or a file name, or a control needs a file that is not there.
+        ValueError: two conditions would share a name or a file name, or a control's file is missing.
     """
     plan: Plan = [(Condition("base", "base", "base"), None)] if has_base else []
     plan.append((Condition("anchor", "anchor", alpha=0.0), None))
@@ -158,13 +155,13 @@ def plan_conditions(
 
 
 def controls_at_largest(plan: Plan, *, both_signs: bool = False) -> Plan:
-    """The plan with every control at the dose of its vector's largest step, once all alphas are known.
+    """The plan with every control moved to its vector's largest step, once all alphas are known.
 
-    Which of two rates, or of a rate and a shift, asks for more can only be told by their alphas.
+    Only alphas show which of two rates, or of a rate and a shift, is the larger dose.
 
     Args:
-        plan: whose steered conditions have their alphas.
-        both_signs: of its largest step with the sign of its own dose, where that says it.
+        plan: a plan whose steered conditions have alphas.
+        both_signs: use the largest step with the sign of the control's own dose, if that has a known sign.
 
     Raises:
         ValueError: two conditions would share a file name.
@@ -195,15 +192,15 @@ def controls_at_largest(plan: Plan, *, both_signs: bool = False) -> Plan:
 def identity_of(
     condition: Condition, recipe: Recipe | None, sources: Mapping[str, str], digests: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What decides a condition's weights beside the model and its base, as plain values; its alpha is known.
+    """Everything that determines a condition's weights, apart from the model and its base, as plain values.
 
-    Of the vectors only those that it is made of are named, so that another one beside them changes nothing.
+    Only the vectors that it uses are included, so that adding another vector changes nothing.
 
     Args:
-        condition: whose weights are asked for.
-        recipe: its own.
-        sources: vector -> its file, or the text of a combination.
-        digests: vector -> digest of its file, or the text of a combination.
+        condition: the condition, with its alpha.
+        recipe: its recipe.
+        sources: vector -> its file, or the expression of a combination.
+        digests: vector -> digest of its file, or the expression of a combination.
     """
     file = None if recipe is None else recipe.file
     names = [] if recipe is None or recipe.vector is None else names_in(recipe.vector, sources)
@@ -220,7 +217,7 @@ def identity_of(
 
 
 def _files_of(pipeline: Sequence[TransformSpec]) -> list[str]:
-    """The files that transforms read: another vector's, or a second moment's."""
+    """The files that transforms read: other vectors and second moments."""
     arguments = [parse_transform(spec)[2] for spec in pipeline]
     return [str(given[key]) for given in arguments for key in ("vector_file", "second_moment") if key in given]
 
@@ -258,7 +255,7 @@ def _controls_of(
         recipe = Recipe("file", name, pipeline, dose, file=path)
         made.append(_condition(f"permuted-{index} of ", "control", recipe))
     for control, path in (controls.files or {}).items():
-        # a direction of its own: made orthogonal to itself, say, nothing would be left of it
+        # a direction of its own, not transformed: made orthogonal to itself, say, nothing would be left
         recipe = Recipe("file", name, pipeline, dose, file=path, transformed=False)
         made.append(_condition(f"{control} at the norm of ", "control", recipe))
     return made
@@ -280,10 +277,10 @@ def _baselines(vectors: Mapping[str, str | None], baselines: Baselines) -> Plan:
 
 
 def _beside(file: str, name: str, what: str) -> str:
-    """The file of a vector's control, which attribute writes in a directory beside the vector's."""
+    """The file of a vector's control, which attribute writes in a directory next to the vector."""
     path = Path(file).parent / f"{name}.safetensors"
     if not path.is_file():
-        SteeringVector.read_header(file)  # where the vector itself is not there or is none, that is said
+        SteeringVector.read_header(file)  # if the vector itself is missing or invalid, report that instead
         option = "--data.permutations" if name.startswith("permuted") else "--graddiff.steps"
         raise ValueError(f"{what}: there is no {str(path)!r}; attribute makes it ({option})")
     return str(path)

@@ -1,4 +1,4 @@
-"""The weights of every condition: makes a recipe's direction, and gives the model one condition's weights at a time."""
+"""The weights of every condition: builds a recipe's direction and applies one condition at a time to the model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,19 +24,19 @@ _NOTHING = 1e-6
 
 
 def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
-    """Vectors by name, each from its file or as a combination of others that have files.
+    """Vectors by name, each loaded from its file or combined from others that have files.
 
     Args:
-        sources: name -> file, or text such as ``bridge + 0.5 * recipe``.
+        sources: name -> file, or an expression such as ``bridge + 0.5 * recipe``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is no vector's, or two that are combined do not fit.
+        ValueError: a file is not a vector, or combined vectors do not fit each other.
     """
     files = {name for name, source in sources.items() if not is_combination(source, sources)}
     for name in files:
         if not sources[name].endswith(".safetensors") and set(sources[name]) & set("+*()"):
-            parse_combination(sources[name], sorted(files - {name}))  # says which names there are
+            parse_combination(sources[name], sorted(files - {name}))  # raises an error that lists the names
     loaded = {name: SteeringVector.load(sources[name]) for name in sources if name in files}
     for name in sources:
         if name not in files:
@@ -49,10 +49,10 @@ class StepOptions:
     """How steps are added to the weights.
 
     Attributes:
-        rounding: of weights in half precision; see `gradsteer.steering.weight_steering.steered`.
-        seed: of stochastic rounding.
-        min_retained: share of a step below which it is refused, from 0 to 1.
-        allow_other_model: apply vectors to a model that they were not made on.
+        rounding: how weights in half precision are rounded; see `gradsteer.steering.weight_steering.steered`.
+        seed: seed for stochastic rounding.
+        min_retained: a step of which a smaller fraction survives is refused; from 0 to 1.
+        allow_other_model: apply vectors to a model other than the one they were made on.
     """
 
     rounding: Rounding = "nearest"
@@ -68,13 +68,13 @@ class StepOptions:
 
 
 class ConditionWeights:
-    """Gives one model the weights of one condition after the other, each computed from the model's own.
+    """Applies one condition after another to a model, each computed from the model's own weights.
 
     Args:
-        model: with its own (the anchor's) weights.
-        vectors: by name.
-        diff: anchor - base; None where there is no base.
-        base: the base's weights by parameter name; None where there is no base.
+        model: the model, with its own (the anchor's) weights.
+        vectors: vectors by name.
+        diff: anchor - base, or None without a base.
+        base: the base's weights by parameter name, or None.
         options: how steps are added.
     """
 
@@ -94,12 +94,12 @@ class ConditionWeights:
         self._last: tuple[tuple[str, tuple[TransformSpec, ...]], SteeringVector] | None = None
 
     def transformed(self, name: str, pipeline: tuple[TransformSpec, ...]) -> SteeringVector:
-        """A vector with transforms; the last one is kept, as conditions of one direction follow each other."""
+        """A transformed vector. The last one is cached, because conditions of one direction follow each other."""
         if not pipeline:
             return self.vectors[name]
         key = (name, pipeline)
         if self._last is None or self._last[0] != key:
-            self._last = None  # let go before the next is made
+            self._last = None  # free it before the next is made
             self._last = key, apply_transforms(self.vectors[name], self.diff, list(pipeline))
         return self._last[1]
 
@@ -107,8 +107,8 @@ class ConditionWeights:
         """The direction of a condition's step.
 
         Raises:
-            FileNotFoundError: its file is not there.
-            ValueError: a transform or a file that is not accepted.
+            FileNotFoundError: its file is missing.
+            ValueError: a transform or file is invalid.
         """
         if recipe.source == "delta":
             assert self.diff is not None
@@ -123,16 +123,16 @@ class ConditionWeights:
             if not recipe.transformed:
                 return rescaled(other, vector.norm())
             changed = apply_transforms(other, self.diff, list(recipe.pipeline))
-            if changed.norm() <= _NOTHING * other.norm():  # rescaled, it would be rounding noise at full size
+            if changed.norm() <= _NOTHING * other.norm():  # rescaling would blow up rounding noise
                 raise ValueError(f"{recipe.file!r}: its transforms leave nothing of it")
             return rescaled(changed, vector.norm())
         return CONTROLS[recipe.source](vector, seed=recipe.seed, label=recipe.vector)
 
     def fixed_alpha(self, recipe: Recipe) -> float | None:
-        """The alpha that a recipe itself says; None where it is the dose's.
+        """The alpha that the recipe itself determines; None if it comes from the dose.
 
         Raises:
-            ValueError: a file of GradDiff steps does not say its own.
+            ValueError: a file of GradDiff steps does not record its alpha.
         """
         if recipe.source == "delta":
             return -recipe.scale
@@ -148,13 +148,13 @@ class ConditionWeights:
         """Within the block the model has the condition's weights; afterwards its own, byte for byte.
 
         Args:
-            condition: whose alpha is known.
-            recipe: None for the base, the anchor and what leaves the weights alone.
+            condition: the condition, with its alpha.
+            recipe: its recipe; None for the base, the anchor and conditions that leave the weights alone.
 
         Yields:
-            What the weights took of the step; None without one.
+            How much of the step the weights took; None without a step.
         """
-        # made before anything moves: a streamed diff is of the model's own weights
+        # computed before any weight changes, because a streamed diff reads the model's own weights
         direction = None if recipe is None else self.direction(recipe)
         on_base = condition.kind == "base" or (recipe is not None and recipe.on_base)
         with reweighted(self.model, self.base or {}) if on_base else nullcontext():
@@ -162,13 +162,13 @@ class ConditionWeights:
                 yield None
                 return
             assert condition.alpha is not None
-            # on the base every vector is another model's: that is what is asked
+            # on the base every vector comes from another model, which is the point
             other = self.allow_other_model or on_base
             with self._steered(direction, condition.alpha, allow_other_model=other) as step:
                 yield step
 
     @contextmanager
     def at(self, vector: SteeringVector, alpha: float) -> Iterator[None]:
-        """Within the block the model's weights are ``theta + alpha V``, rounded as the conditions' are."""
+        """Within the block the model's weights are ``theta + alpha V``, rounded like the conditions'."""
         with self._steered(vector, alpha, allow_other_model=self.allow_other_model):
             yield

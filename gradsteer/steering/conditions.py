@@ -1,4 +1,4 @@
-"""A condition: one setting of the weights whose behavior rates are asked for, and what it is called."""
+"""Conditions: settings of the weights whose behavior rates are measured, and their names."""
 
 import re
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ ModelKind = Literal["anchor", "base"]
 
 @dataclass(frozen=True)
 class Condition:
-    """What is asked for: one setting of the weights, under which responses are sampled, judged or forecast.
+    """One setting of the weights, under which responses are sampled and judged, or forecast.
 
-    What was measured of it is a `gradsteer.evaluation.condition_result.ConditionResult`.
+    Its measurements are in `gradsteer.evaluation.condition_result.ConditionResult`.
 
     Attributes:
         name: for example ``anchor`` or ``bridge alpha=+0.1``.
-        kind: what sort of condition it is.
-        model: what is steered, ``anchor`` or ``base``.
+        kind: the kind of condition.
+        model: which model is steered, ``anchor`` or ``base``.
         vector: name of the steering vector, None for base and anchor.
         transforms: labels of the transforms applied to the vector.
-        alpha: steering coefficient; 0 for the anchor, None for the base, and for a dose whose alpha is not known yet.
-        asked: the dose that was asked for, ``{"kind": "log_odds_shift", "value": -0.75}``; alpha follows from it.
-        system_prompt: put before every prompt.
-        resample: sampled with fresh seeds, the how-manieth; 0 for the seeds that all conditions share.
-        contrast: what its vector is a contrast of.
+        alpha: steering coefficient; 0 for the anchor, None for the base and for a dose that is not solved yet.
+        asked: the requested dose, ``{"kind": "log_odds_shift", "value": -0.75}``, from which alpha follows.
+        system_prompt: system prompt put before every prompt.
+        resample: number of the resample with fresh seeds; 0 for the seeds that all conditions share.
+        contrast: the classes that its vector contrasts.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Condition:
 
     @property
     def behavior(self) -> str | None:
-        """The behavior that its vector is of, where its piles' verdicts say."""
+        """The vector's behavior, if its piles' verdicts determine it."""
         return None if self.contrast is None else self.contrast.behavior
 
 
@@ -65,10 +65,10 @@ _RESERVED = {
 
 
 def check_name(what: str, name: str) -> None:
-    """Refuses a name that cannot be a file's, or that is taken by a directory of ours.
+    """Refuses a name that is not a valid file name, or that one of our directories uses.
 
     Raises:
-        ValueError: names what, the name and the accepted form.
+        ValueError: the name is not accepted; says what is named, the name and the accepted form.
     """
     if not re.fullmatch(r"[\w+=][\w.+=-]*", name) or name in _RESERVED:
         raise ValueError(
@@ -78,5 +78,5 @@ def check_name(what: str, name: str) -> None:
 
 
 def alpha_text(alpha: float) -> str:
-    """An alpha with its sign, as condition names show it: ``+0.1``, ``-0.00075``."""
+    """An alpha with its sign, as in condition names: ``+0.1``, ``-0.00075``."""
     return f"{alpha:+.12g}"

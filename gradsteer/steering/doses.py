@@ -1,7 +1,7 @@
-"""Doses: how much of a vector is asked for, in the unit that the user thinks in.
+"""Doses: how strongly to steer, in the unit of the user's choice.
 
-A dose is asked for as alpha itself, as a share of the weights' norm, as a shift of log-odds, as a divergence or as the
-rate that shall come out; `gradsteer.forecast.dose_solver` finds the alpha.
+A dose is an alpha, a relative step size, a log-odds shift, a KL budget or a target rate;
+`gradsteer.forecast.dose_solver` solves it for alpha.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ _LABELS = dict(zip(get_args(DoseKind), ("alpha", "norm", "shift", "kl", "rate"),
 
 @dataclass(frozen=True)
 class Dose:
-    """How much of a vector.
+    """How strongly to apply a vector.
 
     Attributes:
         kind: the unit.
-        value: alpha; alpha ||V|| / ||theta||; the change of the log-odds of PLUS against MINUS (negative where the
-            behavior is reduced); nats a token, with the sign of alpha; or a rate.
+        value: alpha; alpha ||V|| / ||theta||; the change in the log-odds of PLUS against MINUS (negative reduces the
+            behavior); nats per token, with the sign of alpha; or a rate.
     """
 
     kind: DoseKind
@@ -29,13 +29,13 @@ class Dose:
 
     @property
     def label(self) -> str:
-        """As condition names show it: ``alpha=+0.12``, ``shift=-0.75``, ``rate=0.1``."""
+        """The dose as in condition names: ``alpha=+0.12``, ``shift=-0.75``, ``rate=0.1``."""
         sign = "" if self.kind == "target_rate" else "+"
         return f"{_LABELS[self.kind]}={self.value:{sign}.12g}"
 
     @property
     def alpha_sign(self) -> int:
-        """The sign of its alpha; 0 where only solving tells. A positive alpha reduces the behavior."""
+        """The sign of its alpha, or 0 if unknown before solving. A positive alpha reduces the behavior."""
         if self.kind == "target_rate":
             return 0
         return (1 if self.value > 0 else -1) * (-1 if self.kind == "log_odds_shift" else 1)
@@ -51,14 +51,13 @@ def plan_doses(
     """The doses of every vector, in the order of the kinds.
 
     Args:
-        vectors: their names.
+        vectors: names of the vectors.
         given: kind -> values for all vectors, or by vector.
-        both_signs: take every value but target rates with both signs, the one of positive alpha first; otherwise as
-            given.
-        curve_points: so many more alphas on each side, evenly spaced from 0 to the largest one of `alphas`.
+        both_signs: use every value except target rates with both signs, positive alpha first; otherwise as given.
+        curve_points: number of additional alphas on each side of 0, evenly spaced up to the largest of `alphas`.
 
     Raises:
-        ValueError: no dose, an empty list, a number that is not accepted, or a name that is no vector's.
+        ValueError: no dose, an empty list, an invalid number, or an unknown vector name.
     """
     planned: dict[str, list[Dose]] = {name: [] for name in vectors}
     for kind, values in given.items():
@@ -87,17 +86,17 @@ def plan_doses(
 
 @dataclass(frozen=True)
 class DoseOptions:
-    """The doses as they are asked for, of all vectors; each kind is a list for all, or by vector.
+    """The requested doses of all vectors. Each kind is one list for all vectors, or a mapping by vector.
 
     Attributes:
         alphas: steering coefficients.
-        relative_norms: shares of the weights' norm.
-        log_odds_shifts: nats.
-        kl_budgets: nats a token.
+        relative_norms: step sizes relative to the weights' norm.
+        log_odds_shifts: log-odds shifts in nats.
+        kl_budgets: KL divergences in nats per token.
         target_rates: rates, between 0 and 1.
-        kl_statistic: of the tokens' divergences, the one that reaches the budget.
-        both_signs: as in `plan_doses`.
-        curve_points: likewise.
+        kl_statistic: which statistic of the per-token divergences must meet the budget.
+        both_signs: see `plan_doses`.
+        curve_points: see `plan_doses`.
     """
 
     alphas: Doses = None
@@ -144,17 +143,17 @@ def _curve(name: str, doses: Sequence[Dose], points: int) -> list[Dose]:
     if not largest:
         raise ValueError(f"steering.curve_points needs steering.alphas of vector {name!r}: so far goes its curve")
     steps = [largest * index / points for index in range(1, points + 1)]
-    # short names, but the largest as it is given: it is asked for already
+    # rounded for short names, except the largest, which is already one of the doses
     shown = [float(f"{step:.6g}") for step in steps[:-1]] + [largest]
     return [Dose("alpha", sign * step) for step in shown for sign in (1, -1)]
 
 
 def largest_doses(doses: Sequence[Dose], *, both_signs: bool = False) -> list[Dose]:
-    """The doses that controls are given: the largest of the first kind, of positive alpha where there are both signs.
+    """The doses for controls: the largest of the first kind, at positive alpha if there are both signs.
 
     Args:
-        doses: of one vector; at least one.
-        both_signs: the largest of each sign of alpha that there is, as far as it is known, the positive one first.
+        doses: the doses of one vector; at least one.
+        both_signs: return the largest for each known sign of alpha, positive first.
     """
     first = [dose for dose in doses if dose.kind == doses[0].kind]
     signs = sorted({dose.alpha_sign for dose in first}, reverse=True) if both_signs else [None]

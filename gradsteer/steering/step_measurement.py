@@ -1,7 +1,6 @@
 """How much of a steering step the weights took, measured in float64 piece by piece.
 
-Weights in half precision round a small step away: `AppliedStep` says how much of it arrived. Knows of tensors before
-and after a step; knows nothing of how weights are edited.
+Rounding to half precision can lose a small step; `AppliedStep` says how much of it arrived.
 """
 
 import math
@@ -14,17 +13,17 @@ from torch import Tensor, nn
 
 from gradsteer.models.parallel import is_split_model, sum_over_shards
 
-PIECE = 1 << 20  # elements, at 8 bytes each
+PIECE = 1 << 20  # elements of 8 bytes each
 
 
 @dataclass(frozen=True)
 class TensorStep:
-    """How much of the intended step one weight took; all None where V is zero there.
+    """How much of the intended step one weight tensor took; all None if V is zero there.
 
     Attributes:
-        retained_fraction: ``<applied, intended> / ||intended||^2``; 1 when nothing was lost.
-        step_error: ``||applied - intended|| / ||intended||``, the rounding noise included.
-        changed_fraction: share of its entries whose value differs from the one before the step.
+        retained_fraction: ``<applied, intended> / ||intended||^2``; 1 if nothing was lost.
+        step_error: ``||applied - intended|| / ||intended||``, including rounding noise.
+        changed_fraction: fraction of its entries that the step changed.
     """
 
     retained_fraction: float | None
@@ -33,15 +32,15 @@ class TensorStep:
 
 
 class MovedWeight(NamedTuple):
-    """One weight that V covers, before and after the step: what this process holds of it, all of one shape.
+    """One weight tensor covered by V, before and after the step: this process's shards, all of one shape.
 
     Attributes:
-        name: the parameter's.
-        start: what the step started from, but for `earlier`; of any precision.
-        earlier: (direction, alpha) of the steps that lie between `start` and this one.
+        name: the parameter's name.
+        start: the value before `earlier` steps; any precision.
+        earlier: (direction, alpha) of the steps between `start` and this one.
         before: the value before the step, in the model's precision.
         after: the value after the step, in the model's precision.
-        direction: V's, on any device.
+        direction: V's entries, on any device.
     """
 
     name: str
@@ -53,12 +52,12 @@ class MovedWeight(NamedTuple):
 
 
 class Measurable(NamedTuple):
-    """What a step is measured from.
+    """The inputs for measuring a step.
 
     Attributes:
-        moved: the weights that V covers, made one at a time.
+        moved: the weights that V covers, generated one at a time.
         originals: all weights of the model without any step, this process's shards.
-        model: whose weights they are.
+        model: the model.
     """
 
     moved: Iterable[MovedWeight]
@@ -75,13 +74,13 @@ class _Figures(NamedTuple):
 class AppliedStep:
     """How much of the intended step ``alpha * V`` the weights really took, in their own precision.
 
-    Measured when a property is first read, which takes some passes over the weights; reading on costs nothing. Of a
-    model that is split over processes the first reading is collective: all processes must read, or none.
+    It is measured when a property is first read, which takes a few passes over the weights; later reads are free. If
+    the model is split over processes the first read is collective: all processes must read, or none.
 
     Args:
-        names: of the parameters that V covers.
+        names: names of the parameters that V covers.
         alpha: the steering coefficient.
-        look: gives what the step is measured from, as the weights are now.
+        look: returns the inputs for the measurement, from the current weights.
     """
 
     def __init__(self, names: Collection[str], alpha: float, look: Callable[[], Measurable]) -> None:
@@ -91,39 +90,39 @@ class AppliedStep:
 
     @property
     def retained_fraction(self) -> float | None:
-        """``<applied, intended> / ||intended||^2``; 1 when nothing was lost. None for a zero step.
+        """``<applied, intended> / ||intended||^2``; 1 if nothing was lost. None for a zero step.
 
         Raises:
-            RuntimeError: nothing was read before the block ended; so for every property.
+            RuntimeError: no property was read before the block ended (the same for every property).
         """
         return self._measured().whole.retained_fraction
 
     @property
     def step_error(self) -> float | None:
-        """``||applied - intended|| / ||intended||``, the rounding noise included. None for a zero step."""
+        """``||applied - intended|| / ||intended||``, including rounding noise. None for a zero step."""
         return self._measured().whole.step_error
 
     @property
     def changed_fraction(self) -> float | None:
-        """Share of the weights that V covers whose value differs from before the step. None for a zero step."""
+        """Fraction of the weights covered by V that the step changed. None for a zero step."""
         return self._measured().whole.changed_fraction
 
     @property
     def relative_norm(self) -> float:
-        """``alpha * ||V|| / ||theta||``, theta over all parameters of the model; signed as alpha."""
+        """``alpha * ||V|| / ||theta||``, theta over all parameters of the model, with the sign of alpha."""
         return self._measured().relative_norm
 
     @property
     def by_tensor(self) -> dict[str, TensorStep]:
-        """Parameter name -> the same of each weight that V covers."""
+        """Parameter name -> the same measurements, for each tensor that V covers."""
         return dict(self._measured().by_tensor)
 
     def measure(self) -> None:
-        """Measures the step now, so that it can be read after its block ended (collective where weights are split)."""
+        """Measures the step now, so that it can be read after its block ends (collective if weights are split)."""
         self._measured()
 
     def end(self) -> None:
-        """Notes that the weights are about to be put back: what was not measured yet cannot be any more."""
+        """Called just before the weights are restored: afterwards the step can no longer be measured."""
         self._look = None
 
     def _measured(self) -> _Figures:
@@ -133,7 +132,7 @@ class AppliedStep:
                     "the step was not measured before its block ended, and the weights that took it are gone; read a "
                     "property of it within the block"
                 )
-            # without a step there is nothing to look at, whatever V holds
+            # without a step there is nothing to measure, whatever V holds
             self._figures = _measure(self._look(), self._alpha) if self._alpha else _no_step(self._names)
         return self._figures
 
@@ -142,8 +141,8 @@ def pieces(*tensors: Tensor, size: int = PIECE) -> Iterator[tuple[Tensor, ...]]:
     """Views of the same entries of several tensors, in row-major order.
 
     Args:
-        tensors: of one shape; their memory may lie differently.
-        size: entries in a piece at most.
+        tensors: tensors of one shape; their memory layouts may differ.
+        size: maximum entries per piece.
     """
     first = tensors[0]
     if first.numel() <= size:
@@ -165,7 +164,7 @@ def _measure(measurable: Measurable, alpha: float) -> _Figures:
         rows.append(_sums(weight, alpha))
         names.append(weight.name)
     squares = [_squares(original) for original in measurable.originals]
-    # one table and one message, however many tensors: a row each, and ||theta||^2
+    # one table, and so one reduction, for all tensors: a row each, and ||theta||^2
     table = torch.zeros(len(rows) + 1, 5, dtype=torch.float64)
     for row, sums in zip(table, rows, strict=False):
         row.copy_(sums)
@@ -212,5 +211,5 @@ def _sums(weight: MovedWeight, alpha: float) -> Tensor:
 def _squares(tensor: Tensor) -> float:
     total = torch.zeros((), dtype=torch.float64, device=tensor.device)
     for (piece,) in pieces(tensor):
-        total += piece.double().square().sum()  # of a float64 weight it is the weight itself
+        total += piece.double().square().sum()  # double() does not copy a float64 weight
     return float(total)

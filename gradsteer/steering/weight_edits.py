@@ -1,10 +1,8 @@
-"""The weights of an edited model: their originals, the edits that are active on them, and putting them back.
+"""Editing a model's weights and restoring them: the originals, the active edits, and putting the originals back.
 
-What `gradsteer.steering.weight_steering` offers stands on this. Every value is computed from the originals by all
-edits that are active, so that edits may be left in any order; the original bytes are copied back when the last one is
-left. Memory:
-one copy of the weights that were edited or are held. Knows of models and functions of weights; knows nothing of
-steering vectors.
+`gradsteer.steering.weight_steering` is built on this. Every value is computed from the originals by all active edits,
+so edits may be left in any order. The original bytes are copied back when the last edit is left. Memory: one copy of
+the weights that are edited or held.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,14 +23,14 @@ Change = Callable[[str, Tensor], Tensor]
 
 @dataclass(eq=False)
 class Edit:
-    """What some weights become: a function of what they were, or a multiple of a direction added to it.
+    """An edit: a function of the weights' values, or a multiple of a direction added to them.
 
     Attributes:
-        names: of the parameters that it covers.
+        names: names of the parameters that it covers.
         change: (name, value) -> new value; see `gradsteer.steering.weight_steering.rewritten`.
-        adds: in place of a change: parameter name -> direction, this process's shard.
-        alpha: what the directions are multiplied by.
-        seed: of stochastic rounding; None rounds to nearest.
+        adds: instead of a change: parameter name -> direction, this process's shard.
+        alpha: coefficient of the directions.
+        seed: seed for stochastic rounding; None rounds to nearest.
     """
 
     names: Collection[str]
@@ -51,28 +49,28 @@ class _Hold:
 
 @dataclass
 class _Edited:
-    """The originals of one model, the steps that are active on it (outermost first), and who holds originals."""
+    """One model's originals, its active steps (outermost first), and the blocks that hold originals."""
 
     originals: dict[str, Tensor] = field(default_factory=dict)
     steps: list[Edit] = field(default_factory=list)
     holds: list[_Hold] = field(default_factory=list)
-    moved: set[str] = field(default_factory=set)  # written to since they were the originals
+    moved: set[str] = field(default_factory=set)  # overwritten since they were the originals
     fingerprint: str = ""
-    versions: dict[str, tuple[int, int]] = field(default_factory=dict)  # when no step was active last
+    versions: dict[str, tuple[int, int]] = field(default_factory=dict)  # as of the last time without an active step
 
 
 _ACTIVE: "WeakKeyDictionary[nn.Module, _Edited]" = WeakKeyDictionary()
 
 
 def is_edited(model: nn.Module) -> bool:
-    """Whether an edit is active: the model's weights are then not its own."""
+    """Whether an edit is active, so that the model's weights are not its own."""
     edited = _ACTIVE.get(model)
     return edited is not None and bool(edited.steps)
 
 
 @contextmanager
 def held(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Within the block the originals of some weights are kept, whatever edits come and go.
+    """Within the block the originals of some weights are kept, across any number of edits.
 
     Raises:
         RuntimeError: see `gradsteer.steering.weight_steering.holding`.
@@ -89,12 +87,12 @@ def held(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 @contextmanager
 def edited_by(model: nn.Module, step: Edit) -> Iterator[None]:
-    """Within the block an edit is active; afterwards it is not, also where the block raises or is interrupted.
+    """Within the block an edit is active; it is undone afterwards, even if the block raises or is interrupted.
 
     Raises:
-        RuntimeError: weights that are held were written to, or a parameter was lost within the block.
+        RuntimeError: held weights were written to, or the model lost a parameter within the block.
     """
-    # an interrupt may come between any two lines: whatever was done by then is undone
+    # an interrupt may come between any two lines, so everything done by then is undone
     try:
         edited = _opened(model)
         edited.steps.append(step)
@@ -107,7 +105,7 @@ def edited_by(model: nn.Module, step: Edit) -> Iterator[None]:
 
 
 def _to_the_end(undo: Callable[[], None]) -> None:
-    """Does again what an interrupt cut short: a second Ctrl-C must not leave half of the weights behind."""
+    """Repeats the undo if it is interrupted: a second Ctrl-C must not leave the weights half restored."""
     interrupt: BaseException | None = None
     while True:
         try:
@@ -127,7 +125,7 @@ def _opened(model: nn.Module) -> _Edited:
     if not edited.steps:
         versions = weight_versions(model)
         for name in edited.originals.keys() & versions.keys():
-            # where FSDP2 keeps a shard is its own affair
+            # FSDP2 may move a shard's memory
             if versions[name] != edited.versions[name] and not is_split(model.get_parameter(name)):
                 raise RuntimeError(
                     f"{name!r} was written to within holding(...), whose copy of it is no longer the model's own "
@@ -145,7 +143,7 @@ def _keep(model: nn.Module, edited: _Edited, names: Collection[str]) -> None:
 
 
 def _parts(model: nn.Module) -> dict[str, Tensor]:
-    """What this process holds of every parameter, sharing its memory."""
+    """This process's shard of every parameter, sharing its memory."""
     return {name: shard(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
@@ -157,7 +155,7 @@ def _leave(model: nn.Module, step: Edit) -> None:
     if step in edited.steps:
         edited.steps.remove(step)
     if edited.steps:
-        # an entry that failed may have kept only some
+        # an edit that failed on entry may have kept only some originals
         _recompute(model, edited, [name for name in step.names if name in edited.moved])
     elif edited.moved:
         _put_back(model, edited)
@@ -173,7 +171,7 @@ def _put_back(model: nn.Module, edited: _Edited) -> None:
         parameters[name].copy_(edited.originals[name])
     if not missing:
         restored(model, edited.fingerprint, edited.versions, edited.moved)
-    # not of the others: who wrote to those is still to be found out
+    # only the moved ones: writes to the others must still be detected
     edited.versions |= {name: at for name, at in weight_versions(model).items() if name in edited.moved}
     edited.moved.clear()
     _forget(model, edited)
@@ -192,7 +190,7 @@ def _let_go(model: nn.Module, hold: _Hold) -> None:
 
 
 def _forget(model: nn.Module, edited: _Edited) -> None:
-    """Drops what nobody holds, where no step is active."""
+    """Drops originals that no block holds; called if no step is active."""
     held = {name for hold in edited.holds for name in hold.names}
     edited.originals = {name: original for name, original in edited.originals.items() if name in held}
     if not edited.holds:
@@ -203,13 +201,13 @@ def _forget(model: nn.Module, edited: _Edited) -> None:
 def _recompute(model: nn.Module, edited: _Edited, names: Collection[str]) -> None:
     parameters = dict(model.named_parameters())
     for name in names:
-        if name in parameters:  # where one was lost, leaving the outermost edit says so
+        if name in parameters:  # a lost parameter is reported when the outermost edit is left
             out = shard(parameters[name].detach())
             _write(name, edited.originals[name], edited.steps, like=parameters[name], out=out)
 
 
 def _write(name: str, original: Tensor, steps: Sequence[Edit], *, like: Tensor, out: Tensor) -> None:
-    """Writes a weight after some steps; half precisions are summed in float32 and rounded once."""
+    """Writes a weight's value after some steps; half precision is summed in float32 and rounded once."""
     value, adding = _changed(name, original, steps)
     directions = [step.adds[name] for step in adding]
     work = _working_dtype(original)
@@ -217,12 +215,12 @@ def _write(name: str, original: Tensor, steps: Sequence[Edit], *, like: Tensor, 
     generator = rounding_generator(seeds[-1], name) if seeds and out.dtype in HALF_PRECISIONS else None
     numbers: list[Tensor] = []
     if generator is not None and is_split(like):
-        # drawn for the whole tensor, of which a process takes its part: rounded as on one process
+        # drawn for the whole tensor and then sharded, so that rounding is the same as on one process
         numbers, generator = [shard_like(torch.rand(like.shape, generator=generator), like)], None
-    # in pieces, so that what is converted stays small
+    # in pieces, so that converted copies stay small
     converted = any(tensor.dtype != work or tensor.device != out.device for tensor in (value, out, *directions))
     size = (PIECE if out.device.type == "cpu" else 16 * PIECE) if converted else max(1, out.numel())
-    # one buffer for all pieces: fresh memory would cost more than the sums
+    # one buffer for all pieces, because fresh memory would cost more than the sums
     buffer = out.new_empty(0 if out.dtype == work else min(size, out.numel()), dtype=work)
     for old, new, *parts in pieces(value, out, *directions, *numbers, size=size):
         into = new if new.dtype == work else buffer[: new.numel()].view(new.shape)
@@ -238,7 +236,7 @@ def _write(name: str, original: Tensor, steps: Sequence[Edit], *, like: Tensor, 
 
 
 def _changed(name: str, original: Tensor, steps: Sequence[Edit]) -> tuple[Tensor, list[Edit]]:
-    """A weight after the last step that is no addition, and the additions that follow it."""
+    """A weight's value after the last step that is not an addition, and the additions after it."""
     steps = [step for step in steps if name in step.names]
     changes = 1 + max((index for index, step in enumerate(steps) if step.change is not None), default=-1)
     if changes == 0:
@@ -257,7 +255,7 @@ def _working_dtype(original: Tensor) -> torch.dtype:
 
 
 def look_at(model: nn.Module, step: Edit) -> Measurable:
-    """What a step is measured from, also while others are active within it."""
+    """The inputs for measuring a step, even while other steps are nested inside it."""
     settle(model)
     edited, parameters = _ACTIVE[model], dict(model.named_parameters())
     index = edited.steps.index(step)

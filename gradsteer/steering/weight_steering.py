@@ -1,9 +1,9 @@
-"""Adding a multiple of a steering vector to a model's weights, and putting the weights back.
+"""Adding a multiple of a steering vector to a model's weights, and restoring the weights.
 
-`steered`, `reweighted` and `holding` are context managers. ``theta + aV - aV`` is not ``theta`` in floating point, so
-the original bytes are kept and copied back; every value is computed from the originals, never from what an earlier
-edit left. Of a model that is split over processes each process edits the shard that it holds. Sign convention: positive
-alpha raises the PLUS pile's loss and reduces its behavior.
+`steered`, `reweighted`, `rewritten` and `holding` are context managers. ``theta + aV - aV`` is not ``theta`` in
+floating point, so the original bytes are kept and copied back, and every value is computed from the originals. If the
+model is split over processes, each process edits its shard. Sign convention: positive alpha raises the PLUS pile's loss
+and reduces its behavior.
 """
 
 import math
@@ -36,26 +36,26 @@ def steered(
 ) -> Iterator[AppliedStep]:
     """Within the block the model's weights are ``theta + alpha * V``; afterwards theta, byte for byte.
 
-    Restores also when the block raises or is interrupted. May be nested: the steps add up, and leaving one
-    recomputes the rest from the originals. Tied weights move once. Extra memory: one copy of the parameters
-    that the vector covers; `holding` keeps it from one block to the next.
+    The weights are restored even if the block raises or is interrupted. Blocks may be nested: steps add up, and leaving
+    one recomputes the rest from the originals. Tied weights move once. Extra memory: one copy of the parameters that
+    the vector covers; `holding` keeps it from one block to the next.
 
     Args:
         model: any module with the vector's parameters.
         vector: the direction V.
         alpha: the steering coefficient; positive reduces the behavior of the PLUS pile, negative raises it.
-        allow_other_model: apply a vector to a model that it was not made on (the portability question).
-        rounding: of bfloat16 and float16 weights: "nearest", or "stochastic", whose expected step is the intended one
-            (see `gradsteer.steering.rounding`). Where edits are nested, a weight is rounded stochastically if one of
-            them asks for it, by the innermost one's seed. Weights of higher precision are rounded to nearest.
-        seed: of stochastic rounding; the same seed rounds a parameter of a name alike, on any number of processes.
+        allow_other_model: apply the vector to a model other than the one it was made on.
+        rounding: how bfloat16 and float16 weights are rounded: "nearest", or "stochastic", whose expected step is exact
+            (see `gradsteer.steering.rounding`). In nested edits a weight is rounded stochastically if any of them asks
+            for it, with the innermost one's seed. Weights of higher precision are rounded to nearest.
+        seed: seed for stochastic rounding; it rounds a parameter the same way on any number of processes.
 
     Yields:
-        What the weights really took of the step; measured when it is first asked, within the block.
+        How much of the step the weights took; measured on first access, within the block.
 
     Raises:
         ValueError: alpha is not finite, the vector's names or shapes do not fit, it was made on other weights, or
-            stochastic rounding is asked for where no weight that the vector covers is in half precision.
+            rounding is stochastic although no weight that the vector covers is in half precision.
     """
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha!r}; accepted: a finite number")
@@ -67,7 +67,7 @@ def steered(
     if rounding == "stochastic":
         _check_half([parameters[name].dtype for name in vector])
     expected = vector.metadata.get("model_fingerprint")
-    # inside another edit the weights are no longer those of the fingerprint: checked at the outermost entry only
+    # inside another edit the weights no longer match the fingerprint, so it is checked only at the outermost entry
     if expected and not allow_other_model and not is_edited(model):
         found = model_fingerprint(model)
         if found != expected:
@@ -76,7 +76,7 @@ def steered(
                 "to apply it to another model all the same, ask for that (allow_other_model)"
             )
     parts = {name: shard_like(tensor.detach(), parameters[name]) for name, tensor in vector.items()}
-    # 0 * V is not nothing: it turns -0.0 into 0.0, and makes NaN of an infinite entry
+    # adding 0 * V is not a no-op: it turns -0.0 into 0.0, and gives NaN for an infinite entry
     moving = parts if alpha != 0 else {}
     step = Edit(moving, adds=moving, alpha=float(alpha), seed=seed if rounding == "stochastic" else None)
     applied = AppliedStep(parts, float(alpha), lambda: look_at(model, step))
@@ -102,7 +102,7 @@ def reweighted(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
 
     Args:
         model: any module.
-        weights: parameter name -> values, cast to the parameter's dtype; may cover fewer than all parameters.
+        weights: parameter name -> values, cast to the parameter's dtype; need not cover all parameters.
 
     Raises:
         ValueError: names or shapes do not fit the model.
@@ -116,14 +116,14 @@ def reweighted(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
 
 @contextmanager
 def rewritten(model: nn.Module, names: Collection[str], change: Change) -> Iterator[None]:
-    """Within the block some weights are a function of what they were; afterwards they are that again, byte for byte.
+    """Within the block some weights are replaced by a function of themselves; afterwards restored, byte for byte.
 
     Args:
         model: any module.
-        names: of the parameters to change.
-        change: (name, value) -> new value, of the value's shape; float32, or float64 for a float64 model. Called
-            again where edits are nested, so it must give the same each time. Of a model that is split over processes
-            both are this process's shard.
+        names: names of the parameters to change.
+        change: (name, value) -> new value of the same shape; float32, or float64 for a float64 model. Nested edits call
+            it again, so it must be deterministic. If the model is split over processes, values are this process's
+            shards.
     """
     with edited_by(model, Edit(names, change)):
         yield
@@ -131,20 +131,20 @@ def rewritten(model: nn.Module, names: Collection[str], change: Change) -> Itera
 
 @contextmanager
 def holding(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
-    """Within the block the originals of some weights are kept, so that edit after edit need not copy them again.
+    """Within the block the originals of some weights are kept, so that repeated edits need not copy them again.
 
-    For a model that goes from one condition to the next: entering `steered` then only writes ``theta + alpha * V``
-    from the copy that is there, and leaving it only copies back. Between the edits the model has its own weights,
-    and whatever is checked at an outermost edit is checked at each. May be nested, in itself and in edits. Extra
-    memory: one copy of the weights that are held.
+    Use it when a model goes from one condition to the next: entering `steered` then only writes ``theta + alpha * V``
+    from the existing copy, and leaving it only copies back. Between edits the model has its own weights, and each edit
+    runs all checks of an outermost edit. May be nested, in itself and in edits. Extra memory: one copy of the held
+    weights.
 
     Args:
-        model: any module; within the block only edits may write to the weights that are held.
-        names: of the parameters to hold; None holds all.
+        model: any module; within the block only edits may write to the held weights.
+        names: names of the parameters to hold; None holds all.
 
     Raises:
         ValueError: the model lacks a name.
-        RuntimeError: on entering an edit within the block: weights that are held were written to otherwise.
+        RuntimeError: on entering an edit within the block, if held weights were written to by something else.
     """
     has = [name for name, _ in model.named_parameters()]
     for name in names or ():

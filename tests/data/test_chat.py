@@ -311,11 +311,11 @@ TEMPLATE_OF_CONTEXT = (
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (TEMPLATE_WITHOUT_END, r"writes '\\n' behind assistant turn 1, .*register its end-of-turn token"),
+        (TEMPLATE_WITHOUT_END, r"writes '\\n' after assistant turn 1, .*register its end-of-turn token"),
         (TEMPLATE_WITHOUT_ANSWERS, "assistant turn 1: it writes the content 0 times; expected once"),
         (TEMPLATE_WRITING_TWICE, "assistant turn 1: it writes the content 2 times; expected once"),
-        (TEMPLATE_WITH_LENGTHS, "what it writes behind the turn depends on its content, 'Hello!'"),
-        (TEMPLATE_OF_CONTEXT, "it writes the turns before it differently once the turn is there"),
+        (TEMPLATE_WITH_LENGTHS, "what it writes after the turn depends on its content, 'Hello!'"),
+        (TEMPLATE_OF_CONTEXT, "it renders the preceding turns differently once the turn is there"),
     ],
 )
 def test_a_template_that_does_not_tell_the_assistants_tokens_is_refused(template, message):
