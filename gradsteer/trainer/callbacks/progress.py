@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 from gradsteer.progress import Tick, progress
+from gradsteer.trainer.session import session_of
 
 _REFRESH = 1.0  # seconds between two looks at the metrics
 
@@ -128,8 +129,7 @@ class StageProgressLines(ProgressBar):
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Counts the batches of all data loaders: piles, or conditions."""
         batches = trainer.num_test_batches
-        conditions = getattr(trainer, "conditions", None)
-        one_each = bool(conditions) and set(batches) == {1}
+        one_each = bool(session_of(trainer).conditions) and set(batches) == {1}
         self._begin(getattr(pl_module, "work", "testing"), _sum(batches), "condition" if one_each else "batch")
 
     def on_test_batch_start(
