@@ -65,7 +65,7 @@ def _find_turn(
     stand_in = f"content{uuid.uuid4().hex}"
     marked = [*messages[:turn], {**messages[turn], "content": stand_in}, *messages[turn + 1 :]]
     pieces = render(tokenizer, marked, where).split(stand_in)
-    problem = f"{where}the tokens of assistant turn {turn} cannot be told from the chat template: "
+    problem = f"{where}the chat template does not show the tokens of assistant turn {turn}: "
     if len(pieces) != 2:
         raise ValueError(f"{problem}it writes the content {len(pieces) - 1} times; expected once")
     before, after = pieces

@@ -136,7 +136,7 @@ def read_prompts(source: str, *, split: str = "train", columns: dict[str, str] |
         key = str(given) if given not in (None, "") else text_digest(json.dumps(messages, sort_keys=True))[:8]
         if key in prompts:
             raise ValueError(
-                f"{where}: id {key!r} stands at {prompts[key].source} already; expected each prompt once "
+                f"{where}: id {key!r} already occurs at {prompts[key].source}; expected each prompt once "
                 "(give the rows ids of their own to keep a repeated prompt)"
             )
         prompts[key] = Prompt(key, messages, where)
@@ -222,7 +222,7 @@ def _parse_cell(text: str, where: str) -> Any:
 def _read_rows(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (`file:line`, row) from `source`."""
     if not source:  # an empty path would mean the current directory
-        raise ValueError("source is empty; expected a file, a data set directory or the id of a data set")
+        raise ValueError("source is empty; expected a file, a dataset directory or a hub dataset id")
     path = Path(resolve_resource(source)).expanduser()
     if path.is_file():
         readers = dict(zip(_SUFFIXES, (_read_lines, _read_json, _read_parquet, _read_csv), strict=True))
@@ -233,8 +233,8 @@ def _read_rows(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]
         yield from _read_dataset(str(path) if path.is_dir() else source, split)
     else:
         raise ValueError(
-            f"no such file: {source}; expected a {', '.join(_SUFFIXES)} file, a data set directory, "
-            "or the id of a data set on the hub (NAME or OWNER/NAME)"
+            f"no such file: {source}; expected a {', '.join(_SUFFIXES)} file, a dataset directory, "
+            "or a hub dataset id (NAME or OWNER/NAME)"
         )
 
 
@@ -299,6 +299,6 @@ def _read_dataset(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any
     try:
         rows = datasets.load_dataset(name, split=split)
     except (datasets.exceptions.DatasetsError, ConnectionError) as error:
-        raise ValueError(f"{name}: no local file, and no data set of that name ({error})") from error
+        raise ValueError(f"{name}: no local file, and no dataset of that name ({error})") from error
     for number, row in enumerate(rows, start=1):
         yield f"{name}[{split}]:{number}", row

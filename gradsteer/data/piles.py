@@ -227,7 +227,7 @@ def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
     if not kept:
         cut = sum(row["finish_reason"] == "length" for _, row in rows)
         raise ValueError(
-            f"pile {name!r} is empty: of {len(rows)} responses that match, {cut} of them cut, none is "
+            f"pile {name!r} is empty: of {len(rows)} matching responses, {cut} of them truncated, none is "
             f"{'longer' if sign > 0 else 'shorter'} than their median of {middle:g} tokens"
         )
     return kept

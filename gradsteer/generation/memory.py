@@ -165,8 +165,8 @@ class FittingParts:
                 if self.largest is not None and self.largest != told:
                     told = self.largest
                     self._warn(
-                        f"out of memory with {len(items)} responses at once: sampled again with {told}, which fits, "
-                        f"and so are later batches; --data.batch_size {told} would not try more"
+                        f"out of memory with {len(items)} responses at once: sampled again with {told}, which fits "
+                        f"and is kept for later batches; --data.batch_size {told} avoids the retry"
                     )
                 continue
             # the failed step's tensors are only freed here, outside the except block

@@ -59,7 +59,7 @@ class UnfinishedCondition:
         )
         raise ValueError(
             f"{str(self.directory)!r} holds responses that another configuration sampled: it differs in {shown}. "
-            "Go on with that configuration, choose another --output_dir, or start afresh with --overwrite true"
+            "Continue with that configuration, choose another --output_dir, or start over with --overwrite true"
         )
 
     def begin(self, plan: Mapping[str, Any], *, overwrite: bool = False) -> bool:
@@ -120,8 +120,8 @@ class UnfinishedCondition:
         try:
             write_jsonl(path, rows)
         except OSError as error:
-            lost = f"the responses of batch {number} could not be kept; those before it are, and the same command goes"
-            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {lost} on", str(path)) from error
+            lost = f"batch {number} could not be saved; earlier batches are kept, and the same command resumes there"
+            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {lost}", str(path)) from error
 
     def measured(self, of: str) -> dict[str, Any] | None:
         """Saved measurements of the condition's weights on a text; None if there are none.
@@ -203,7 +203,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        said = f"{str(path)!r} is not readable as JSON ({error}); delete its directory to start afresh"
+        said = f"{str(path)!r} is not readable as JSON ({error}); delete its directory to start over"
         raise ValueError(said) from error
     return found
 

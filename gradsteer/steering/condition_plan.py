@@ -97,7 +97,7 @@ class Baselines:
                 raise ValueError(f"steering.graddiff_steps holds {steps}; accepted: 1 or more")
         for scale in self.delta_scales:
             if not abs(scale) < float("inf") or scale == 0:
-                raise ValueError(f"steering.delta_scales holds {scale}; accepted: finite numbers but 0")
+                raise ValueError(f"steering.delta_scales holds {scale}; accepted: finite numbers other than 0")
 
 
 Plan = list[tuple[Condition, Recipe | None]]

@@ -129,7 +129,7 @@ def _signed(option: str, kind: DoseKind, numbers: list[float], both_signs: bool)
         if kind == "target_rate" and not 0 < number < 1:
             raise ValueError(f"{option} holds {number}; accepted: rates, more than 0 and less than 1 (0.05 is 5%)")
         if not abs(number) < float("inf") or number == 0:
-            raise ValueError(f"{option} holds {number}; accepted: finite numbers but 0")
+            raise ValueError(f"{option} holds {number}; accepted: finite numbers other than 0")
     if kind == "target_rate" or not both_signs:
         return [Dose(kind, number) for number in numbers]
     order = (-1, 1) if kind == "log_odds_shift" else (1, -1)
@@ -141,7 +141,7 @@ def _curve(name: str, doses: Sequence[Dose], points: int) -> list[Dose]:
         raise ValueError(f"steering.curve_points is {points}; accepted: 0 or more")
     largest = max((abs(dose.value) for dose in doses if dose.kind == "alpha"), default=0.0)
     if not largest:
-        raise ValueError(f"steering.curve_points needs steering.alphas of vector {name!r}: so far goes its curve")
+        raise ValueError(f"steering.curve_points needs steering.alphas of vector {name!r}: they bound its curve")
     steps = [largest * index / points for index in range(1, points + 1)]
     # rounded for short names, except the largest, which is already one of the doses
     shown = [float(f"{step:.6g}") for step in steps[:-1]] + [largest]

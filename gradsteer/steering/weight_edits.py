@@ -128,8 +128,8 @@ def _opened(model: nn.Module) -> _Edited:
             # FSDP2 may move a shard's memory
             if versions[name] != edited.versions[name] and not is_split(model.get_parameter(name)):
                 raise RuntimeError(
-                    f"{name!r} was written to within holding(...), whose copy of it is no longer the model's own "
-                    "weight; train or load weights outside of it"
+                    f"{name!r} was written to within holding(...), so the held copy is no longer the model's own "
+                    "weight; train or load weights outside the block"
                 )
         edited.fingerprint, edited.versions = model_fingerprint(model), versions
     return edited

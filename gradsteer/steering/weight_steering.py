@@ -73,7 +73,7 @@ def steered(
         if found != expected:
             raise ValueError(
                 f"this vector was made on a model with fingerprint {expected}, the model at hand has {found}; "
-                "to apply it to another model all the same, ask for that (allow_other_model)"
+                "to apply it to another model anyway, set allow_other_model"
             )
     parts = {name: shard_like(tensor.detach(), parameters[name]) for name, tensor in vector.items()}
     # adding 0 * V is not a no-op: it turns -0.0 into 0.0, and gives NaN for an infinite entry

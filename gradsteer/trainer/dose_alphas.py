@@ -69,7 +69,7 @@ class DoseFinder:
             if known != digest:
                 raise ValueError(
                     f"the forecast is of {'another' if known else 'no'} vector {name!r} ({self.sources[name]}); make "
-                    "it anew"
+                    "a new one"
                 )
 
     def digests(self) -> dict[str, str]:
@@ -196,9 +196,8 @@ class DoseFinder:
         shared = sorted(set(check_seeds(pl_module.sampling_seed)) & set(self._about.get("seeds", ())))
         if shared:
             rank_zero_warn(
-                f"forecast: its responses and this run share the seed {shared[0]}; where the prompts are "
-                "the same, so are the anchor's responses, and the two agree better than they should; give another "
-                "--model.sampling_seed"
+                f"forecast: its responses and this run share the seed {shared[0]}; on the same prompts the anchor's "
+                "responses are then the same and the agreement is too good; use another --model.sampling_seed"
             )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -206,7 +205,9 @@ class DoseFinder:
         theirs: dict[str, Any] = self._about.get("settings") or {}
         for key, value in theirs.items():
             if settings.get(key) != value:
-                raise ValueError(f"the forecast is of {key} {value!r}, this run of {settings.get(key)!r}; make it anew")
+                raise ValueError(
+                    f"the forecast is of {key} {value!r}, this run of {settings.get(key)!r}; make a new one"
+                )
 
     def check_conditions(self, plan: Plan) -> None:
         """Refuses a forecast whose conditions share names with the plan's but are made from something else."""
@@ -214,7 +215,7 @@ class DoseFinder:
         for name, source in sources_of(plan).items():
             if name in self._known and sources.get(name) != source:
                 raise ValueError(
-                    f"the forecast of {name!r} is of another seed, vector file or system prompt; make it anew"
+                    f"the forecast of {name!r} is of another seed, vector file or system prompt; make a new one"
                 )
 
     def predict(self, trainer: L.Trainer, pl_module: Any, number: int) -> None:

@@ -67,16 +67,13 @@ def refuse_overlap(
                 continue
             text = (
                 f"{name} was made on responses to {len(shared)} of the {len(digests)} {kind} that it is "
-                "measured on: its effect looks larger there than on prompts that it has not seen"
+                "measured on: its effect looks larger there than on unseen prompts"
             )
             if not faithful:
-                raise ValueError(
-                    f"{text}. Give other prompts, or take them all the same: --steering.seed_faithful true"
-                )
+                raise ValueError(f"{text}. Use other prompts, or allow the overlap: --steering.seed_faithful true")
             rank_zero_info(text)
         if any(sets.values()) and (_KEY not in metadata or _INCOMPLETE in metadata):
             rank_zero_info(
                 f"{name} does not say which prompts it was made on{', not all of them' if _KEY in metadata else ''}: "
-                "whether they are those that it is measured on, where its effect would look larger, could not be "
-                "checked"
+                "overlap with the evaluation prompts, where its effect would look larger, could not be checked"
             )

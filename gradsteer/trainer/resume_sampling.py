@@ -57,7 +57,7 @@ class KeptSampling:
             names = ", ".join(sorted(each.slug for each in others))
             raise ValueError(
                 f"{str(responses)!r} holds responses of an interrupted run with conditions that this one does not "
-                f"have: {names}. Go on with that configuration, choose another --output_dir, or replace them with "
+                f"have: {names}. Continue with that configuration, choose another --output_dir, or replace them with "
                 "--overwrite true"
             )
         if not overwrite:

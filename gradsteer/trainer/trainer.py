@@ -76,7 +76,7 @@ class GradsteerTrainer(L.Trainer):
         if self.limit_test_batches != 1.0 and not self.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError(
                 f"trainer.limit_test_batches is {self.limit_test_batches}: {command} would report the longest prompts "
-                "only; take --data.max_prompts N"
+                "only; use --data.max_prompts N"
             )
 
     def _refuse_split_weights(self, command: str) -> None:

@@ -68,8 +68,8 @@ def calibrate(
     first, second = found.halves
     rank_zero_info(
         f"vector {name}: slope <S, V> = {found.slope:.4g} +- {found.standard_error:.2g} (halves {first:.4g} and "
-        f"{second:.4g}), scored at temperature {found.temperature:g}: alpha {1 / found.slope:+.4g} takes a nat off the "
-        f"log-odds of {piles[0]} against {piles[1]}"
+        f"{second:.4g}), scored at temperature {found.temperature:g}: alpha {1 / found.slope:+.4g} lowers the "
+        f"log-odds of {piles[0]} against {piles[1]} by one nat"
         if found.slope
         else f"vector {name}: its slope is 0"
     )

@@ -127,7 +127,7 @@ def test_gradient_checkpointing_is_refused_where_a_hidden_dropout_would_be_activ
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "opt")
     tokenizer.save_pretrained(tmp_path / "opt")
-    with pytest.raises(ValueError, match="gives other losses each time: the gradient would be random"):
+    with pytest.raises(ValueError, match="gives different losses each time: the gradient would be random"):
         attribute(tmp_path / "opt", inputs / "chat.jsonl", gradient_checkpointing=True)
 
 

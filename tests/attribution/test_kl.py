@@ -331,7 +331,7 @@ def test_a_reference_that_cannot_be_used_is_refused(experiment, chats, tmp_path,
     other.save_pretrained(tmp_path / "other")
     message = refused(capsys, *words(experiment, chats, tmp_path, "--model.reference", tmp_path / "other"))
     size = len(load_tokenizer(str(experiment / "anchor")))
-    assert f"the reference has a vocabulary of {VOCABULARY} words, the model one of {size}" in message
+    assert f"the reference has a vocabulary of {VOCABULARY} tokens, the model one of {size}" in message
     message = refused(capsys, *words(experiment, chats, tmp_path, "--model.reference", "./nowhere"))
     assert "no model directory at './nowhere'" in message
     line = words(experiment, chats, tmp_path, "--model.reference", experiment / "base", "--model.loss", "cross_entropy")

@@ -320,7 +320,7 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
     ("changes", "said"),
     [
         ({"--steering.alphas": "[]"}, "steering.alphas of vector 'a' is empty; accepted: one number or more"),
-        ({"--steering.alphas": "[0]"}, "accepted: finite numbers but 0"),
+        ({"--steering.alphas": "[0]"}, "accepted: finite numbers other than 0"),
         ({"--steering.alphas": '{"b": [1]}'}, "names the vector 'b'; the vectors are: a"),
         ({"--steering.transforms": "[diff_wait]"}, "unknown transform 'diff_wait'; accepted: diff_projection"),
         ({"--steering.transforms": "[diff_weighting]"}, "give the base model (--steering.base)"),

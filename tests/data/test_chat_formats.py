@@ -221,7 +221,7 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ValueError, match=r"owner/chats: no local file, and no data set of that name \(.*\)"):
+    with pytest.raises(ValueError, match=r"owner/chats: no local file, and no dataset of that name \(.*\)"):
         read_prompts("owner/chats", split="test")
 
 
@@ -289,7 +289,7 @@ def test_prompt_columns(write, tmp_path):
     [
         ({"messages": [USER, ASSISTANT]}, r"data\.jsonl:2: the prompt ends with an assistant turn \('Mix"),
         ({"messages": []}, r"data\.jsonl:2: the prompt has no messages"),
-        ({"prompt": "Why?", "id": "a"}, r"data\.jsonl:2: id 'a' stands at .*data\.jsonl:1 already"),
+        ({"prompt": "Why?", "id": "a"}, r"data\.jsonl:2: id 'a' already occurs at .*data\.jsonl:1"),
         ({"prompt": "Why?", "id": 1.5}, r"data\.jsonl:2: id 1\.5; expected a string or an integer"),
         ({"prompt": "Why?", "id": True}, r"data\.jsonl:2: id True"),
         ({"question": "Why?"}, r"data\.jsonl:2: unknown shape; found: question"),
@@ -301,5 +301,5 @@ def test_bad_prompts(write, row, message):
 
 
 def test_a_repeated_prompt_without_ids_is_named_at_both_lines(write):
-    with pytest.raises(ValueError, match=r"jsonl:3: id '\w{8}' stands at .*jsonl:1 already"):
+    with pytest.raises(ValueError, match=r"jsonl:3: id '\w{8}' already occurs at .*jsonl:1"):
         read_prompts(write({"prompt": "How?"}, {"prompt": "Why?"}, {"prompt": "How?"}))

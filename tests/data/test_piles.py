@@ -80,7 +80,9 @@ def test_cut_replies_count_with_the_tokens_that_they_have(tokenizer, tmp_path):
     rows = [response(tokenizer, f"p{i}", " ".join(["bread"] * n), cut=n == 8, a=True) for i, n in enumerate([1, 8, 8])]
     path = str(write_lines(tmp_path / "mostly.jsonl", rows))
     size = len(rows[1]["token_ids"])
-    said = f"pile 'x' is empty: of 3 responses that match, 2 of them cut, none is longer than their median of {size}"
+    said = (
+        f"pile 'x' is empty: of 3 matching responses, 2 of them truncated, none is longer than their median of {size}"
+    )
     with pytest.raises(ValueError, match=said):
         read_pile("x", PileFilter(path, length="long"), tokenizer)
     assert lines_of(read_pile("x", PileFilter(path, length="short"), tokenizer)) == [1]
@@ -91,7 +93,7 @@ def test_another_length_is_refused(by_length, tokenizer, line, tmp_path, capsys)
         read_pile("x", PileFilter(str(by_length), length="middle"), tokenizer)
     pile = json.dumps({"x": {"responses": str(by_length), "length": "middle"}})
     message = refused(capsys, *line(tmp_path, "--data.piles", pile))
-    assert "pile 'x' is no filter and no file: {" in message
+    assert "pile 'x' is neither a filter nor a file: {" in message
     assert 'length: "long" or "short"' in message
 
 

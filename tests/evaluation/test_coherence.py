@@ -233,7 +233,7 @@ def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, inputs, tmp_
         said = finish_on_two(process, tmp_path)
     finally:
         kill_both(process)
-    assert "incoherent, what neither" in said
+    assert "incoherent (unlikely under" in said
     two = tmp_path / "two"
     names = ["results.json", *(str(path.relative_to(two)) for path in two.rglob("responses/**/*.jsonl"))]
     assert len(names) == 1 + 2 * len(salad.rows)

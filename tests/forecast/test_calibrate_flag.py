@@ -113,7 +113,7 @@ def test_a_slope_that_cannot_be_taken_is_refused_where_asked(judged, few, inputs
     assert "the responses do not say at which temperature and top_p" in refused(unknown)
     [prompt, *_] = [row["id"] for row in rows]
     one = write_lines(tmp_path / "one.jsonl", [row for row in rows if row["id"] == prompt or row["verdicts"]["a"]])
-    assert "a half of the prompts has too few of them" in refused(one)
+    assert "one half of the prompts is too small" in refused(one)
     message = refused(few, "--model.dtype", "bfloat16")
     assert "weights in bfloat16 round small steps away: --model.dtype float32" in message
     texts = ["--data.piles", json.dumps({"shown": str(inputs / "chat.jsonl"), "other": str(inputs / "chat.jsonl")})]

@@ -264,7 +264,10 @@ def test_options_out_of_range_are_refused(options, said):
     [
         (lambda row: row | {"tokenizer": "0" * 16}, f":1: the token ids were sampled with tokenizer '{'0' * 16}'"),
         (lambda row: row | {"verdicts": {}}, "holds no verdicts: judge the responses first (gradsteer evaluate)"),
-        (lambda row: row | {"temperature": 0.0}, "was sampled at temperature 0: greedy replies have no weights"),
+        (
+            lambda row: row | {"temperature": 0.0},
+            "at temperature 0: greedy replies have no importance weights",
+        ),
         (lambda row: row | {"model_fingerprint": str(row["sample"])}, "mixes responses of different model_fingerprint"),
     ],
 )

@@ -213,7 +213,7 @@ def test_a_disk_without_room_loses_the_batch_and_keeps_those_before(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
     said, rows = done.stdout.strip().splitlines()
     assert said.startswith(str(errno.EFBIG))
-    assert "batch 1 could not be kept; those before it are" in said
+    assert "batch 1 could not be saved; earlier batches are kept" in said
     assert "000001.jsonl" in said
     assert rows == "[{'position': 0}] None"
     assert sorted(path.name for path in (tmp_path / ".unfinished" / "anchor").iterdir()) == [

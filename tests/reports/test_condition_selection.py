@@ -613,7 +613,7 @@ def test_a_conditions_identity_names_what_its_weights_are_made_of_and_nothing_el
         ({"permuted": -2}, "steering.permuted_controls is -2"),
         ({"files": {"a b": "x"}}, "a control is called 'a b'; accepted"),
         ({"graddiff": [5, 0]}, "steering.graddiff_steps holds 0; accepted: 1 or more"),
-        ({"delta_scales": [0.0]}, "steering.delta_scales holds 0.0; accepted: finite numbers but 0"),
+        ({"delta_scales": [0.0]}, "steering.delta_scales holds 0.0; accepted: finite numbers other than 0"),
         ({"delta_scales": [math.inf]}, "steering.delta_scales holds inf"),
         ({"system_prompts": {"x": "  "}}, "steering.system_prompts.x is empty; accepted: a text"),
         ({"system_prompts": {"a/b": "text"}}, "a system prompt is called 'a/b'"),

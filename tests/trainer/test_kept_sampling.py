@@ -81,5 +81,5 @@ def test_a_plan_is_refused_by_each_of_its_keys(key, tmp_path, monkeypatch):
     elif change is not None:  # a module whose version it is
         monkeypatch.setattr(change, "__version__", "0.0.1")
     shown = "the prompts or their seeds" if key == "digest" else key
-    with pytest.raises(ValueError, match=rf"it differs in {shown} \(now [^()]*\)\. Go on"):
+    with pytest.raises(ValueError, match=rf"it differs in {shown} \(now [^()]*\)\. Continue"):
         keep(trainer, module, tmp_path, "g" if change is None else "f")

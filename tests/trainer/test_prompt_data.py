@@ -100,7 +100,7 @@ def test_refusal_prompts_are_sampled_once_with_the_first_seed(data_of, files):
 
 def test_an_id_that_looks_like_another_sets_is_refused(data_of, files, tmp_path):
     prompts = write_lines(tmp_path / "p.jsonl", [{"id": "benign:p", "prompt": "the?"}])
-    with pytest.raises(ValueError, match=r"p\.jsonl:1: id 'benign:p' is what a prompt of data\.benign_prompts is"):
+    with pytest.raises(ValueError, match=r"p\.jsonl:1: id 'benign:p' is also the id of a prompt in data\.benign"):
         data_of(0, str(prompts), benign_prompts=files["benign"])
 
 

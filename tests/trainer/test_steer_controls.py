@@ -242,14 +242,14 @@ def test_a_forecast_of_something_else_is_refused(judged, curve, tmp_path, capsys
     with pytest.warns(UserWarning, match="forecast: ") as warned:
         run(*steer_words(judged, tmp_path / "s", steering__forecast=curve, model__sampling_seed=0, data__max_prompts=1))
     said = " ".join(str(each.message) for each in warned)
-    assert f"share the seed {report['forecast']['seeds'][0]}; where the prompts are" in said
+    assert f"share the seed {report['forecast']['seeds'][0]}; on the same prompts" in said
     assert "the prompts that are sampled (1) are not those that it is of (20), or a part of them" in said
     for change, said in (({"forecast": None}, "is no forecast of format 1"), ({"format": 7}, "is no forecast of")):
         changed = {key: value for key, value in {**report, **change}.items() if value is not None}
         (tmp_path / "changed.json").write_text(json.dumps(changed))
         assert said in refused(steering__forecast=tmp_path / "changed.json")
     prompts = {"steering__system_prompts": '{"brief": "bread and bridge"}'}
-    anew = "is of another seed, vector file or system prompt; make it anew"
+    anew = "is of another seed, vector file or system prompt; make a new one"
     assert f"the forecast of 'system prompt brief' {anew}" in refused(**prompts)
     assert re.search(rf"the forecast of 'random-0 of a rate=0.6\d' {anew}", refused(steering__control_seed=1))
 

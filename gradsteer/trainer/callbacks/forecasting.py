@@ -71,7 +71,9 @@ class Forecasting(L.Callback):
             if known is not None and given not in (None, known):
                 raise ValueError(f"forecasting.{option} is {given:g}, but {self.file!r} says {known:g}; leave it out")
         if self._sampled_at()[0] == 0:
-            raise ValueError(f"{self.file!r} was sampled at temperature 0: greedy replies have no weights; sample at 1")
+            raise ValueError(
+                f"{self.file!r} was sampled at temperature 0: greedy replies have no importance weights; sample at 1"
+            )
         sampling = getattr(pl_module, "sampling", None)
         if sampling is not None:
             self._check_alike(trainer, pl_module)
@@ -101,8 +103,8 @@ class Forecasting(L.Callback):
         shared = sorted(set(check_seeds(pl_module.sampling_seed)) & responses.seeds)
         if sampled & known and shared:
             rank_zero_warn(
-                f"forecast: its responses and this run's share the seed {shared[0]}, so the anchor's "
-                "are the same ones, and the two agree better than they should; give another --model.sampling_seed"
+                f"forecast: its responses and this run's share the seed {shared[0]}, so the anchor's responses are "
+                "the same and the agreement is too good; use another --model.sampling_seed"
             )
 
     def sampling(self, pl_module: Any) -> tuple[float, float]:

@@ -55,7 +55,7 @@ class GradDiffBaseline(L.Callback):
                 "accepted: both or neither"
             )
         if steps is not None and (not steps or min(steps) < 1 or len(set(steps)) < len(steps)):
-            raise ValueError(f"graddiff.steps is {steps}; accepted: one number or more, each 1 or more and there once")
+            raise ValueError(f"graddiff.steps is {steps}; accepted: one or more different numbers, each at least 1")
         if steps is not None and not self.contrasts:
             raise ValueError("graddiff.steps has no effect without vectors: --vectors.NAME [PLUS, MINUS]")
         self.alphas = _by_vector(alpha, self.contrasts)
@@ -180,7 +180,7 @@ def _by_vector(alpha: float | Mapping[str, float] | None, vectors: Mapping[str, 
         raise ValueError(f"graddiff.alpha names the vectors {list(alphas)}; accepted: of {', '.join(vectors)}")
     for name, value in alphas.items():
         if not math.isfinite(value) or value == 0:
-            raise ValueError(f"graddiff.alpha of vector {name!r} is {value}; accepted: a finite number but 0")
+            raise ValueError(f"graddiff.alpha of vector {name!r} is {value}; accepted: a finite number other than 0")
     return {name: float(value) for name, value in alphas.items()}
 
 

@@ -145,16 +145,15 @@ def _compare_judges(session: Session) -> None:
         judged = {*(contrast.plus or ()), *(contrast.minus or ())} <= set(judge.behaviors)  # else none comes out
         if slope is not None and judged and set(slope.judges) - {judge.fingerprint()}:
             rank_zero_warn(
-                f"vector {name}: its slope was taken between classes that another judge than this run's (or one "
-                "with another rubric) told apart: the shift of log-odds that it predicts and the one that comes "
-                "out are not of the same thing"
+                f"vector {name}: its slope was taken between classes that another judge (or one with another rubric) "
+                "defined: the predicted and the realised log-odds shifts do not measure the same thing"
             )
     responses = None if session.forecasting is None else session.forecasting.responses
     for known in (_forecast_of(session).get("judge"), None if responses is None else responses.judge):
         if known is not None and known != judge.fingerprint():
             rank_zero_warn(
-                "the forecast's responses were judged by another judge than this run's (or by one with another "
-                "rubric): what is forecast and what comes out are not rates of the same thing"
+                "the forecast's responses were judged by another judge (or one with another rubric): the forecast "
+                "and the realised rates do not measure the same thing"
             )
             return
 

@@ -67,7 +67,7 @@ class PileDataModule(L.LightningDataModule):
             check_name("a pile", name)
             if isinstance(source, str) and source.lstrip().startswith("{"):  # an invalid filter is parsed as a string
                 raise ValueError(
-                    f"pile {name!r} is no filter and no file: {source}; accepted: "
+                    f"pile {name!r} is neither a filter nor a file: {source}; accepted: "
                     "{responses: FILE, where: {BEHAVIOR: true or false}, also: [{responses: FILE, where: {...}}], "
                     'length: "long" or "short"}'
                 )
@@ -138,7 +138,7 @@ class PileDataModule(L.LightningDataModule):
             plus, minus = (by_name[pile] for pile in names)
             why = reason or why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
             if why is None and not has_both_halves(plus, minus, self.piles):
-                why = "a half of the prompts has too few of them: two, and responses of both piles, are needed"
+                why = "one half of the prompts is too small: it needs two prompts and responses of both piles"
             if why is None:
                 found.append(name)
             elif asked:

@@ -138,8 +138,8 @@ class PromptDataModule(L.LightningDataModule):
             for prompt in sets[name]:
                 if prompt.id in taken:
                     raise ValueError(
-                        f"{taken[prompt.id]}: id {prompt.id!r} is what a prompt of data.{name}_prompts is called; give "
-                        "it another"
+                        f"{taken[prompt.id]}: id {prompt.id!r} is also the id of a prompt in data.{name}_prompts; use "
+                        "another id"
                     )
         return sets
 

@@ -138,7 +138,7 @@ class AttributionModule(SummingModule):
             self.reference_model = self._load(str(self.reference)).requires_grad_(False)
             ours, theirs = (m.config.get_text_config().vocab_size for m in (self.model, self.reference_model))
             if ours != theirs:
-                raise ValueError(f"the reference has a vocabulary of {theirs} words, the model one of {ours}")
+                raise ValueError(f"the reference has a vocabulary of {theirs} tokens, the model one of {ours}")
 
     def _load(self, name: str) -> Any:
         loading = dict(self.loading)
@@ -172,8 +172,8 @@ class AttributionModule(SummingModule):
         examples = self._probed_examples()
         if self.gradient_checkpointing and not is_split_model(self.model) and is_random(self.model, examples):
             raise ValueError(
-                f"--model.gradient_checkpointing needs train mode, in which {type(self.model).__name__} gives other "
-                "losses each time: the gradient would be random; set the dropouts of its config to 0"
+                f"--model.gradient_checkpointing needs train mode, in which {type(self.model).__name__} gives "
+                "different losses each time: the gradient would be random; set the dropouts of its config to 0"
             )
         if self.reference_model is not None:  # here, because fingerprinting is collective
             self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
@@ -200,7 +200,7 @@ class AttributionModule(SummingModule):
         )
         if layout.reason is not None:
             name = type(self.model).__name__
-            rank_zero_warn(f"{name} runs padded batches of like lengths instead of packs: {layout.reason}")
+            rank_zero_warn(f"{name} runs padded batches of similar lengths instead of packs: {layout.reason}")
         return layout
 
     def _plan_memory(self) -> None:
