@@ -49,15 +49,28 @@ class Interrupting:
         return result
 
 
+STEPS = [
+    "_opened", "_keep", "_recompute", "_write", "settle", "weight_versions", "model_fingerprint", "_leave",
+    "_put_back", "restored", "_forget", "_let_go",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("name", STEPS)
+def test_an_interrupt_at_any_step_puts_the_weights_back(monkeypatch, name, after):
+    interrupt(monkeypatch, name, held=True, at=1, after=after)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize(
-    "name",
-    ["_opened", "_keep", "_recompute", "_write", "settle", "weight_versions", "model_fingerprint", "_leave",
-     "_put_back", "restored", "_forget", "_let_go"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", STEPS)
 def test_interrupts_anywhere(monkeypatch, name, held, at, after):
+    interrupt(monkeypatch, name, held, at, after)
+
+
+def interrupt(monkeypatch, name, held, at, after):
     model = tiny_llama(dtype=torch.float32)
     fingerprint, originals = model_fingerprint(model), raw_bytes(model)
     first, second = direction(model, 1, model_fingerprint=fingerprint), direction(model, 2)
