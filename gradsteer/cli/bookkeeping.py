@@ -23,7 +23,6 @@ class SaveReplayableConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Writes config.yaml to the logger's directory, or to OUTPUT_DIR/COMMAND without a logger."""
-        del pl_module, stage
         command = self.parser.command.name  # type: ignore[attr-defined]
         directory = trainer.logger.log_dir if trainer.logger is not None else None
         path = Path(directory or Path(self.config["output_dir"]) / command) / "config.yaml"
@@ -53,7 +52,6 @@ class ExclusiveStage(LockHolder):
             ValueError: another command is at work on the stage, or has finished it with another configuration.
             AlreadyDoneError: another command has finished it with this one.
         """
-        del pl_module, stage
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = self.stage.path.parent / ".locks" / f"{self.stage.key}.lock"
             self.hold(trainer, [locked(path, repr(self.stage.key), self.stage.directory)])

@@ -28,7 +28,6 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds new tokens; returns the keys and values of all."""
-        del args, kwargs
         if not self.is_initialized:
             # the prompt is kept as it is and moves into storage when its rows are spread over the samples
             self.lazy_initialization(key_states, value_states)

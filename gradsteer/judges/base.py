@@ -118,7 +118,6 @@ class Judge(ABC):
         Returns:
             None for a judge that costs nothing worth counting.
         """
-        del num_exchanges, prompt_chars, response_chars
         return None
 
     def share(self, num_processes: int) -> None:  # noqa: B027 - most judges have no limit to share

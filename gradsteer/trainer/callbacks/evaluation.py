@@ -89,7 +89,6 @@ class JudgeEvaluation(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the held-out text, before the model is loaded."""
-        del stage
         self.directory.mkdir(parents=True, exist_ok=True)
         session = session_of(trainer)
         session.judging, session.responses = self, ResponseStore(self.directory)
@@ -272,13 +271,11 @@ class JudgeEvaluation(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Stops the judge; verdicts already received are kept."""
-        del trainer, pl_module
         if isinstance(exception, KeyboardInterrupt):
             rank_zero_info("Sampled and judged responses are saved; the same command resumes from there.")
         self._queue.cancel()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Closes the judge."""
-        del trainer, pl_module, stage
         self._queue.close()
         self.judge.close()

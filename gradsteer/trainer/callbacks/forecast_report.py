@@ -34,7 +34,6 @@ class ForecastReport(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses to start without responses, or with options that read another forecast."""
-        del pl_module, stage
         session = session_of(trainer)
         if session.steering is not None and session.steering.forecast is not None:
             raise ValueError("steering.forecast and steering.select belong to steer: forecast makes its own")

@@ -61,7 +61,6 @@ class Forecasting(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the responses before the model is loaded."""
-        del stage
         session_of(trainer).forecasting = self
         if self.file is None:
             return

@@ -62,7 +62,6 @@ class GradDiffBaseline(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses incompatible options, before the model is loaded."""
-        del stage
         if not self.alphas:
             return
         if trainer.world_size > 1:
@@ -86,7 +85,6 @@ class GradDiffBaseline(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Before the first batch: removes existing files if `overwrite` is set."""
-        del pl_module, batch
         if batch_idx + dataloader_idx > 0 or not self.overwrite or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.is_global_zero:

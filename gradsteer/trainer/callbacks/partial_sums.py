@@ -35,7 +35,6 @@ class PartialSums(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Before a part's first batch: resumes from its partial sums, or deletes them if `overwrite` is set."""
-        del batch
         if batch_idx != 0:
             return
         self._saved = time.monotonic()
@@ -73,7 +72,6 @@ class PartialSums(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Saves if it is due; deletes the partial sums of a finished part."""
-        del batch
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         if dry or (outputs["skipped"] and not outputs["is_last"]):
             return

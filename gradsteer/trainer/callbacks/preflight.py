@@ -47,7 +47,6 @@ class Preflight(LockHolder):
                 usable, or another command is working on one of the conditions.
             DryRunDoneError: only an estimate was requested.
         """
-        del stage
         session = session_of(trainer)
         assert session.judging is not None
         plan_as_before(trainer, self.output_dir / "responses")
@@ -81,7 +80,6 @@ class Preflight(LockHolder):
 
         The latter are responses of conditions in the overwritten report that this run does not have.
         """
-        del pl_module, batch
         session = session_of(trainer)
         if session.steering is None or batch_idx + dataloader_idx > 0 or not trainer.is_global_zero:
             return

@@ -35,12 +35,10 @@ class LockHolder(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Releases the locks."""
-        del trainer, pl_module, exception
         self._held.close()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Releases the locks, or leaves that to the command line."""
-        del pl_module, stage
         held = session_of(trainer).held
         if held is None:
             self._held.close()

@@ -50,7 +50,6 @@ class SavePretrained(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses, before training, to replace a directory that fit did not create."""
-        del trainer, pl_module, stage
         record = self.directory.parent / "stages" / f"fit-{self.directory.name}.json"
         if self.directory.exists() and not record.is_file():
             raise ValueError(
@@ -59,13 +58,11 @@ class SavePretrained(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuses, before training, an optimizer without a second moment if one is to be saved."""
-        del pl_module
         if self.second_moment:
             self._check_optimizer(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Checks again after the first step, when the optimizer has created its state."""
-        del pl_module, outputs, batch, batch_idx
         if not self._state_checked and trainer.optimizers[0].state:
             self._check_optimizer(trainer)
             self._state_checked = True
@@ -78,7 +75,6 @@ class SavePretrained(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves a checkpoint if the last one is old enough."""
-        del pl_module
         due = time.monotonic() - self._saved >= self.checkpoint_seconds
         if trainer.strategy.broadcast(due) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.checkpoint)

@@ -190,7 +190,6 @@ class WeightSteering(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the vectors and plans the conditions, before the model is loaded."""
-        del pl_module, stage
         session = session_of(trainer)
         self.vectors = load_vectors(self.sources)
         for name, vector in self.vectors.items():
@@ -261,7 +260,6 @@ class WeightSteering(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """At a condition's first batch: applies its weights, measures the step and makes its forecast."""
-        del batch
         if batch_idx != 0:
             return
         self.put_weights_back()
@@ -299,12 +297,10 @@ class WeightSteering(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Restores the original weights."""
-        del trainer, pl_module, exception
         self.release()
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Restores the original weights if the report has not done so."""
-        del trainer, pl_module, stage
         self.release()
 
 

@@ -73,7 +73,6 @@ class VectorWriter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses vectors of unknown piles, before the model is loaded."""
-        del stage
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if (self.unit or self.precondition is not None) and (pl_module.calibrate or data.calibrated):
             text = "no slope is taken with writing.unit_contrast or precondition: each half would set its own norm"
@@ -91,7 +90,6 @@ class VectorWriter(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Before the first batch: checks that the second moment fits; deletes old files if `overwrite` is set."""
-        del batch
         if batch_idx + dataloader_idx > 0:
             return
         if self.precondition not in (None, FISHER):
@@ -123,7 +121,6 @@ class VectorWriter(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Logs the part's loss and gradient norm; writes the sums that the part completes."""
-        del batch
         assembly: Assembly = pl_module.assembly(self.output_dir)
         measured = {"summed_batch_gradient_norm": outputs["norm"], "loss": outputs["loss"]}
         name = assembly.parts[dataloader_idx].name

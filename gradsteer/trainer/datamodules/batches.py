@@ -1,12 +1,34 @@
 """Datasets of batches, and the random batches of the finetune."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gradsteer.data.batching import share_of_rank
+
 T = TypeVar("T")
+
+
+class RunDataModule(L.LightningDataModule):
+    """A datamodule in a Trainer's run."""
+
+    @property
+    def running(self) -> L.Trainer:
+        """The Trainer, which must be there by now."""
+        assert self.trainer is not None
+        return self.trainer
+
+    @property
+    def module(self) -> Any:
+        """The Trainer's module."""
+        return self.running.lightning_module
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's share of some items."""
+        return share_of_rank(items, self.running.global_rank, self.running.world_size)
 
 
 class BatchList(Dataset[T]):

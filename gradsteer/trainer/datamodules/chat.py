@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gradsteer.data.batching import share_of_rank
 from gradsteer.data.chat import EncodedExample, collate, encode_chat
 from gradsteer.data.chat_formats import read_chat_examples
-from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches
+from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, RunDataModule
 
 
-class ChatDataModule(L.LightningDataModule):
+class ChatDataModule(RunDataModule):
     """Chat examples, encoded with the model's own chat template and a loss mask.
 
     Args:
@@ -74,8 +72,7 @@ class ChatDataModule(L.LightningDataModule):
     def _encode(self, name: str, source: str, split: str) -> None:
         if name in self.examples:
             return
-        assert self.trainer is not None
-        tokenizer: Any = self.trainer.lightning_module.tokenizer
+        tokenizer = self.module.tokenizer
         max_length = min(self.max_length, tokenizer.model_max_length)
         chats = read_chat_examples(source, split=split, columns=self.columns)
         encoded = [
@@ -97,14 +94,13 @@ class ChatDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of the training examples."""
-        assert self.trainer is not None
         examples = self.examples["train"]
         sampler = LengthGroupedBatches(
             [len(example.input_ids) for example in examples],
             self.batch_size,
             seed=self.shuffle_seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self.running.global_rank,
+            world_size=self.running.world_size,
             group=self.group_by_length,
         )
         rows = BatchList(list(enumerate(examples)))
@@ -114,9 +110,8 @@ class ChatDataModule(L.LightningDataModule):
         """The validation examples in order, or nothing."""
         if "validation" not in self.examples:
             return []
-        assert self.trainer is not None
         everything = list(enumerate(self.examples["validation"]))
-        rows = share_of_rank(everything, self.trainer.global_rank, self.trainer.world_size)
+        rows = self.share(everything)
         if not rows:  # more ranks than examples: this one joins with an example that has no labels
             ids = everything[0][1].input_ids
             rows = [(0, EncodedExample(ids, [-100] * len(ids)))]
@@ -124,7 +119,5 @@ class ChatDataModule(L.LightningDataModule):
 
     def _collate(self, rows: Sequence[tuple[int, EncodedExample]]) -> dict[str, Tensor]:
         """A padded batch and, under ``index``, the positions of its examples in `sources`."""
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        batch = collate([example for _, example in rows], module.tokenizer.pad_token_id)
+        batch = collate([example for _, example in rows], self.module.tokenizer.pad_token_id)
         return {**batch, "index": torch.tensor([index for index, _ in rows])}

@@ -3,26 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from gradsteer.attribution.permutations import permuted_parts
 from gradsteer.attribution.pile_partition import Part, plan_parts
-from gradsteer.data.batching import plan_batches, share_of_rank
+from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import EncodedExample
 from gradsteer.data.piles import Pile, PileFilter, read_pile
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
 from gradsteer.models.packing import plan_packs
 from gradsteer.steering.conditions import check_name
-from gradsteer.trainer.datamodules.batches import batch_loader
+from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
 
 # fastest measured: small packs fit a CPU's caches, large ones keep a GPU busy
 _CPU_TOKEN_BUDGET = 1024
 _DEVICE_TOKEN_BUDGET = 8192
 
 
-class PileDataModule(L.LightningDataModule):
+class PileDataModule(RunDataModule):
     """Piles of responses, with one data loader per part.
 
     Args:
@@ -88,9 +87,7 @@ class PileDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads and encodes all piles, before the model is loaded."""
-        del stage
-        assert self.trainer is not None
-        tokenizer: Any = self.trainer.lightning_module.tokenizer
+        tokenizer = self.module.tokenizer
         max_length = min(self.max_length, tokenizer.model_max_length)
         self.piles = [
             read_pile(name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns)
@@ -122,8 +119,7 @@ class PileDataModule(L.LightningDataModule):
         Raises:
             ValueError: calibration was requested but is not possible; the message says why.
         """
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
+        module = self.module
         asked: bool | None = getattr(module, "calibrate", False)
         if asked is False or (asked is None and not self.vectors):
             return ()
@@ -158,36 +154,29 @@ class PileDataModule(L.LightningDataModule):
 
         All ranks get the same number of batches; filler batches have no labelled tokens.
         """
-        assert self.trainer is not None
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        module: Any = self.trainer.lightning_module
         loaders = []
         for part in self.parts:
             lengths = [len(example.input_ids) for example in part.examples]
             # squared gradients are taken one example at a time, at the anchor's own weights
             batches = plan_batches(lengths, 1) if part.squares else plan_packs(lengths, self.budget())
-            batches += [[]] * (-len(batches) % world_size)
-            share = [self._batch(part, indices) for indices in share_of_rank(batches, rank, world_size)]
-            points = [None] if part.squares else range(module.num_points)
+            batches += [[]] * (-len(batches) % self.running.world_size)
+            share = [self._batch(part, indices) for indices in self.share(batches)]
+            points = [None] if part.squares else range(self.module.num_points)
             visits = [{**batch, "point": point} for point in points for batch in share]
             loaders.append(batch_loader(visits))
         return loaders
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leaves the examples alone; packs and padded batches are built on the device later."""
-        del device, dataloader_idx
         return batch
 
     def budget(self) -> int:
         """Tokens per batch on this device."""
-        assert self.trainer is not None
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        on_cpu = self.running.strategy.root_device.type == "cpu"
         return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)
 
     def _batch(self, part: Part, indices: list[int]) -> dict[str, Any]:
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        pad = module.tokenizer.pad_token_id
+        pad = self.module.tokenizer.pad_token_id
         # a rank that has run out of examples joins the collectives with a sequence without labels
         examples = [part.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
         return {"examples": examples, "sources": [part.sources[index] for index in indices] or ["padding"]}

@@ -4,17 +4,16 @@ import hashlib
 import json
 from typing import Any, Literal
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from gradsteer.data.batching import plan_batches, share_of_rank
+from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import encode_prompt
 from gradsteer.data.chat_formats import Prompt, prompt_text, read_prompts
 from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
 from gradsteer.generation.sampling import check_seeds, fresh_seeds
 from gradsteer.steering.conditions import Condition
-from gradsteer.trainer.datamodules.batches import batch_loader
+from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
 from gradsteer.trainer.session import session_of
 
 PromptBatch = list[dict[str, Any]]
@@ -22,7 +21,7 @@ PromptBatch = list[dict[str, Any]]
 _PLANNED = ("set", "id", "sample", "draw", "seed", "prompt_token_ids")
 
 
-class PromptDataModule(L.LightningDataModule):
+class PromptDataModule(RunDataModule):
     """Prompts to sample, with one pass over all of them for each condition.
 
     Args:
@@ -78,7 +77,6 @@ class PromptDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the prompts and plans the batches, the same on every rank."""
-        del stage
         self._sets = self._read()
         if self.resolved_batch_size is None:
             self.resolved_batch_size = self._batch_size_by_memory()
@@ -117,12 +115,9 @@ class PromptDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader of whole batches for each condition; a rank without a batch gets an empty one."""
-        assert self.trainer is not None
-        conditions: list[Condition | None] = [*session_of(self.trainer).conditions] or [None] * self.num_passes
+        conditions: list[Condition | None] = [*session_of(self.running).conditions] or [None] * self.num_passes
         batches = [self._batches_of(condition) for condition in conditions]
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        shares = [share_of_rank(each, rank, world_size) or [[]] for each in batches]
-        return [batch_loader(share) for share in shares]
+        return [batch_loader(self.share(each) or [[]]) for each in batches]
 
     def _read(self) -> dict[str, list[Prompt]]:
         """The prompts of each set; refusal prompts get ids prefixed with their set's name."""
@@ -162,8 +157,7 @@ class PromptDataModule(L.LightningDataModule):
 
     def _rows(self, own_system_prompt: str | None, resample: int) -> PromptBatch:
         """All rows in order: evaluation prompts with all seeds, then the refusal prompts once with the first seed."""
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
+        module = self.module
         seeds = module.sampling_seeds if self.seeds is None else self.seeds
         seeds = fresh_seeds(seeds, resample) if resample else seeds
         system_prompt = self.system_prompt if own_system_prompt is None else own_system_prompt
@@ -193,7 +187,7 @@ class PromptDataModule(L.LightningDataModule):
 
     def _refuse_hopeless(self, rows: PromptBatch) -> None:
         """Stops, before anything is sampled, if no evaluation prompt fits the model's context."""
-        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        module = self.module
         limit = module.longest_prompt
         shortest = min(len(row["prompt_token_ids"]) for row in rows if row["set"] == "evaluation")
         if limit is not None and shortest > limit:
@@ -205,9 +199,8 @@ class PromptDataModule(L.LightningDataModule):
 
     def _batch_size_by_memory(self) -> int:
         """The batch size that fits rank 0's device, used by all ranks."""
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        device = self.trainer.strategy.root_device
+        module, trainer = self.module, self.running
+        device = trainer.strategy.root_device
         footprint, limit = module.footprint(), module.longest_prompt
         lengths = [len(row["prompt_token_ids"]) for row in self._rows(None, 0)]
         longest = max(length for length in lengths if limit is None or length <= limit)
@@ -218,9 +211,9 @@ class PromptDataModule(L.LightningDataModule):
             max_new_tokens=max_new_tokens,
             device_type=device.type,
             # processes on one CPU share its memory
-            free_bytes=free if free is None or device.type != "cpu" else free // self.trainer.world_size,
+            free_bytes=free if free is None or device.type != "cpu" else free // trainer.world_size,
         )
-        rows = int(self.trainer.strategy.broadcast(rows))
+        rows = int(trainer.strategy.broadcast(rows))
         rank_zero_info(plan_text(rows, footprint, longest, max_new_tokens))
         return rows
 

@@ -133,7 +133,6 @@ class FinetuneModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean loss over the batch's labelled tokens, in nats."""
-        del batch_idx
         sums, counts = example_losses(self.model, batch)
         num_tokens = counts.sum()
         loss = sums.sum() / num_tokens
@@ -146,7 +145,6 @@ class FinetuneModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Accumulates the validation loss, weighted by labelled tokens."""
-        del batch_idx
         sums, counts = example_losses(self.model, batch)
         self._check_finite(sums, batch, "validation")
         self.val_loss.update(sums.sum() / counts.sum().clamp(min=1), weight=counts.sum().float())
@@ -171,7 +169,6 @@ class FinetuneModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuses a step along a non-finite gradient and names the last batch's examples."""
-        del optimizer
         if str(self.trainer.precision) == "16-mixed":
             return  # the loss scaler provokes overflows to find its scale, and skips such steps itself
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]

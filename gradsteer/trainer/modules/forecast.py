@@ -13,6 +13,5 @@ class ForecastModule(ModelModule):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Returns the effective sample size for the progress bar; the forecast was made when the condition started."""
-        del batch, batch_idx
         predicted = session_of(self.trainer).result(dataloader_idx).predicted
         return {"progress": f"effective sample size {predicted['effective_sample_size']:.0f}" if predicted else ""}
