@@ -148,8 +148,8 @@ def test_half_precision_steps_are_summed_in_float32():
     ("options", "said"),
     [
         ({"steps": 0, "alpha": 1.0}, "steps is 0; accepted: 1 or more"),
-        ({"steps": 2, "alpha": 0.0}, "alpha is 0.0; accepted: a finite number other than 0"),
-        ({"steps": 2, "alpha": float("nan")}, "alpha is nan; accepted: a finite number other than 0"),
+        ({"steps": 2, "alpha": 0.0}, "alpha is 0.0; accepted: a finite number but 0"),
+        ({"steps": 2, "alpha": float("nan")}, "alpha is nan; accepted: a finite number but 0"),
     ],
 )
 def test_steps_that_cannot_be_are_refused(options, said):
@@ -296,8 +296,8 @@ def test_the_progress_counts_the_batches(experiment, piles, tmp_path, monkeypatc
             "graddiff.steps is [5] and graddiff.alpha is not given; accepted: both or neither",
         ),
         (["--graddiff.alpha", "0.1"], "graddiff.alpha is 0.1 and graddiff.steps is not given"),
-        (["--graddiff.steps", "[0]", "--graddiff.alpha", "1"], "graddiff.steps is [0]; accepted: one number or more"),
-        (["--graddiff.steps", "[]", "--graddiff.alpha", "1"], "graddiff.steps is []; accepted: one number or more"),
+        (["--graddiff.steps", "[0]", "--graddiff.alpha", "1"], "graddiff.steps is [0]; accepted: one or more"),
+        (["--graddiff.steps", "[]", "--graddiff.alpha", "1"], "graddiff.steps is []; accepted: one or more"),
         (["--graddiff.steps", "[2, 2]", "--graddiff.alpha", "1"], "graddiff.steps is [2, 2]; accepted"),
         (["--graddiff.steps", "[2]", "--graddiff.alpha", "0"], "graddiff.alpha of vector 'v' is 0"),
         (["--graddiff.steps", "[2]", "--graddiff.alpha", '{"q": 1}'], "names the vectors ['q']; accepted: of v"),
