@@ -18,6 +18,8 @@ from gradsteer.evaluation.realised_shift import realised_shift
 from gradsteer.evaluation.sign_flips import paired_or_dealt, sign_flip
 from gradsteer.evaluation.specificity import Selectivity, Shift, Specificity, measure_specificity
 
+_SLOW = pytest.mark.slow
+
 
 def rows_of(counts, samples, **extra):
     """One row a reply: the first counts[k] of prompt k's replies show the behavior."""
@@ -166,8 +168,10 @@ def test_a_lost_reply_does_not_undo_the_pairing(correlation, shared):
     assert np.median(ratios) < 3
 
 
-@pytest.mark.parametrize("lost", [0.02, 0.3])
-@pytest.mark.parametrize("own_rates", [True, False])
+@pytest.mark.parametrize(
+    ("lost", "own_rates"),
+    [(0.3, True), *(pytest.param(*each, marks=_SLOW) for each in ((0.3, False), (0.02, True), (0.02, False)))],
+)
 def test_no_difference_is_found_too_often_where_replies_got_lost(lost, own_rates):
     """Whether each condition has prompts' rates of its own, or both have the same."""
     rng = np.random.default_rng(20)
@@ -182,7 +186,10 @@ def test_no_difference_is_found_too_often_where_replies_got_lost(lost, own_rates
     assert found <= 0.065 * 300
 
 
-@pytest.mark.parametrize(("prompts", "kept", "rate"), [(30, 1, 0.05), (30, 2, 0.05), (100, 1, 0.02)])
+@pytest.mark.parametrize(
+    ("prompts", "kept", "rate"),
+    [(30, 2, 0.05), *(pytest.param(*each, marks=_SLOW) for each in ((30, 1, 0.05), (100, 1, 0.02)))],
+)
 def test_no_difference_is_found_too_often_where_a_side_lost_most_of_its_replies(prompts, kept, rate):
     rng = np.random.default_rng(16)
     found = flips = 0
@@ -605,8 +612,11 @@ def test_comparisons_of_rows_hold_their_level_and_their_coverage():
     assert found <= 13
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize(("rate", "correlation"), [(0.05, 0.2), (0.2, 0.5), (0.5, 0)])
+@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=_SLOW)])
+@pytest.mark.parametrize(
+    ("rate", "correlation"),
+    [(0.2, 0.5), *(pytest.param(*each, marks=_SLOW) for each in ((0.05, 0.2), (0.5, 0)))],
+)
 def test_no_difference_is_found_too_often_with_one_reply_a_prompt(rate, correlation, shared):
     rng = np.random.default_rng(17)
     null = zip(*simulated(rng, 400, 100, 1, (rate, rate), correlation, shared), strict=True)

@@ -17,6 +17,8 @@ GRID = [
     for rate in RATES
     for correlation in (CORRELATIONS if samples > 1 else (0.0,))  # one reply a prompt has nothing to correlate with
 ]
+# the default suite's: many and few prompts, replies alike and not, a rate of small counts
+FEW = [(100, 8, 0.2, 0.2), (50, 4, 0.05, 0.5), (30, 8, 0.5, 0.0), (100, 1, 0.01, 0.0)]
 # measured with 20000 replicates: at least 0.921, at (100, 1, 0.01, 0), and 0.936 with more replies to a prompt
 FLOOR = 0.9
 

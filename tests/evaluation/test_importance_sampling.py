@@ -161,7 +161,12 @@ def test_unscored_responses_count_neither_way():
 
 
 @pytest.mark.parametrize(
-    ("token", "temperature", "alpha"), [(2, 1.0, 0.1), (2, 1.0, -0.1), (2, 0.6, 0.05), (1, 1.0, 0.05), (4, 1.0, 0.1)]
+    ("token", "temperature", "alpha"),
+    [
+        (2, 1.0, 0.1),
+        (2, 0.6, 0.05),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 1.0, -0.1), (1, 1.0, 0.05), (4, 1.0, 0.1))),
+    ],
 )
 def test_intervals_cover_the_exact_rate(token, temperature, alpha):
     """Samples of prompts and of their replies, from exact distributions that differ by prompt; 95% intervals."""

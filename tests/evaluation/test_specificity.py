@@ -312,8 +312,8 @@ def simulated(rng, rates, correlation, prompts=50, samples=4):
     ("before", "after", "correlation"),
     [
         ((0.3, 0.3), (0.15, 0.3), 0.2),
-        ((0.2, 0.2, 0.2), (0.1, 0.1, 0.1), 0.2),  # all alike: selectivity is 0
-        ((0.08, 0.2), (0.04, 0.2), 0.5),  # small counts
+        pytest.param((0.2, 0.2, 0.2), (0.1, 0.1, 0.1), 0.2, marks=pytest.mark.slow),  # all alike: selectivity is 0
+        pytest.param((0.08, 0.2), (0.04, 0.2), 0.5, marks=pytest.mark.slow),  # small counts
     ],
 )
 def test_intervals_cover(before, after, correlation):

@@ -33,6 +33,9 @@ def test_contexts_left_in_another_order():
 # --- interrupts ------------------------------------------------------------------------------------------------------
 
 
+_SLOW = pytest.mark.slow
+
+
 class Interrupting:
     """A function that is interrupted at one of its calls, before or after doing its work."""
 
