@@ -11,6 +11,7 @@ from gradsteer.locks import locked
 from gradsteer.provenance import git_sha
 from gradsteer.records import write_text
 from gradsteer.trainer.callbacks.run_locks import LockHolder
+from gradsteer.trainer.session import is_trial
 from gradsteer.version import __version__
 
 
@@ -52,7 +53,7 @@ class ExclusiveStage(LockHolder):
             ValueError: another command is at work on the stage, or has finished it with another configuration.
             AlreadyDoneError: another command has finished it with this one.
         """
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_trial(trainer):
             path = self.stage.path.parent / ".locks" / f"{self.stage.key}.lock"
             self.hold(trainer, [locked(path, repr(self.stage.key), self.stage.directory)])
 
@@ -65,8 +66,7 @@ class StageRecord(L.Callback):
         self._written = False
 
     def _write(self, trainer: L.Trainer) -> None:
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if trainer.is_global_zero and not self._written and not dry:
+        if trainer.is_global_zero and not self._written and not is_trial(trainer):
             self.stage.write(self.config, finished=False, inputs=self.inputs)
         self._written = True
 

@@ -27,7 +27,7 @@ from gradsteer.cli.warning_filters import quieten
 from gradsteer.steering.conditions import check_name
 from gradsteer.trainer.callbacks.saving import SavePretrained
 from gradsteer.trainer.dry_run import DryRunDoneError
-from gradsteer.trainer.session import session_of
+from gradsteer.trainer.session import is_trial, session_of
 from gradsteer.trainer.trainer import GradsteerTrainer
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -173,8 +173,8 @@ class GradsteerCLI(LightningCLI):
 
     def finish(self) -> None:
         """Notes that the command finished."""
-        dry = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.trainer.is_global_zero and not dry and COMMANDS[str(self.subcommand)].outputs:
+        outputs = COMMANDS[str(self.subcommand)].outputs
+        if self.trainer.is_global_zero and not is_trial(self.trainer) and outputs:
             self.stage.write(self.stage_config, finished=True, inputs=self.inputs)
             for work in session_of(self.trainer).unfinished:
                 work.finish()

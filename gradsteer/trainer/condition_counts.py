@@ -5,7 +5,7 @@ import math
 import lightning as L
 
 from gradsteer.evaluation.counting import count_responses, excess_of_unscored
-from gradsteer.trainer.session import session_of
+from gradsteer.trainer.session import needed, session_of
 from gradsteer.trainer.tensorboard import log_metrics
 
 
@@ -21,11 +21,9 @@ def count_condition(trainer: L.Trainer, number: int, *, again: bool = False) -> 
         The reason to stop the run if too many verdicts are missing, else None.
     """
     session = session_of(trainer)
-    assert session.judging is not None
-    assert session.responses is not None
-    judging, result = session.judging, session.result(number)
+    judging, result = needed(session.judging), session.result(number)
     before = result.scalars()
-    sets = session.responses.sets(result.condition.slug)
+    sets = needed(session.responses).sets(result.condition.slug)
     result.counts = count_responses(sets, judging.judge.behaviors, judging.errors)
     if again:
         now = result.scalars()

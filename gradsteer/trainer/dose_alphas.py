@@ -23,7 +23,7 @@ from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
 from gradsteer.steering.rounding import HALF_PRECISIONS
-from gradsteer.trainer.session import session_of
+from gradsteer.trainer.session import needed, session_of
 from gradsteer.vectors.combinations import is_combination
 from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.controls import CONTROLS
@@ -142,15 +142,14 @@ class DoseFinder:
         solver: DoseSolver,
         weights: ConditionWeights,
     ) -> float:
-        name, dose = str(recipe.vector), recipe.dose
-        assert dose is not None
+        name = str(recipe.vector)
         forecast = self._known.get(condition.name)
         if forecast is not None:
             return float(forecast["alpha"])
         vector = weights.transformed(name, recipe.pipeline)
         try:
             return solver.solve(
-                dose,
+                needed(recipe.dose),
                 vector,
                 calibration=None if recipe.pipeline else self._calibrations[name],
                 contrast=self.contrasts[name],

@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.evaluation.refusals import judged_sets
-from gradsteer.trainer.session import sampled_rows, session_of
+from gradsteer.trainer.session import needed, sampled_rows, session_of
 
 # typical of English text under common tokenizers
 _CHARS_A_TOKEN = 4.0
@@ -24,8 +24,7 @@ def estimate(trainer: L.Trainer, pl_module: Any) -> None:
         DryRunDoneError: always, to end the run.
     """
     session = session_of(trainer)
-    assert session.judging is not None
-    evaluation, conditions, rows = session.judging, session.conditions, sampled_rows(trainer)
+    evaluation, conditions, rows = needed(session.judging), session.conditions, sampled_rows(trainer)
     judge = evaluation.judge
     judged = [row for row in rows if row["set"] in judged_sets(judge.behaviors)]
     longest = pl_module.sampling.max_new_tokens

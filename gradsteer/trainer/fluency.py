@@ -18,7 +18,7 @@ from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.unfinished import SETS
 from gradsteer.progress import progress
 from gradsteer.trainer.condition_counts import count_condition
-from gradsteer.trainer.session import session_of
+from gradsteer.trainer.session import needed, session_of
 from gradsteer.trainer.tensorboard import log_metrics
 
 _Response = tuple[tuple[int, ...], tuple[int, ...], str]  # ids of the prompt and of the reply, and how it ended
@@ -151,9 +151,7 @@ def _nats(trainer: L.Trainer, scorer: ResponseScorer, under: str) -> Nats:
 def _mark(trainer: L.Trainer, responses: DistinctResponses, under_base: Nats, under_anchor: Nats) -> str | None:
     """Marks incoherent rows in the files and recounts; returns the reason to stop the run, if any."""
     session = session_of(trainer)
-    assert session.judging is not None
-    assert session.responses is not None
-    judging, failures = session.judging, []
+    judging, responses_of, failures = needed(session.judging), needed(session.responses), []
     limits = judging.coherence = {name: _limits(responses, under_base, under_anchor, name) for name in SETS}
     for number, condition in enumerate(session.conditions):
         marked = {}
@@ -164,8 +162,8 @@ def _mark(trainer: L.Trainer, responses: DistinctResponses, under_base: Nats, un
             found = limit.incoherent(
                 responses.of(under_base, key), responses.of(under_anchor, key), responses.num_tokens(key)
             )
-            rows = _marked(session.responses.rows(*key), found.tolist(), counts=judging.count_degenerate)
-            session.responses.write_set(*key, rows)
+            rows = _marked(responses_of.rows(*key), found.tolist(), counts=judging.count_degenerate)
+            responses_of.write_set(*key, rows)
             if found.any():
                 marked[name] = f"{int(found.sum())} of {len(found)}"
         failures.append(count_condition(trainer, number, again=True))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning as L
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gradsteer.trainer.callbacks.forecasting import Forecasting
     from gradsteer.trainer.callbacks.steering import WeightSteering
 
+T = TypeVar("T")
+
 
 @dataclass
 class Session:
@@ -32,6 +34,7 @@ class Session:
         forecasting: makes forecasts from judged responses, or None.
         steering: sets each condition's weights; None if the command does not steer.
         judging: judges responses; None if nothing is sampled.
+        plain_vectors: whether attribute contrasts the gradients as they are, without a unit norm or preconditioning.
         responses: the conditions' sampled and judged responses; None if nothing is sampled.
         forecasts: forecasts made in this run, by condition number.
         judge_settings: the judge's options as given.
@@ -44,6 +47,7 @@ class Session:
     forecasting: "Forecasting | None" = None
     steering: "WeightSteering | None" = None
     judging: "JudgeEvaluation | None" = None
+    plain_vectors: bool = True
     responses: ResponseStore | None = None
     forecasts: "dict[int, Forecast]" = field(default_factory=dict)
     judge_settings: Any = None
@@ -69,6 +73,12 @@ class Session:
             number: the condition's place in the plan, which is also its data loader's index.
         """
         return self._results.setdefault(number, ConditionResult(self.plan[number][0]))
+
+
+def needed(participant: T | None) -> T:
+    """A participant that the command has, or what it has found by now."""
+    assert participant is not None
+    return participant
 
 
 def session_of(trainer: L.Trainer) -> Session:

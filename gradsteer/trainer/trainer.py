@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 
 from gradsteer.trainer.callbacks.progress import stage_progress
 from gradsteer.trainer.modules.summing import SummingModule
-from gradsteer.trainer.session import Session
+from gradsteer.trainer.session import Session, is_trial
 
 
 class GradsteerTrainer(L.Trainer):
@@ -73,7 +73,7 @@ class GradsteerTrainer(L.Trainer):
 
     def _refuse_a_part(self, command: str) -> None:
         """Refuses a batch limit: batches start with the longest prompts, which do not represent the set."""
-        if self.limit_test_batches != 1.0 and not self.fast_dev_run:  # type: ignore[attr-defined]
+        if self.limit_test_batches != 1.0 and not is_trial(self):
             raise ValueError(
                 f"trainer.limit_test_batches is {self.limit_test_batches}: {command} would report the longest prompts "
                 "only; use --data.max_prompts N"

@@ -12,6 +12,7 @@ from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import cross_fitted_slope
 from gradsteer.models.loading import evaluating
 from gradsteer.progress import progress
+from gradsteer.trainer.session import data_of
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
@@ -36,7 +37,7 @@ def calibrate(
         The calibration; None, with a warning, if the responses were sampled from other weights, because the score
         function is then not the model's.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_of(trainer)
     by_name: dict[str, Pile] = {pile.name: pile for pile in data.piles}
     plus, minus = (by_name[pile] for pile in piles)
     others = (plus.sampled_from | minus.sampled_from) - {pl_module.fingerprint}

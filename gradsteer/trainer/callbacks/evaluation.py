@@ -23,7 +23,7 @@ from gradsteer.records import read_jsonl, text_digest, write_jsonl
 from gradsteer.steering.conditions import Condition
 from gradsteer.trainer.condition_counts import count_condition
 from gradsteer.trainer.resume_sampling import KeptSampling
-from gradsteer.trainer.session import is_trial, sampled_rows, session_of
+from gradsteer.trainer.session import is_trial, needed, sampled_rows, session_of
 from gradsteer.trainer.tensorboard import log_metrics, log_table
 from gradsteer.trainer.verdict_queue import VerdictQueue, stopping_together
 from gradsteer.version import __version__
@@ -84,8 +84,8 @@ class JudgeEvaluation(L.Callback):
         self._anchor: str | None = None
         self._fingerprint: str | None = None
         self.num_missing = 0
-        self._kept: KeptSampling | None = None
-        self._work: UnfinishedCondition | None = None
+        self._kept: KeptSampling
+        self._work: UnfinishedCondition
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the held-out text, before the model is loaded."""
@@ -134,10 +134,8 @@ class JudgeEvaluation(L.Callback):
             slug = session_of(trainer).conditions[dataloader_idx].slug
             self._work = UnfinishedCondition(self.directory / ".fast_dev_run", slug)
             return
-        assert self._kept is not None
         if batch_idx == 0:
             self._work = self._kept.begin(dataloader_idx)
-        assert self._work is not None
         pl_module.given = self._work.read(self._number(trainer, batch_idx), batch)
 
     def on_test_batch_end(
@@ -157,7 +155,6 @@ class JudgeEvaluation(L.Callback):
             at_anchor = condition.kind == "anchor" or condition.resample > 0
             self._fingerprint = model_fingerprint(pl_module.model) if own else self._anchor if at_anchor else None
         number = self._number(trainer, batch_idx)
-        assert self._work is not None
         if batch and not self._work.has(number):
             self._work.write(number, outputs["responses"])
         self._queue.submit(outputs["responses"])
@@ -170,7 +167,6 @@ class JudgeEvaluation(L.Callback):
 
     def _finish(self, trainer: L.Trainer, pl_module: Any, condition: Condition, step: int) -> None:
         """Gathers the ranks' rows in prompt order, computes rates and metrics, and logs them."""
-        assert self._work is not None
         judged: list[dict[str, Any]] = []
         with stopping_together(trainer):
             judged = self._queue.collect()
@@ -201,8 +197,7 @@ class JudgeEvaluation(L.Callback):
         sets = {row["set"] for row in rows}
         parts = {name: [k for k, row in zip(kept, rows, strict=True) if row["set"] == name] for name in sets}
         session = session_of(trainer)
-        assert session.responses is not None
-        session.responses.write(condition.slug, parts)
+        needed(session.responses).write(condition.slug, parts)
         failure = count_condition(trainer, step)
         result = session.result(step)
         if condition.system_prompt is None:  # held-out text is scored without it: the value would be the anchor's
@@ -244,7 +239,6 @@ class JudgeEvaluation(L.Callback):
         """The condition's held-out metrics, measured once even if the run is interrupted."""
         if self._text is None:
             return {}
-        assert self._work is not None
         found = self._work.measured(self._text.digest)
         if found is None:
             found = self._text.measure(pl_module.model)

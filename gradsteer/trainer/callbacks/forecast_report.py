@@ -16,7 +16,7 @@ from gradsteer.reports.predictions import forecast_table
 from gradsteer.reports.results import print_whole, rate_text, write_results
 from gradsteer.trainer.callbacks.report import save_figure
 from gradsteer.trainer.dose_alphas import sources_of
-from gradsteer.trainer.session import Session, session_of
+from gradsteer.trainer.session import Session, needed, session_of
 from gradsteer.trainer.tensorboard import log_metrics, log_table
 
 
@@ -50,28 +50,25 @@ class ForecastReport(L.Callback):
             session.steering.release()
         if not trainer.is_global_zero:
             return
-        forecasting, steering = session.forecasting, session.steering
-        assert forecasting is not None
-        assert forecasting.responses is not None
-        assert forecasting.forecaster is not None
-        assert steering is not None
+        forecasting, steering = needed(session.forecasting), needed(session.steering)
+        responses = needed(forecasting.responses)
         temperature, top_p = forecasting.sampling(pl_module)
         rows = [_row(session, number) for number in range(len(session.plan))]
         about = {
             "responses": forecasting.file,
-            "num_responses": len(forecasting.responses),
-            **prompts_said(forecasting.responses.prompt_digests),
+            "num_responses": len(responses),
+            **prompts_said(responses.prompt_digests),
             "temperature": temperature,
             "top_p": top_p,
-            "max_new_tokens": forecasting.responses.max_new_tokens,
-            "seeds": sorted(forecasting.responses.seeds),
-            "judge": forecasting.responses.judge,
+            "max_new_tokens": responses.max_new_tokens,
+            "seeds": sorted(responses.seeds),
+            "judge": responses.judge,
             "min_sample_size": forecasting.min_sample_size,
             "model_fingerprint": model_fingerprint(pl_module.model),
             "vectors": steering.vector_digests(),
             "sources": sources_of(session.plan),
             "settings": steering.settings,
-            "num_passes": forecasting.forecaster.num_passes,
+            "num_passes": needed(forecasting.forecaster).num_passes,
             "warnings": forecasting.warnings,
         }
         path = self.output_dir / "forecast.json"

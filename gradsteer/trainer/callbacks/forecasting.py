@@ -11,7 +11,7 @@ from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.progress import progress
-from gradsteer.trainer.session import sampled_rows, session_of
+from gradsteer.trainer.session import needed, sampled_rows, session_of
 
 
 class Forecasting(L.Callback):
@@ -73,16 +73,14 @@ class Forecasting(L.Callback):
             raise ValueError(
                 f"{self.file!r} was sampled at temperature 0: greedy replies have no importance weights; sample at 1"
             )
-        sampling = getattr(pl_module, "sampling", None)
-        if sampling is not None:
+        if hasattr(pl_module, "sampling"):
             self._check_alike(trainer, pl_module)
         shown = ", ".join(f"{int((values == 1).sum())} {name}" for name, values in responses.verdicts.items())
         rank_zero_info(f"forecast from {len(responses)} judged responses to {responses.num_prompts} prompts: {shown}")
 
     def _check_alike(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuses responses sampled with other settings than this run's; warns if the two share samples."""
-        assert self.responses is not None
-        sampling, responses = pl_module.sampling, self.responses
+        sampling, responses = pl_module.sampling, needed(self.responses)
         theirs = (*self._sampled_at(), responses.max_new_tokens or sampling.max_new_tokens)
         ours = (sampling.temperature, sampling.top_p, sampling.max_new_tokens)
         if theirs != ours:
@@ -113,11 +111,9 @@ class Forecasting(L.Callback):
 
     def _sampled_at(self) -> tuple[float, float]:
         """Temperature and top-p of the responses."""
-        assert self.responses is not None
-        temperature, top_p = self.responses.temperature, self.responses.top_p
-        temperature = temperature if temperature is not None else self.temperature
-        top_p = top_p if top_p is not None else self.top_p
-        return 1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p
+        responses = needed(self.responses)
+        temperatures, top_ps = (responses.temperature, self.temperature, 1.0), (responses.top_p, self.top_p, 1.0)
+        return next(t for t in temperatures if t is not None), next(p for p in top_ps if p is not None)
 
     def start(self, trainer: L.Trainer, pl_module: Any) -> Forecaster | None:
         """Scores the responses under the anchor's weights, once; returns None without responses."""

@@ -17,7 +17,7 @@ from gradsteer.data.piles import Pile
 from gradsteer.models.packing import plan_packs
 from gradsteer.progress import progress
 from gradsteer.records import text_digest
-from gradsteer.trainer.callbacks.vectors import VectorWriter
+from gradsteer.trainer.session import data_of, is_trial, session_of
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 
@@ -74,18 +74,17 @@ class GradDiffBaseline(L.Callback):
                 "graddiff steps along the cross-entropy's gradient at the weights themselves; accepted: without "
                 "model.path_points, model.mask_draws and model.loss kl"
             )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, VectorWriter) and (callback.unit or callback.precondition is not None):
-                raise ValueError(
-                    "graddiff's alpha is that of a plain contrast; accepted: without writing.unit_contrast and "
-                    "writing.precondition"
-                )
+        if not session_of(trainer).plain_vectors:
+            raise ValueError(
+                "graddiff's alpha is that of a plain contrast; accepted: without writing.unit_contrast and "
+                "writing.precondition"
+            )
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Before the first batch: removes existing files if `overwrite` is set."""
-        if batch_idx + dataloader_idx > 0 or not self.overwrite or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if batch_idx + dataloader_idx > 0 or not self.overwrite or is_trial(trainer):
             return
         if trainer.is_global_zero:
             for path in self._folder.glob("[!.]*.safetensors"):
@@ -93,7 +92,7 @@ class GradDiffBaseline(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Takes the steps; results for the same piles, steps and alpha are reused."""
-        if trainer.fast_dev_run or not self.alphas:  # type: ignore[attr-defined]
+        if is_trial(trainer) or not self.alphas:
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
         sums = {wanted.name: wanted for wanted in assembly.sums if wanted.name == wanted.pile and not wanted.squares}
@@ -143,7 +142,7 @@ class GradDiffBaseline(L.Callback):
         alpha: float,
         title: str,
     ) -> dict[str, Tensor]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         piles = {pile.name: pile for pile in data.piles}
         plus, minus = (_batches(piles[pile], data.budget()) for pile in self.contrasts[name])
         pile, make_batch = pl_module.fresh_pile(), pl_module.batch_layout.make

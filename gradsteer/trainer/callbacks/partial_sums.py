@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gradsteer.attribution.gradient_store import Assembly
 from gradsteer.attribution.partial_sums import PartialSum
 from gradsteer.models.parallel import in_common, is_split_model
+from gradsteer.trainer.session import is_trial
 
 
 class PartialSums(L.Callback):
@@ -41,7 +42,7 @@ class PartialSums(L.Callback):
         assembly: Assembly = pl_module.assembly(self.output_dir)
         saved = self._files(trainer, assembly, dataloader_idx)
         if self.overwrite:
-            for path in saved.values() if not trainer.fast_dev_run else ():  # type: ignore[attr-defined]
+            for path in saved.values() if not is_trial(trainer) else ():
                 path.unlink(missing_ok=True)
             return
         name = assembly.parts[dataloader_idx].name
@@ -72,8 +73,7 @@ class PartialSums(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Saves if it is due; deletes the partial sums of a finished part."""
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if dry or (outputs["skipped"] and not outputs["is_last"]):
+        if is_trial(trainer) or (outputs["skipped"] and not outputs["is_last"]):
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
         due, split = time.monotonic() - self._saved >= self.every_seconds, is_split_model(pl_module.model)

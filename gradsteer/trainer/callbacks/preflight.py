@@ -18,7 +18,7 @@ from gradsteer.trainer.callbacks.run_locks import LockHolder
 from gradsteer.trainer.dry_run import estimate
 from gradsteer.trainer.prompt_overlap import refuse_overlap
 from gradsteer.trainer.resume_sampling import plan_as_before
-from gradsteer.trainer.session import Session, sampled_rows, session_of
+from gradsteer.trainer.session import Session, needed, sampled_rows, session_of
 
 _REPORT = "@report.lock"  # with a character that no condition's file has
 
@@ -48,7 +48,6 @@ class Preflight(LockHolder):
             DryRunDoneError: only an estimate was requested.
         """
         session = session_of(trainer)
-        assert session.judging is not None
         plan_as_before(trainer, self.output_dir / "responses")
         if session.steering is not None:
             self._keep_evaluations(session)
@@ -56,7 +55,7 @@ class Preflight(LockHolder):
             _compare_judges(session)
         if self.dry_run:
             estimate(trainer, pl_module)
-        session.judging.judge.check()
+        needed(session.judging).judge.check()
         directory = self.output_dir / "responses"
         locks = {f"{condition.slug}.lock": f"condition {condition.name!r}" for condition in session.conditions}
         if session.steering is not None:
@@ -123,11 +122,10 @@ class EvaluationPreflight(Preflight):
 
 def _check_prompts(trainer: L.Trainer, session: Session) -> None:
     """Refuses prompts that a vector was made from; warns if they differ from the forecast's."""
-    assert session.steering is not None
     prompts: dict[str, set[str]] = {"evaluation": set()}
     for row in sampled_rows(trainer):
         prompts.setdefault(row["set"], set()).add(prompt_digest(row["prompt"]))
-    steering, evaluated = session.steering, prompts.pop("evaluation")
+    steering, evaluated = needed(session.steering), prompts.pop("evaluation")
     refuse_overlap(steering.prompt_sources, evaluated, faithful=steering.seed_faithful, others=prompts)
     if (text := other_prompts(_forecast_of(session), evaluated)) is not None:
         rank_zero_warn(text)
@@ -135,9 +133,7 @@ def _check_prompts(trainer: L.Trainer, session: Session) -> None:
 
 def _compare_judges(session: Session) -> None:
     """Warns if a slope or forecast rests on another judge than this run's."""
-    assert session.steering is not None
-    assert session.judging is not None
-    judge, steering = session.judging.judge, session.steering
+    judge, steering = needed(session.judging).judge, needed(session.steering)
     for name, vector in steering.vectors.items() if [] in steering.pipelines else ():
         slope, contrast = Calibration.read(vector.metadata), steering.contrasts[name]
         judged = {*(contrast.plus or ()), *(contrast.minus or ())} <= set(judge.behaviors)  # else none comes out

@@ -11,6 +11,7 @@ from gradsteer.attribution.pile_partition import FISHER
 from gradsteer.models.loading import record_base
 from gradsteer.provenance import provenance
 from gradsteer.records import replacing_directory
+from gradsteer.trainer.session import is_trial
 from gradsteer.vectors.preconditioning import adam_second_moment, check_keeps_second_moment
 
 
@@ -76,13 +77,13 @@ class SavePretrained(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves a checkpoint if the last one is old enough."""
         due = time.monotonic() - self._saved >= self.checkpoint_seconds
-        if trainer.strategy.broadcast(due) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.strategy.broadcast(due) and not is_trial(trainer):
             trainer.save_checkpoint(self.checkpoint)
             self._saved = time.monotonic()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves under a temporary name, then renames."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_trial(trainer):
             self._save_second_moment(trainer, pl_module)  # first, because the model's directory marks a complete fit
             base = getattr(pl_module, "model_name_or_path", None)  # None: from fresh weights
             save_pretrained(pl_module.model, pl_module.tokenizer, self.directory, base=base)

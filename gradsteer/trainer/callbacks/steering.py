@@ -184,8 +184,8 @@ class WeightSteering(L.Callback):
         self.prompt_sources: Sources = {}
         self.contrasts: dict[str, Contrast] = {}
         self.settings: dict[str, Any] = {"diff": None}
-        self._finder: DoseFinder | None = None
-        self._weights: ConditionWeights | None = None
+        self._finder: DoseFinder
+        self._weights: ConditionWeights
         self._held, self._stack = ExitStack(), ExitStack()
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -213,7 +213,6 @@ class WeightSteering(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Checks that the vectors fit the model, solves the doses for alpha, and reads the base."""
-        assert self._finder is not None
         session = session_of(trainer)
         for name, vector in self.vectors.items():
             try:
@@ -253,7 +252,6 @@ class WeightSteering(L.Callback):
 
     def vector_digests(self) -> dict[str, str]:
         """Vector -> digest of its file, or the text of a combination."""
-        assert self._finder is not None
         return self._finder.digests()
 
     def on_test_batch_start(
@@ -265,8 +263,6 @@ class WeightSteering(L.Callback):
         self.put_weights_back()
         session = session_of(trainer)
         condition, recipe = session.plan[dataloader_idx]
-        assert self._weights is not None
-        assert self._finder is not None
         result = session.result(dataloader_idx)
         result.step = self._stack.enter_context(self._weights.of(condition, recipe))
         if result.step is not None:
@@ -280,7 +276,6 @@ class WeightSteering(L.Callback):
     @contextmanager
     def at_base(self) -> Iterator[None]:
         """Within the block the model has the base's weights, afterwards its own. Leaves any active condition first."""
-        assert self._weights is not None
         self.put_weights_back()
         with self._weights.of(Condition("base", "base", "base"), None):
             yield

@@ -11,6 +11,7 @@ from gradsteer.attribution.gradient_store import Assembly
 from gradsteer.attribution.pile_partition import FISHER, Wanted
 from gradsteer.steering.conditions import check_name
 from gradsteer.trainer.permuted_vectors import write_permuted
+from gradsteer.trainer.session import data_of, is_trial, session_of
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.trainer.vector_slopes import calibrate
 from gradsteer.vectors.parameter_vectors import ParameterVector, PileAverage, SteeringVector
@@ -73,8 +74,9 @@ class VectorWriter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuses vectors of unknown piles, before the model is loaded."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if (self.unit or self.precondition is not None) and (pl_module.calibrate or data.calibrated):
+        data, self._plain = data_of(trainer), not self.unit and self.precondition is None
+        session_of(trainer).plain_vectors = self._plain
+        if not self._plain and (pl_module.calibrate or data.calibrated):
             text = "no slope is taken with writing.unit_contrast or precondition: each half would set its own norm"
             if pl_module.calibrate:
                 raise ValueError(f"model.calibrate: {text}")
@@ -96,7 +98,7 @@ class VectorWriter(L.Callback):
             SecondMoment.check_covers(str(self.precondition), pl_module.model, pl_module.covered, pl_module.fingerprint)
         if not self.overwrite:
             return
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_trial(trainer):
             patterns = (
                 "gradients/*.safetensors",
                 "gradients/halves/*.safetensors",
@@ -126,8 +128,7 @@ class VectorWriter(L.Callback):
         name = assembly.parts[dataloader_idx].name
         metrics = {f"pile/{name}/{key}": value for key, value in measured.items() if value is not None}
         log_metrics(trainer, metrics, step=batch_idx)
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if outputs["sums"] is not None and trainer.is_global_zero and not dry:
+        if outputs["sums"] is not None and trainer.is_global_zero and not is_trial(trainer):
             for wanted, vector in assembly.take(dataloader_idx, outputs["sums"], pl_module.describe):
                 self._tell(trainer, wanted, vector, assembly.path(wanted))
 
@@ -153,7 +154,7 @@ class VectorWriter(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the contrasts once all piles are done."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_trial(trainer):
             return
         assembly: Assembly = pl_module.assembly(self.output_dir)
         if trainer.is_global_zero:
@@ -164,8 +165,7 @@ class VectorWriter(L.Callback):
         moment = self._second_moment(assembly)
         for name, piles in self.contrasts.items():
             # a half is normalised by its own, noisier norm and so points less along V: the slope would be too small
-            plain = not self.unit and self.precondition is None
-            calibrated = plain and name in trainer.datamodule.calibrated  # type: ignore[attr-defined]
+            calibrated = self._plain and name in data_of(trainer).calibrated
             if not (trainer.is_global_zero or calibrated):
                 continue
             halves = [half[0] for number in (1, 2) if (half := self._contrast(assembly, piles, number, moment))]

@@ -29,6 +29,7 @@ from gradsteer.records import text_digest
 from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base, refuse_unused
 from gradsteer.trainer.modules.memory_plan import attribution_plan
 from gradsteer.trainer.modules.summing import SummingModule
+from gradsteer.trainer.session import data_of, is_trial
 from gradsteer.vectors.weight_diff import named_weights
 
 # to be raised with every change of what is summed: partial and finished sums of other versions are not mixed with it
@@ -165,7 +166,7 @@ class AttributionModule(SummingModule):
         if self._datamodule().fisher is not None and is_split_model(self.model):
             raise ValueError("data.fisher squares each example's own gradient, which FSDP2 has summed over processes")
         limited = [len(loader) for loader in self.trainer.test_dataloaders or []] != self.trainer.num_test_batches
-        if limited and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if limited and not is_trial(self.trainer):
             raise ValueError("trainer.limit_test_batches would leave out a part of every pile; accepted: 1.0")
         self._chosen = select_parameters(dict(self.model.named_parameters()), self.parameter_rules)
         self.fingerprint = model_fingerprint(self.model)
@@ -293,4 +294,4 @@ class AttributionModule(SummingModule):
         }
 
     def _datamodule(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return data_of(self.trainer)

@@ -20,6 +20,7 @@ from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Part, Wanted
 from gradsteer.attribution.reductions import PileTotals, Reduction
 from gradsteer.models.batches import BatchLayout
+from gradsteer.trainer.session import data_of
 
 
 class SummingModule(L.LightningModule):
@@ -65,7 +66,7 @@ class SummingModule(L.LightningModule):
     @property
     def parts(self) -> list[Part]:
         """The parts of the datamodule's piles, one data loader each."""
-        parts: list[Part] = self.trainer.datamodule.parts  # type: ignore[attr-defined]
+        parts: list[Part] = data_of(self.trainer).parts
         return parts
 
     def loader_title(self, dataloader_idx: int) -> str:
