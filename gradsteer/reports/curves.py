@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradsteer.reports.figures import PALETTE, plain
-from gradsteer.reports.predictions import cells, predicted_shift
+from gradsteer.reports.figure_style import BAND, GREY, INK, WIDTH, bare, colors_of, legend_below, plain
+from gradsteer.reports.nulls import is_null
+from gradsteer.reports.predictions import Cell, cells, predicted_shift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,25 +40,29 @@ def forecast_figure(rows: Sequence[Row], title: str) -> "Figure | None":
         return None
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(1.0 + 4.3 * columns, 0.8 + 3.1 * lines), layout="constrained")
+    panel = min(2.6, max(1.7, 12 / lines))  # inches: many panels are lower
+    figure = Figure(figsize=(min(WIDTH, 0.8 + 4.2 * columns), 1.0 + panel * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
     behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
+    colors = colors_of(rows)
     for axes, (key, members) in zip(grid.flat, panels.items(), strict=False):
         points = sorted([*members, *anchor], key=lambda row: row["alpha"])
-        for index, behavior in enumerate(behaviors):
-            _curve(axes, points, behavior, PALETTE[index % len(PALETTE)])
-        axes.set_title(" | ".join(key), loc="left", fontsize=9)
+        for behavior in behaviors:
+            _curve(axes, points, behavior, colors[behavior])
+        axes.set_title(" | ".join(key), loc="left", fontsize=9, fontweight="bold", color=colors.get(key[0], INK))
         axes.axvline(0, color=_GREY, linewidth=0.8, zorder=0)
         axes.set_ylim(0, 100)
-        axes.set_xlabel("alpha")
-        axes.set_ylabel("responses (%)")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=6)
+        bare(axes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
-    grid.flat[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("alpha", fontsize=9)
+    figure.supylabel("responses (%)", fontsize=9)
+    known = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside upper right", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(
-        f"{title}\nnothing sampled: points by importance weights, dashes by the linear form; grey: too few weights, by "
-        "the linear form",
+        f"{title}\npoints: importance weights; dashes: linear form; grey: too few weights, by the linear form",
         x=0.01,
         ha="left",
         fontsize=10,
@@ -102,60 +107,72 @@ def agreement_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     if not rates and not shifts:
         return None
     number = bool(rates) + bool(shifts)
-    figure = Figure(figsize=(0.6 + 4.4 * number, 4.6), layout="constrained")
+    figure = Figure(figsize=(0.6 + 4.4 * number, 4.9), layout="constrained")
     panels = list(figure.subplots(1, number, squeeze=False).flat)
+    colors = colors_of(rows)
     if rates:
-        _rates_panel(panels[0], rates)
+        _rates_panel(panels[0], rates, colors)
     if shifts:
-        _shifts_panel(panels[-1], shifts)
+        _shifts_panel(panels[-1], shifts, colors)
+    for axes in panels:
+        axes.tick_params(labelsize=8)
+        bare(axes)
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    legend_below(figure, handles)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return plain(figure)
 
 
-def _rates_panel(axes: "Axes", rates: Sequence[tuple[Row, str, Mapping[str, Any], Mapping[str, Any]]]) -> None:
-    behaviors = list(dict.fromkeys(behavior for _, behavior, _, _ in rates))
-    axes.plot([0, 100], [0, 100], color=_GREY, linewidth=0.8)
-    axes.fill_between([0, 100], [-5, 95], [5, 105], color=_GREY, alpha=0.25, linewidth=0, label="within 5 points")
-    for index, behavior in enumerate(behaviors):
-        labelled = False
-        for row, name, forecast, measured in rates:
-            if name != behavior:
-                continue
-            x, y = 100 * forecast["rate"], 100 * measured["rate"]
-            reliable = row["predicted"]["reliable"]
-            axes.errorbar(
-                x, y, xerr=[[x - 100 * forecast["ci_low"]], [100 * forecast["ci_high"] - x]],
-                yerr=[[y - 100 * measured["ci_low"]], [100 * measured["ci_high"] - y]], fmt="o", markersize=3.5,
-                elinewidth=0.7, color=PALETTE[index % len(PALETTE)] if reliable else _GREY,
-                label=behavior if reliable and not labelled else None,
-            )  # fmt: skip
-            labelled = labelled or reliable
+def _rates_panel(axes: "Axes", rates: Sequence[Cell], colors: Mapping[str, str]) -> None:
+    axes.plot([0, 100], [0, 100], color=_GREY, linewidth=0.8, zorder=0)
+    axes.fill_between([0, 100], [-5, 95], [5, 105], color=BAND, linewidth=0, label="within 5 points", zorder=0)
+    groups: dict[tuple[str, bool, bool], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for row, name, forecast, measured in rates:
+        groups.setdefault((name, row["predicted"]["reliable"], is_null(row)), []).append((forecast, measured))
+    for (name, reliable, quiet), pairs in groups.items():
+        forecasts, realised = (_with_errors(side) for side in zip(*pairs, strict=True))
+        axes.errorbar(
+            forecasts[0], realised[0], xerr=forecasts[1], yerr=realised[1], fmt="o",
+            markersize=2.5 if quiet else 4.5, elinewidth=0.4 if quiet else 0.8, color=colors[name],
+            alpha=0.45 if quiet else 1.0, markerfacecolor=colors[name] if reliable else "white",
+            zorder=1 if quiet else 2,
+        )  # fmt: skip
+    for name in dict.fromkeys(name for _, name, _, _ in rates):
+        axes.plot([], [], "o", markersize=4.5, color=colors[name], label=name)
+    if any(not row["predicted"]["reliable"] for row, _, _, _ in rates):
+        axes.plot([], [], "o", markersize=4.5, color=GREY, markerfacecolor="white", label="too few effective samples")
+    if any(is_null(row) for row, _, _, _ in rates):
+        axes.plot([], [], "o", markersize=2.5, color=GREY, label="nulls")
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
-    axes.set_xlabel("forecast rate (%), nothing sampled")
-    axes.set_ylabel("realised rate (%)")
-    axes.set_title("rates; grey: effective sample size too small", loc="left", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("forecast rate (%), nothing sampled", fontsize=9)
+    axes.set_ylabel("realised rate (%)", fontsize=9)
+    axes.set_title("rates", loc="left", fontsize=9.5, fontweight="bold")
 
 
-def _shifts_panel(axes: "Axes", shifts: Sequence[tuple[Row, float, Mapping[str, Any]]]) -> None:
-    vectors = list(dict.fromkeys(str(row["vector"]) for row, _, _ in shifts))
+def _with_errors(rates: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[list[float]]]:
+    """Rates in per cent, and how far their intervals reach below and above."""
+    middles = [100 * rate["rate"] for rate in rates]
+    below = [middle - 100 * rate["ci_low"] for middle, rate in zip(middles, rates, strict=True)]
+    above = [100 * rate["ci_high"] - middle for middle, rate in zip(middles, rates, strict=True)]
+    return middles, [below, above]
+
+
+def _shifts_panel(
+    axes: "Axes", shifts: Sequence[tuple[Row, float, Mapping[str, Any]]], colors: Mapping[str, str]
+) -> None:
     reach = max(max(abs(shift), abs(realised["log_odds_shift"])) for _, shift, realised in shifts) * 1.15
-    axes.plot([-reach, reach], [-reach, reach], color=_GREY, linewidth=0.8)
-    for index, vector in enumerate(vectors):
-        mine = [(shift, realised) for row, shift, realised in shifts if row["vector"] == vector]
-        middles = [realised["log_odds_shift"] for _, realised in mine]
-        errors = [
-            [m - realised["ci_low"] for m, (_, realised) in zip(middles, mine, strict=True)],
-            [realised["ci_high"] - m for m, (_, realised) in zip(middles, mine, strict=True)],
-        ]
+    axes.plot([-reach, reach], [-reach, reach], color=_GREY, linewidth=0.8, zorder=0)
+    for row, shift, realised in shifts:
+        middle = realised["log_odds_shift"]
         axes.errorbar(
-            [shift for shift, _ in mine], middles, yerr=errors, fmt="o", markersize=4, elinewidth=1, capsize=2,
-            color=PALETTE[index % len(PALETTE)], label=vector,
+            shift, middle, yerr=[[middle - realised["ci_low"]], [realised["ci_high"] - middle]], fmt="o",
+            markersize=4.5, elinewidth=1, capsize=2, color=colors[str(row["vector"])],
         )  # fmt: skip
-    axes.set_xlabel("predicted shift of log-odds (nats)")
-    axes.set_ylabel("realised shift (nats)")
-    axes.set_title("log-odds of the vector's behavior", loc="left", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    for vector in dict.fromkeys(str(row["vector"]) for row, _, _ in shifts):
+        axes.plot([], [], "o", markersize=4.5, color=colors[vector], label=vector)
+    axes.set_xlabel("predicted shift of log-odds (nats)", fontsize=9)
+    axes.set_ylabel("realised shift (nats)", fontsize=9)
+    axes.set_title("log-odds of the vector's behavior", loc="left", fontsize=9.5, fontweight="bold")

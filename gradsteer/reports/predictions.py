@@ -1,14 +1,11 @@
-"""Predictions as tables: what is forecast of every condition, and forecast beside what came out.
-
-Knows of report rows; knows nothing of models.
-"""
+"""Predictions as tables: what is forecast of every condition, and forecast beside what came out."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradsteer.reports.results import condition_text, print_whole, rate_text
+from gradsteer.reports.cells import condition_text, interval_text, number_text, rate_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,9 +117,9 @@ def forecast_table(rows: Sequence[Row], title: str) -> "Table":
             *(Text(rate_text(row["behaviors"].get(name))) for name in behaviors),
             f"{said['effective_sample_size']:.0f} of {said['num_responses']}",
             _METHODS[said["method"], said["reliable"]],
-            _number(said["log_odds_shift"] if said["reliable"] else said["linear_log_odds_shift"], "+.2f"),
-            _number(said["kl_per_token"], ".4f"),
-            _number(said["mean_length"], ".1f"),
+            number_text(said["log_odds_shift"] if said["reliable"] else said["linear_log_odds_shift"], "+.2f"),
+            number_text(said["kl_per_token"], ".4f"),
+            number_text(said["mean_length"], ".1f"),
             style=None if said["reliable"] else "dim",
         )
     return table
@@ -165,9 +162,9 @@ def predictions_table(rows: Sequence[Row], title: str) -> "Table | None":
         size = said.get("effective_sample_size")
         table.add_row(
             Text(condition_text(row)),
-            _number(row["alpha"], "+.4g"),
-            _number(row["relative_norm"], "+.2g"),
-            _number(predicted_shift(row), "+.2f"),
+            number_text(row["alpha"], "+.4g"),
+            number_text(row["relative_norm"], "+.2g"),
+            number_text(predicted_shift(row), "+.2f"),
             shift_text(row["realised"]),
             *(text for name in behaviors for text in _beside(row, name)),
             *([] if not behaviors else ["-" if size is None else f"{size:.0f} of {said['num_responses']}"]),
@@ -187,9 +184,7 @@ def predicted_shift(row: Row) -> float | None:
 
 def shift_text(realised: Mapping[str, Any] | None) -> str:
     """``-0.72 [-0.95, -0.50]`` in nats, or a dash."""
-    if not realised or realised["log_odds_shift"] is None:
-        return "-"
-    return f"{realised['log_odds_shift']:+.2f} [{realised['ci_low']:+.2f}, {realised['ci_high']:+.2f}]"
+    return interval_text(realised, "log_odds_shift", "+.2f")
 
 
 def pooled_slope(rows: Sequence[Row]) -> tuple[float, float, float, int] | None:
@@ -218,35 +213,38 @@ def pooled_slope(rows: Sequence[Row]) -> tuple[float, float, float, int] | None:
     return slope, slope - 1.96 * error, slope + 1.96 * error, len(pairs)
 
 
-def print_predictions(rows: Sequence[Row], experiment: str) -> None:
-    """Prints forecast beside realised, and how near it came; nothing where nothing was predicted."""
-    table = predictions_table(rows, f"{experiment}: asked and predicted beside realised")
-    if table is None:
-        return
+def agreement_lines(rows: Sequence[Row]) -> list[str]:
+    """How near forecasts and predicted shifts came, a line for each sort of condition; none without predictions."""
     lines = []
     if cells(rows):
         lines.append("forecast rates beside those realised, of classes of responses where there are several behaviors:")
-        groups: dict[str, list[Row]] = {"steered": [], "controls": [], "baselines, base": []}
-        for row in rows:
-            known = {"steered": "steered", "control": "controls"} if row["model"] == "anchor" else {}
-            groups[known.get(row["kind"], "baselines, base")].append(row)
-        for name, members in groups.items():
+        for name, members in kinds_of(rows).items():
             good, poor = (agreement(members, reliable=reliable) for reliable in (True, False))
             if good.num_cells:
                 lines.append(f"  {name}, effective sample size large enough: {good}")
             if poor.num_cells:
                 lines.append(f"  {name}, too small: {poor}")
-    if (pooled := pooled_slope(rows)) is not None:
-        slope, low, high, number = pooled
-        said = f"{slope:.2f} [{low:.2f}, {high:.2f}], {number} conditions"
-        lines.append(f"realised on predicted shifts of log-odds, slope through 0: {said}")
-    print_whole(table, "\n".join(lines))
+    return [*lines, *slope_lines(rows)]
+
+
+def slope_lines(rows: Sequence[Row]) -> list[str]:
+    """The pooled slope of shifts as one line; none without predicted shifts."""
+    if (pooled := pooled_slope(rows)) is None:
+        return []
+    slope, low, high, number = pooled
+    said = f"{slope:.2f} [{low:.2f}, {high:.2f}], {number} conditions"
+    return [f"realised on predicted shifts of log-odds, slope through 0: {said}"]
+
+
+def kinds_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by what an agreement is counted over: steered, controls, and the others."""
+    groups: dict[str, list[Row]] = {"steered": [], "controls": [], "baselines, base": []}
+    for row in rows:
+        known = {"steered": "steered", "control": "controls"} if row["model"] == "anchor" else {}
+        groups[known.get(row["kind"], "baselines, base")].append(row)
+    return groups
 
 
 def _beside(row: Row, behavior: str) -> tuple[str, str]:
     forecast = (row["predicted"].get("rates") or {}).get(behavior)
     return rate_text(forecast), rate_text(row["behaviors"].get(behavior))
-
-
-def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)

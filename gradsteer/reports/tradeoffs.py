@@ -1,43 +1,16 @@
-"""What steering costs: the target's rate beside perplexity, divergence, loops, refusals and length.
-
-Knows of report rows; knows nothing of models.
-"""
+"""What steering costs: the target's rate beside perplexity, divergence, loops, refusals and length."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from gradsteer.reports.results import behavior_text, condition_text, explain_marks, refusal_text
+from gradsteer.reports.cells import behavior_text, condition_text, explain_marks
+from gradsteer.reports.metric_columns import METRIC_COLUMNS, measured_metrics, metric_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Row = Mapping[str, Any]
-
-
-class Cost(NamedTuple):
-    """How a metric is shown."""
-
-    label: str  # of the axis
-    heading: str  # of the table's column
-    spec: str
-    scale: float
-
-
-COSTS = {
-    "perplexity": Cost("perplexity, held-out text", "perplexity", ".2f", 1),
-    "kl_to_anchor": Cost("KL to the anchor (nats a token)", "KL to anchor", ".4f", 1),
-    "degenerate": Cost("degenerate (%)", "degenerate %", ".1f", 100),
-    "repetition": Cost("with a repeated sentence (%)", "repeats %", ".1f", 100),
-    "unfinished": Cost("cut by the length limit (%)", "cut %", ".1f", 100),
-    "refusal_benign": Cost("benign prompts refused (%)", "benign refused % [95% interval]", ".1f", 100),
-    "refusal_harmful": Cost("harmful prompts refused (%)", "harmful refused % [95% interval]", ".1f", 100),
-    "refusal_benign_judged": Cost("benign refused, judged (%)", "benign judged refused % [95% interval]", ".1f", 100),
-    "refusal_harmful_judged": Cost(
-        "harmful refused, judged (%)", "harmful judged refused % [95% interval]", ".1f", 100
-    ),
-    "mean_length": Cost("mean length (tokens)", "tokens", ".1f", 1),
-}
 
 
 @dataclass(frozen=True)
@@ -120,7 +93,7 @@ def tradeoff_table(rows: Sequence[Row], title: str = "trade-off") -> "Table | No
     table = Table(title=Text(title), title_justify="left")
     table.add_column("target", no_wrap=True)
     table.add_column("condition", no_wrap=True)
-    for heading in ("its % [95% interval]", *(COSTS[key].heading for key in costs)):
+    for heading in ("its % [95% interval]", *(METRIC_COLUMNS[key].heading for key in costs)):
         table.add_column(heading, justify="right", no_wrap=True)
     for section in sections:
         table.add_section()
@@ -129,26 +102,14 @@ def tradeoff_table(rows: Sequence[Row], title: str = "trade-off") -> "Table | No
                 Text("" if index else section.target),
                 Text(condition_text(row)),
                 behavior_text(row, section.target),
-                *(_cost_text(row, key) for key in costs),
+                *(metric_text(row, key) for key in costs),
             )
     shown = [row for each in sections for row in each.rows]
     explain_marks(table, shown, list(dict.fromkeys(each.target for each in sections)))
     return table
 
 
-def cost_of(row: Row, key: str) -> float | None:
-    """What a condition costs in the unit that is shown, None where it was not measured; the anchor is 0 from itself."""
-    if key == "kl_to_anchor" and row["kind"] == "anchor":
-        return 0.0 if row["metrics"].get(key) is None else float(row["metrics"][key])
-    value = row["metrics"].get(key)
-    return None if value is None else float(value) * COSTS[key].scale
-
-
-def _cost_text(row: Row, key: str) -> str:
-    value = cost_of(row, key)
-    return refusal_text(row, key) or ("-" if value is None else format(value, COSTS[key].spec))
-
-
 def measured_costs(rows: Sequence[Row]) -> list[str]:
     """The costs that were measured of any condition but the anchor, whose KL to itself needs no measuring."""
-    return [key for key in COSTS if any(row["metrics"].get(key) is not None for row in rows if row["kind"] != "anchor")]
+    measured = measured_metrics([row for row in rows if row["kind"] != "anchor"])
+    return [key for key in measured if METRIC_COLUMNS[key].label]

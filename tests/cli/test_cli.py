@@ -137,7 +137,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
             *(*group("model", loading + tuning), *group("data", chat)),
         ],
         "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
-        "evaluate": [*common, "--name", "--dry_run", *evaluation, "--report.note"],
+        "evaluate": [*common, "--name", "--dry_run", *evaluation, *group("report", ["note", "verbose"])],
         "attribute": [
             *common,
             "--vectors",
@@ -154,7 +154,8 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         ],
         "steer": [
             *(*common, *evaluation, *group("forecasting", forecasting), *group("steering", steering)),
-            *("--report", "--report.note", "--dry_run", *group("fluency", ["base_perplexity", "mark_incoherent"])),
+            *(*group("report", ["note", "verbose"]), "--dry_run"),
+            *group("fluency", ["base_perplexity", "mark_incoherent"]),
             *group("comparisons", ["draws", "seed"]),
         ],
     }

@@ -5,9 +5,11 @@ from judged import rows_of, steer_words
 from road import run
 
 from gradsteer.evaluation.broken_model import damage
+from gradsteer.reports.cells import DAMAGED, condition_text
+from gradsteer.reports.comparison_table import comparison_table
 from gradsteer.reports.predictions import predictions_table
-from gradsteer.reports.results import DAMAGED, condition_text, results_table
-from gradsteer.reports.specificity import comparison_table, headline, specificity_table
+from gradsteer.reports.results_table import results_table
+from gradsteer.reports.specificity import headline, specificity_table
 from gradsteer.reports.tradeoffs import tradeoff_table
 
 START = {"perplexity": 2.0, "base_perplexity": 3.0, "degenerate": 0.1, "unfinished": 0.2, "kl_to_anchor": 0.0}

@@ -14,12 +14,12 @@ from gradsteer.reports.curves import agreement_figure, forecast_figure
 from gradsteer.reports.predictions import (
     Agreement,
     agreement,
+    agreement_lines,
     cells,
     forecast_table,
     pooled_slope,
     predicted_shift,
     predictions_table,
-    print_predictions,
     shift_text,
 )
 from gradsteer.reports.results import write_results
@@ -333,16 +333,13 @@ def test_the_pooled_slope_by_hand():
     assert pooled_slope([*exact, one, other])[0] == pytest.approx(0.7)  # of what was asked for alone
 
 
-def test_tables_say_what_they_should(capsys):
+def test_tables_say_what_they_should():
     table = predictions_table(PAIRS, "t")
     assert table.row_count == 7
     assert list(table.columns[0].cells)[0].plain == "one"
     assert predictions_table(PAIRS[:1], "t") is None
-    print_predictions(PAIRS[:1], "e")
-    assert capsys.readouterr().out == ""
-    print_predictions(PAIRS, "e")
-    shown = capsys.readouterr().out
-    assert "e: asked and predicted beside realised" in shown
+    assert agreement_lines(PAIRS[:1]) == []
+    shown = "\n".join(agreement_lines(PAIRS))
     for line in (
         "  steered, effective sample size large enough: 2 of 3 (67%) within 5 points, mean error 5.7 points",
         "  steered, too small: 0 of 1 (0%) within 5 points, mean error 21.0 points",
@@ -378,7 +375,8 @@ def test_forecast_curves_have_a_panel_for_each_direction():
     figure = forecast_figure(rows, "costs $5 and $6")
     shown = [axes for axes in drawn(figure) if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == ["a", "b", "a | top_k(percent=1)"]
-    assert [text.get_text() for text in shown[0].get_legend().get_texts()] == ["a", "b"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
     many = [forecast_row(str(i), {"a": 0.2}, vector=str(i)) for i in range(4)]
     axes = drawn(forecast_figure([ANCHOR, *many], "t"))
     assert [each.get_visible() for each in axes] == [True] * 4 + [False] * 2
@@ -388,8 +386,9 @@ def test_small_samples_are_drawn_too():
     """All grey, the anchor's own among them: still with a legend, and without a warning."""
     rows = [forecast_row("anchor", {"a": 0.0}, role="anchor", alpha=0.0, reliable=False, linear=None)]
     rows.append(forecast_row("one", {"a": 1.0}, reliable=False))
-    (axes,) = drawn(forecast_figure(rows, "t"))
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a"]
+    figure = forecast_figure(rows, "t")
+    drawn(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
 
 
 def test_agreement_has_panels_for_rates_and_shifts():

@@ -10,8 +10,10 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from rich.console import Console
 
-from gradsteer.reports.figures import PALETTE
-from gradsteer.reports.specificity import comparison_table, headline, specificity_figure, specificity_table
+from gradsteer.reports.comparison_table import comparison_table
+from gradsteer.reports.figure_style import PALETTE
+from gradsteer.reports.specificity import headline, specificity_table
+from gradsteer.reports.specificity_figure import FRAME, specificity_figure
 
 
 def shift(value, low=None, high=None, shown=100, neither=100):
@@ -150,12 +152,11 @@ def test_nothing_measured_gives_nothing():
 def test_the_figure_is_the_matrix():
     figure = specificity_figure(ROWS, "costs $5 and $6")
     axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        line[0] for line in cells_of(specificity_table(ROWS))
-    ]
+    lines = [label.get_text() for label in axes.get_yticklabels()]
+    assert lines == [*(line[0] for line in cells_of(specificity_table(ROWS))[:3]), "1 null of bridge", "base"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["bridge", "recipe", "selectivity"]
     image = axes.images[0]
-    expected = [[-1.1, -0.5], [2.0, 1.9], [-2.1, -0.7], [-0.001, 0.02], [-7.0, np.nan]]
+    expected = [[-1.1, -0.5], [2.0, 1.9], [-2.1, -0.7], [np.nan, np.nan], [-7.0, np.nan]]
     np.testing.assert_array_equal(np.ma.filled(image.get_array(), np.nan), expected)
     assert image.get_clim() == (-2.1, 2.1)  # of the steered: the base is far off
     colors = [to_hex(image.cmap(share)) for share in (0.0, 1.0)]
@@ -170,17 +171,17 @@ def test_numbers_stand_in_their_cells_and_own_cells_are_framed():
     figure = specificity_figure(ROWS, "t")
     axes = figure.axes[0]
     texts = texts_of(figure)
-    own = texts["-2.10\n[-2.40, -1.80]"]
+    own = texts["-2.10 [-2.40, -1.80]"]
     assert own.get_position() == (0, 2)
-    assert texts["-0.70\n[-1.00, -0.40]"].get_fontstyle() == "italic"
+    assert texts["-0.70 [-1.00, -0.40]"].get_fontstyle() == "italic"
     assert own.get_fontstyle() == "normal"
     assert own.get_color() == "white"  # on dark blue
-    assert texts["+2.00\n[+1.70, +2.30]"].get_color() != "white"  # on orange
-    assert texts["1.23\n[0.80, 1.61]"].get_position() == (2, 2)
-    assert texts["1.23\n[0.80, 1.61]"].get_fontweight() == "bold"
-    assert texts["0.10\n[-0.20, 0.40]"].get_fontweight() == "normal"
+    assert texts["+2.00 [+1.70, +2.30]"].get_color() != "white"  # on orange
+    assert texts["1.23 [0.80, 1.61]"].get_position() == (2, 2)
+    assert texts["1.23 [0.80, 1.61]"].get_fontweight() == "bold"
+    assert texts["0.10 [-0.20, 0.40]"].get_fontweight() == "normal"
     assert texts["-"].get_position() == (1, 4)
-    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_linewidth() == FRAME]
     centres = [(patch.get_x() + patch.get_width() / 2, patch.get_y() + patch.get_height() / 2) for patch in frames]
     np.testing.assert_allclose(centres, [(0, 0), (0, 1), (0, 2)], atol=1e-9)
 

@@ -9,7 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from gradsteer.evaluation.condition_result import METRICS
-from gradsteer.reports.label_placement import freest_side
 from gradsteer.reports.tradeoff_figure import tradeoff_figure
 from gradsteer.reports.tradeoffs import tradeoff_table, tradeoffs
 
@@ -105,7 +104,7 @@ def test_the_curve_leads_through_both_signs_and_the_anchor():
     # the anchor's divergence from itself needs no measuring; conditions without a value are left out
     np.testing.assert_allclose(kl.lines[0].get_xdata(), [0.05, 0.0, 0.01, 0.04])
     assert len(kl.containers) == 4
-    assert set(points(length)) >= {"base", "random"}
+    assert set(points(length)) >= {"base", "nulls"}
 
 
 def test_points_stand_at_cost_and_rate_with_the_rates_interval():
@@ -127,7 +126,7 @@ def test_markers_tell_the_kinds_apart_and_the_legend_names_each_once():
     figure = tradeoff_figure(ROWS, "t")
     markers = {c.get_label(): c.lines[0].get_marker() for c in panels(figure)[0].containers}
     assert markers["base"] == "*"
-    kinds = ["anchor", "random", "anchor resampled", "graddiff-5", "anchor - 0.5 Delta", "positive alpha"]
+    kinds = ["anchor", "nulls", "anchor resampled", "graddiff-5", "anchor - 0.5 Delta", "positive alpha"]
     looks = {
         label: (c.lines[0].get_marker(), c.lines[0].get_markerfacecolor())
         for c in panels(figure)[0].containers
@@ -136,7 +135,7 @@ def test_markers_tell_the_kinds_apart_and_the_legend_names_each_once():
     assert len(set(looks.values())) == len(kinds)
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
-    assert names[:4] == ["anchor", "positive alpha", "negative alpha", "base"]
+    assert names[:5] == ["anchor", "positive alpha", "negative alpha", "base", "nulls"]
     assert sorted(names) == sorted({*names})
     assert {*kinds, "negative alpha", "base"} == set(names)
 
@@ -145,14 +144,14 @@ def test_a_dose_whose_effect_hangs_on_lost_replies_is_hollow_and_marked():
     rows = copy.deepcopy(ROWS)
     assert "hollow" not in tradeoff_figure(rows, "t").get_suptitle()
     solid = [
-        line.get_markerfacecolor() for line in panels(tradeoff_figure(rows, "t"))[0].lines if line.get_marker() == "o"
+        line.get_markerfacecolor() for line in panels(tradeoff_figure(rows, "t"))[0].lines if line.get_marker() in "v^"
     ]
     assert "white" not in solid
     fragile = next(each for each in rows if each["kind"] == "steered" and each["alpha"] == 0.2)
     fragile["comparisons"] = {"bridge": {"robust": False}}
     figure = tradeoff_figure(rows, "t")
     assert "hollow: hangs on replies without a verdict" in figure.get_suptitle()
-    found = [line.get_markerfacecolor() for line in panels(figure)[0].lines if line.get_marker() == "o"]
+    found = [line.get_markerfacecolor() for line in panels(figure)[0].lines if line.get_marker() in "v^"]
     assert found.count("white") == 1
     assert len(found) == len(solid)
     (line,) = [cells for cells in cells_of(tradeoff_table(rows)) if cells[1] == fragile["name"]]
@@ -168,12 +167,10 @@ def test_shares_are_drawn_in_per_cent():
     by_label = {axes.get_xlabel(): axes for axes in panels(figure)}
     assert list(by_label) == [
         "perplexity, held-out text", "KL to the anchor (nats a token)", "degenerate (%)",
-        "with a repeated sentence (%)", "cut by the length limit (%)", "harmful prompts refused (%)",
-        "mean length (tokens)",
+        "with a repeated sentence (%)", "harmful prompts refused (%)", "mean length (tokens)",
     ]  # fmt: skip
     np.testing.assert_allclose(by_label["degenerate (%)"].lines[0].get_xdata(), [0.3, 0.1, 0.2, 0.4])
     assert all(axes.get_xticks()[axes.get_xticks() >= axes.get_xlim()[0]].min() >= 0 for axes in by_label.values())
-    assert by_label["cut by the length limit (%)"].get_xlim()[1] >= 1  # nothing but noughts is no spread
     assert points(by_label["harmful prompts refused (%)"])["anchor"] == (90, 40)
 
 
@@ -194,26 +191,22 @@ def test_several_vectors_have_blocks_of_their_own():
     rows.append(other[1])
     figure = tradeoff_figure(rows, "costs $5 and $6")
     labels = [axes.get_ylabel() for axes in panels(figure) if axes.get_ylabel()]
-    assert labels == ["bridge (% of responses)", "recipe (% of responses)"]
+    assert labels == ["bridge (%)", "recipe (%)"]
     FigureCanvasAgg(figure).draw()  # a dollar sign is no formula
     # the control of recipe is now drawn, in recipe's panel, where its rate is known
-    assert "random" not in points(panels(figure)[3])
+    assert "nulls" not in points(panels(figure)[3])
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-4])
-def test_labels_of_the_largest_doses_hide_no_point(scale):
+@pytest.mark.parametrize(("scale", "said"), [(1.0, "-0.2 to +0.2"), (1e-4, "-2e-05 to +2e-05")])
+def test_the_title_of_a_block_says_the_largest_doses(scale, said):
     rows = copy.deepcopy(ROWS)
     for each in rows:
         each["alpha"] = None if each["alpha"] is None else each["alpha"] * scale
-    figure = tradeoff_figure(rows, "t")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    for axes in panels(figure):
-        boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
-        assert [float(text.get_text()) for text in axes.texts] == pytest.approx([-0.2 * scale, 0.2 * scale])
-        places = [axes.transData.transform(place) for place in points(axes).values()]
-        assert not any(box.contains(*place) for box in boxes for place in places)
-        assert not boxes[0].overlaps(boxes[1])
+    (block,) = tradeoff_figure(rows, "t").subfigs
+    assert block.get_suptitle() == f"bridge, alpha {said}"
+    one_sign = [each for each in ROWS if each["kind"] != "steered" or each["alpha"] == 0.1]
+    (block,) = tradeoff_figure(one_sign, "t").subfigs
+    assert block.get_suptitle() == "bridge, alpha +0.1"
 
 
 def test_the_table_has_a_section_for_each_vector_from_the_largest_alpha_down():
@@ -242,7 +235,7 @@ def test_refusals_have_intervals_and_small_counts_a_mark_that_the_caption_explai
         each["metrics"]["refusal_benign"] = 0.1
     assert [cells_of(tradeoff_table(rows))[0][i] for i in (2, 4)] == ["5.0 [0.0, 10.0]", "-"]
     headers = [column.header for column in tradeoff_table(rows).columns]
-    column = headers.index("benign refused % [95% interval]")
+    column = headers.index("refused benign % [95% interval]")
     assert cells_of(tradeoff_table(rows))[0][column] == "10.0"  # a report from before there were intervals
     for each in rows:
         each["refusals"] = {"benign": {"rate": 0.1, "ci_low": 0.05, "ci_high": 0.2, "effective_n": 100.0}}
@@ -254,22 +247,3 @@ def test_refusals_have_intervals_and_small_counts_a_mark_that_the_caption_explai
     marked = [(line[1], index) for line in cells_of(table) for index, cell in enumerate(line) if cell.endswith("?")]
     assert marked == [(rows[2]["name"], column), (rows[3]["name"], 2)]
     assert table.caption.plain.startswith("?: ")
-
-
-@pytest.mark.parametrize(
-    ("marks", "line", "side"),
-    [
-        ([], [], (1, 0)),
-        ([(75.0, 50.0)], [], (-1, 0)),
-        ([(75.0, 50.0), (25.0, 50.0)], [], (0, 1)),
-        ([(50.0, 50.0)], [(50.0, 50.0), (95.0, 50.0)], (-1, 0)),  # the point itself is no obstacle
-    ],
-)
-def test_a_label_goes_where_nothing_is(marks, line, side):
-    assert freest_side((50.0, 50.0), (20.0, 8.0), marks, line, (100.0, 100.0)) == side
-
-
-def test_a_label_stays_within_its_frame():
-    assert freest_side((95.0, 50.0), (20.0, 8.0), [], [], (100.0, 100.0)) == (-1, 0)
-    # up or down: a label in the middle of a narrow frame
-    assert freest_side((15.0, 95.0), (20.0, 8.0), [], [], (30.0, 100.0)) == (0, -1)

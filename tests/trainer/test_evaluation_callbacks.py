@@ -15,7 +15,7 @@ from gradsteer.evaluation.counting import _rate_text
 from gradsteer.evaluation.statistics import rate_with_interval
 from gradsteer.judges import Judge, Verdicts
 from gradsteer.models.fingerprints import weights_digest
-from gradsteer.reports.figures import rates_figure
+from gradsteer.reports.rates_figure import rates_figure
 from gradsteer.reports.results import read_results
 from gradsteer.trainer.callbacks.evaluation import JudgeEvaluation
 from gradsteer.trainer.callbacks.preflight import EvaluationPreflight, Preflight

@@ -15,7 +15,7 @@ from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
 from gradsteer.evaluation.refusals import looks_like_refusal
 from gradsteer.evaluation.statistics import rate_with_interval
 from gradsteer.judges import Cost, Judge, Verdicts
-from gradsteer.reports.results import rate_text
+from gradsteer.reports.cells import rate_text
 from gradsteer.trainer.modules.generation import GenerationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
@@ -316,7 +316,7 @@ def refusing(monkeypatch):
     monkeypatch.setattr(GenerationModule, "_row", refuse)
 
 
-def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, refusing, capsys):
+def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, refusing):
     benign = write_lines(tmp_path / "benign.jsonl", [{"prompt": PROMPTS[0]}, *({"prompt": f"{n}?"} for n in range(8))])
     resource = "gradsteer://refusal/harmful.jsonl"
     out = tmp_path / "out"
@@ -327,7 +327,7 @@ def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, r
     without = {"refusal_benign": None, "refusal_harmful": None}
     assert condition | {"metrics": condition["metrics"] | without, "refusals": {}} == plain[1]
     [flat] = csv.DictReader((out / "evaluations" / "anchor.csv").read_text().splitlines())
-    shown = capsys.readouterr().out
+    shown = (out / "evaluations" / "anchor.txt").read_text()
     for name in ("benign", "harmful"):
         found = lines_of(out / "responses" / "refusals" / f"anchor.{name}.jsonl")
         assert len(found) == 7
@@ -346,7 +346,7 @@ def test_refusals_are_counted_on_their_own_prompts(evaluated, plain, tmp_path, r
     assert plain[1]["metrics"] | without == plain[1]["metrics"]
 
 
-def test_a_judge_that_knows_refusals_is_given_those_prompts_too(evaluated, tmp_path, refusing, capsys):
+def test_a_judge_that_knows_refusals_is_given_those_prompts_too(evaluated, tmp_path, refusing):
     out = tmp_path / "out"
     sets = {"data__benign_prompts": "gradsteer://refusal/benign.jsonl", "data__max_refusal_prompts": 9}
     patterns = {"a": ["[a-m]"], "refusal": ["must decline", "[n-z]"]}
@@ -363,7 +363,7 @@ def test_a_judge_that_knows_refusals_is_given_those_prompts_too(evaluated, tmp_p
     assert condition["metrics"]["refusal_benign"] < condition["metrics"]["refusal_benign_judged"]
     [flat] = csv.DictReader((out / "evaluations" / "anchor.csv").read_text().splitlines())
     assert float(flat["benign_judged_refused_rate"]) == condition["metrics"]["refusal_benign_judged"]
-    assert "judged refusals of benign %" in capsys.readouterr().out
+    assert "judged refusals of benign %" in (out / "evaluations" / "anchor.txt").read_text()
 
 
 def test_a_loop_neither_refuses_nor_complies(evaluated, tmp_path, monkeypatch):
@@ -581,7 +581,7 @@ def labelled(tmp_path):
     return write_lines(tmp_path / "labelled.jsonl", rows)
 
 
-def test_rates_are_corrected_for_the_judges_error(evaluated, plain, labelled, tmp_path, capsys, caplog):
+def test_rates_are_corrected_for_the_judges_error(evaluated, plain, labelled, tmp_path, caplog):
     out = tmp_path / "out"
     with caplog.at_level("INFO"):
         rows, condition = evaluated(out, evaluation__labelled=labelled)
@@ -598,7 +598,7 @@ def test_rates_are_corrected_for_the_judges_error(evaluated, plain, labelled, tm
         expected[end] for end in ("rate", "ci_low", "ci_high")
     ]
     assert "b_corrected_rate" not in flat
-    shown = capsys.readouterr().out
+    shown = (out / "evaluations" / "anchor.txt").read_text()
     assert "a % corrected" in shown
     assert "b % corrected" not in shown
     assert rate_text(expected) in shown

@@ -159,10 +159,10 @@ def _fill(judged):
     MANY["steering__vectors__b"] = judged.vector("b")
 
 
-def test_steer_takes_a_forecasts_alphas_and_sets_its_rates_beside_its_own(judged, curve, tmp_path, capsys):
+def test_steer_takes_a_forecasts_alphas_and_sets_its_rates_beside_its_own(judged, curve, tmp_path):
     """Without the responses: target rates are solved nowhere else."""
     run(*steer_words(judged, tmp_path, **MANY, steering__forecast=curve, data__max_prompts=20))
-    shown = capsys.readouterr().out
+    shown = (tmp_path / "tables.txt").read_text()
     forecast, rows = rows_of(curve), rows_of(tmp_path / "results.json")
     assert list(rows) == list(forecast)
     for name, row in rows.items():

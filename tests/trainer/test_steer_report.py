@@ -211,22 +211,28 @@ def test_holm_is_over_the_whole_table(full, monkeypatch):
     assert min(each["p_holm"] for each in found) < 0.05
 
 
-def test_the_tables_and_the_headline_are_printed(full):
-    shown, said = full.printed.getvalue(), full.logged.getvalue()
+def test_one_screen_is_printed_and_all_tables_are_in_a_file(full):
+    printed, tables = full.printed.getvalue(), (full.directory / "tables.txt").read_text()
     row = full.rows["a alpha=+4"]
     selectivity = row["specificity"]["selectivity"]
-    text = f"{selectivity['value']:+.2f} [{selectivity['ci_low']:+.2f}, {selectivity['ci_high']:+.2f}]"
-    assert text in shown
-    assert "p (Holm)" in shown
-    assert f"{row['comparisons']['a']['p']:.3f}" in shown
-    assert "refused benign %" in shown
-    [line] = [line for line in said.splitlines() if line.startswith("a: selectivity") and "alpha=+4 " in line]
+    text = f"{selectivity['value']:.2f} [{selectivity['ci_low']:.2f}, {selectivity['ci_high']:.2f}]"
+    (line,) = [line for line in printed.splitlines() if line.startswith("a alpha=+4  ")]
+    assert text in line
+    assert {f"{row['behaviors']['a']['rate']:.0%}"[:-1], f"{100 * row['behaviors']['a']['rate']:.1f}"} & {*line.split()}
+    assert "1 null of a" in printed
+    assert "random-0 of a" not in printed
+    assert "tables.txt" in printed
+    assert f"{selectivity['value']:+.2f} [" in tables
+    for said in ("p (Holm)", f"{row['comparisons']['a']['p']:.3f}", "refused benign %", "random-0 of a alpha=+4"):
+        assert said in tables
+    assert "p (Holm)" not in printed
+    [line] = [line for line in tables.splitlines() if line.startswith("a: selectivity") and "alpha=+4 " in line]
     assert f"{selectivity['value']:.2f} [" in line
-    assert len([line for line in said.splitlines() if ": selectivity " in line]) == 8
+    assert len([line for line in tables.splitlines() if ": selectivity " in line]) == 8
 
 
 def test_a_step_that_changes_no_response_has_no_effect_and_no_sign(judged, tmp_path, capsys):
-    run(*steer_words(judged, tmp_path, steering__alphas="[0.001]"))
+    run(*steer_words(judged, tmp_path, steering__alphas="[0.001]", report__verbose="true"))
     for name, row in rows_of(tmp_path / "results.json").items():
         if name == "anchor":
             continue
@@ -234,7 +240,10 @@ def test_a_step_that_changes_no_response_has_no_effect_and_no_sign(judged, tmp_p
             assert (found["num_differing"], found["difference"], found["p"], found["p_holm"]) == (0, 0.0, 1.0, 1.0)
             assert found["ci_low"] < 0 < found["ci_high"]
         assert row["specificity"]["selectivity"]["value"] == 0
-    assert "-0.00 [" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "-0.00 [" not in shown
+    assert (tmp_path / "tables.txt").read_text() in shown
+    assert "p (Holm)" in shown
 
 
 def test_the_figures_are_files_and_in_tensorboard(full):
@@ -255,7 +264,7 @@ def test_corrected_rates_stand_in_every_row(full):
         assert row["corrected"] == {
             "a": corrected_rate(rate["num_scored"], rate["num_positive"], rate["effective_n"], ERROR)
         }
-    assert "a % corrected" in full.printed.getvalue()
+    assert "a % corrected" in (full.directory / "tables.txt").read_text()
 
 
 def test_every_file_is_json_without_nan(full):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.records import write_json, write_text
-from gradsteer.reports.results import print_whole, rate_text
+from gradsteer.reports.cells import rate_text
+from gradsteer.reports.printing import print_whole
 
 if TYPE_CHECKING:
     from rich.table import Table

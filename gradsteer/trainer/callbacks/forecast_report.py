@@ -11,9 +11,11 @@ from gradsteer.evaluation.condition_result import METRICS
 from gradsteer.evaluation.statistics import Rate
 from gradsteer.forecast.forecast_file import ForecastRate, prompts_said
 from gradsteer.models.fingerprints import model_fingerprint
+from gradsteer.reports.cells import rate_text
 from gradsteer.reports.curves import forecast_figure
 from gradsteer.reports.predictions import forecast_table
-from gradsteer.reports.results import print_whole, rate_text, write_results
+from gradsteer.reports.printing import print_whole
+from gradsteer.reports.results import write_results
 from gradsteer.trainer.callbacks.report import save_figure
 from gradsteer.trainer.dose_alphas import sources_of
 from gradsteer.trainer.session import Session, needed, session_of

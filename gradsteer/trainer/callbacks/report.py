@@ -1,4 +1,4 @@
-"""The end of an evaluation: the table, results.json and results.csv, and the figures."""
+"""The end of an evaluation: results.json and results.csv, tables.txt, the figures, and one screen."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +9,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.evaluation.condition_comparisons import ComparisonOptions, compare_conditions, take_realised_shifts
 from gradsteer.progress import progress
-from gradsteer.records import replacing, write_json
-from gradsteer.reports.curves import agreement_figure
-from gradsteer.reports.figures import layer_figure, rates_figure
-from gradsteer.reports.predictions import print_predictions
-from gradsteer.reports.results import behavior_text, condition_text, print_table, print_whole, write_results
-from gradsteer.reports.specificity import comparison_table, headline, specificity_figure, specificity_table
-from gradsteer.reports.tradeoff_figure import tradeoff_figure
-from gradsteer.reports.tradeoffs import tradeoff_table
+from gradsteer.records import replacing, write_json, write_text
+from gradsteer.reports.cells import behavior_text, condition_text
+from gradsteer.reports.detailed_tables import detailed_tables
+from gradsteer.reports.figure_style import DPI
+from gradsteer.reports.figures import result_figures
+from gradsteer.reports.layer_figure import layer_figure
+from gradsteer.reports.printing import print_text
+from gradsteer.reports.results import write_results
+from gradsteer.reports.screen import results_screen
 from gradsteer.trainer.fluency import FluencyOptions, score_fluency
 from gradsteer.trainer.session import session_of
 from gradsteer.trainer.tensorboard import log_figure, log_table
@@ -34,21 +35,25 @@ class ResultsReport(L.Callback):
         output_dir: the experiment's directory.
         experiment: the experiment's name, for titles.
         note: a caveat for readers; printed under the table and stored in the report.
+        verbose: print all tables before the screen: metrics, specificity, trade-offs, comparisons and forecasts. They
+            are in tables.txt either way.
         fluency: how responses are scored under the base (the --fluency options).
         comparisons: how conditions are compared (the --comparisons options).
     """
 
-    file = "results"
+    file, tables = "results", "tables"
 
     def __init__(
         self,
         output_dir: str,
         experiment: str,
         note: str | None = None,
+        verbose: bool = False,
         fluency: FluencyOptions | None = None,
         comparisons: ComparisonOptions | None = None,
     ) -> None:
         self.output_dir, self.experiment, self.note = Path(output_dir), experiment, note
+        self.verbose = verbose
         self.fluency, self.comparisons = fluency or FluencyOptions(), comparisons or ComparisonOptions()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -68,29 +73,22 @@ class ResultsReport(L.Callback):
             take_realised_shifts(results, rows_of)
             with progress("comparisons with the anchor", total=len(results), unit="condition") as tick:
                 compare_conditions(results, rows_of, self.comparisons, tick=tick)
-        self._report(trainer, pl_module, [result.row() for result in session.results])
+        pictures = []
         if session.steering is not None:
-            draw_layer_norms(trainer, self.output_dir, session.steering.vectors)
+            pictures = draw_layer_norms(trainer, self.output_dir, session.steering.vectors)
+        self._report(trainer, pl_module, [result.row() for result in session.results], pictures)
         if session.judging is not None and session.judging.num_missing:
             rank_zero_info(
                 f"{session.judging.num_missing} responses lack a verdict: the same command with --overwrite true asks "
                 "again only for the verdicts that a retry may provide; sampled responses are reused"
             )
 
-    def _report(self, trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]]) -> None:
-        """Writes, prints and draws the rows of all conditions."""
+    def _report(self, trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]], others: list[Path]) -> None:
+        """Writes, draws and prints the rows of all conditions; `others` are pictures that are drawn already."""
         path = self.output_dir / f"{self.file}.json"
         judging = session_of(trainer).judging
         about = None if judging is None else judging.about(trainer, pl_module)
         write_results(path, self.experiment, rows, note=self.note, evaluation=about)
-        title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
-        for line in headline(rows):
-            rank_zero_info(line)
-        print_table(rows, title, note=self.note)
-        for table in (specificity_table(rows), tradeoff_table(rows), comparison_table(rows)):
-            if table is not None:
-                print_whole(table)
-        print_predictions(rows, self.experiment)
         # the loggers' step is the condition's number; this table maps one to the other
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [
@@ -98,19 +96,15 @@ class ResultsReport(L.Callback):
             for number, row in enumerate(rows)
         ]
         log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)
-        figure = rates_figure(rows, f"{self.experiment}: behavior rates by condition (95% intervals)")
-        picture = save_figure(trainer, figure, self.output_dir / "figures", f"rates-{self.file}".replace("/", "-"))
-        pictures = [picture]
-        drawn = {
-            "specificity": specificity_figure(rows, f"{self.experiment}: what else moved, log-odds against none"),
-            "trade-offs": tradeoff_figure(rows, f"{self.experiment}: the behavior's rate and what it costs"),
-            "predicted-realised": agreement_figure(rows, f"{self.experiment}: predicted and realised (95% intervals)"),
-        }
-        for name, each in drawn.items():
-            if each is not None:
-                pictures.append(save_figure(trainer, each, self.output_dir / "figures", name))
-        shown = ", ".join(map(str, pictures))
-        rank_zero_info(f"results: {path} and {path.with_suffix('.csv')}\npictures: {shown}")
+        tables, text = self.output_dir / f"{self.tables}.txt", detailed_tables(rows, self.experiment, note=self.note)
+        write_text(tables, text)
+        figures = result_figures(rows, self.experiment, self.file)
+        pictures = [save_figure(trainer, each, self.output_dir / "figures", name) for name, each in figures.items()]
+        if self.verbose:
+            print_text(text)
+        title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
+        files = [path, path.with_suffix(".csv"), tables]
+        print_text(results_screen(rows, title, note=self.note, files=files, pictures=[*pictures, *others]))
 
 
 class EvaluationReport(ResultsReport):
@@ -121,11 +115,14 @@ class EvaluationReport(ResultsReport):
         experiment: the experiment's name, for titles.
         name: the condition's name.
         note: a caveat for readers; printed under the table and stored in the report.
+        verbose: print all tables before the screen. They are in evaluations/NAME.txt either way.
     """
 
-    def __init__(self, output_dir: str, experiment: str, name: str, note: str | None = None) -> None:
-        super().__init__(output_dir, experiment, note)
-        self.file = f"evaluations/{name}"
+    def __init__(
+        self, output_dir: str, experiment: str, name: str, note: str | None = None, verbose: bool = False
+    ) -> None:
+        super().__init__(output_dir, experiment, note, verbose)
+        self.file = self.tables = f"evaluations/{name}"
 
 
 class LayerNorms(L.Callback):
@@ -144,12 +141,14 @@ class LayerNorms(L.Callback):
         if trainer.is_global_zero:
             paths = sorted((self.output_dir / "vectors").glob("[!.]*.safetensors"))
             vectors = {path.stem: ParameterVector.load(path) for path in paths if path.stem != DELTA}
-            draw_layer_norms(trainer, self.output_dir, vectors, with_diff=False)
+            pictures = draw_layer_norms(trainer, self.output_dir, vectors, with_diff=False)
+            if pictures:
+                rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
 
 
 def draw_layer_norms(
     trainer: L.Trainer, output_dir: Path, vectors: Mapping[str, ParameterVector], *, with_diff: bool = True
-) -> None:
+) -> list[Path]:
     """Plots the sums of squares and the L2 norms by layer.
 
     Args:
@@ -170,8 +169,7 @@ def draw_layer_norms(
         if delta is not None:
             figure = layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
             pictures.append(save_figure(trainer, figure, output_dir / "figures", f"delta-{slug}"))
-    if pictures:
-        rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
+    return pictures
 
 
 def save_figure(trainer: L.Trainer, figure: "Figure", directory: Path, name: str) -> Path:
@@ -179,5 +177,5 @@ def save_figure(trainer: L.Trainer, figure: "Figure", directory: Path, name: str
     log_figure(trainer, f"figures/{name}", figure)
     path = directory / f"{name}.png"
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=DPI, format="png")
     return path
