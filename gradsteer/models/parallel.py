@@ -6,17 +6,18 @@ processes alike.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
 
-def is_split(tensor: Tensor) -> bool:
+def is_split(tensor: Tensor) -> TypeGuard["DTensor"]:
     """Whether this process holds only a shard of a tensor."""
     # a plain tensor is answered without importing torch.distributed
     if type(tensor) is Tensor or type(tensor) is nn.Parameter:
@@ -35,16 +36,14 @@ def shard(tensor: Tensor) -> Tensor:
     """The shard of a tensor that this process holds, sharing its memory; the tensor itself where it is not split."""
     if not is_split(tensor):
         return tensor
-    held: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return held
+    return tensor.to_local()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor, on every process (collective)."""
     if not is_split(tensor):
         return tensor
-    gathered: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    return gathered
+    return tensor.full_tensor()
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
         return shard(tensor)
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    mesh, placements = like.device_mesh, like.placements
     # every process has the whole: nothing is sent
     split = distribute_tensor(tensor.detach().to(like.device), mesh, placements, src_data_rank=None)
     return split.to_local()
@@ -75,7 +74,7 @@ def whole_of_shards(held: Tensor, like: Tensor) -> Tensor:
         return held
     from torch.distributed.tensor import DTensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    mesh, placements = like.device_mesh, like.placements
     split = DTensor.from_local(held, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
     return split.full_tensor()
 
@@ -87,8 +86,8 @@ def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:
     import torch.distributed
 
     total = value.to(like.device, copy=True)
-    for dimension in range(like.device_mesh.ndim):  # type: ignore[attr-defined]
-        torch.distributed.all_reduce(total, group=like.device_mesh.get_group(dimension))  # type: ignore[attr-defined]
+    for dimension in range(like.device_mesh.ndim):
+        torch.distributed.all_reduce(total, group=like.device_mesh.get_group(dimension))
     return total
 
 
