@@ -1,6 +1,7 @@
 """``gradsteer export``: the command line."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,58 @@ _OF_FORMAT: dict[str, tuple[str, Any]] = {
 }
 # of a step that its dtype keeps; below it the command warns
 _WELL_KEPT = 0.9
+
+
+@dataclass(kw_only=True)
+class ExportOptions:
+    """The options of the command line, with their help.
+
+    Attributes:
+        model: the anchor that the vector was made on, a directory or a hub id.
+        vector: a vectors/NAME.safetensors file.
+        alpha: positive reduces the behavior of the vector's PLUS pile, negative raises it; not 0.
+        transforms: of the vector, in order, as for steer, such as '[diff_weighting, norm_matched]'; none by default.
+        base: the model that the anchor was finetuned from, for transforms that need the weight diff; by default the
+            one that fit recorded in the anchor's directory.
+        format: what to write.
+        to: the directory to write; new or empty.
+        overwrite: replace an earlier export in --to; nothing else is replaced.
+        dtype: model: of the weights; float32 by default. The steered weights are computed in float32 and rounded
+            once: how much of the step is left is said and written in the model card.
+        rounding: model: of bfloat16 and float16; nearest by default. stochastic rounds each weight up or down by
+            chance, so that a step too small for the dtype arrives in expectation, at the price of noise.
+        seed: model: of --rounding stochastic; 0 by default.
+        rank: adapter: of B A for every matrix (its own full rank where that is smaller); 16 by default; full loses
+            nothing of the matrices.
+        ranks: adapter: further ranks in the table of what each would keep; [1, 2, 4, 8, 16] by default.
+        min_energy: adapter: refuse one that keeps less than this share, 0 to 1, of the squared norm of the whole
+            vector; 0 by default: only said.
+        responses: adapter: a responses/NAME.jsonl of judged responses: adds to the table the share of the vector's
+            effect on their log-probabilities, to first order. Costs two passes over them, and two more a rank.
+        behavior: of the verdicts in --responses; by default the vector's PLUS pile's name where there are such
+            verdicts.
+        trust_remote_code: run code that comes with the model.
+        allow_other_model: take a vector that was made on other weights.
+    """
+
+    model: str
+    vector: str
+    alpha: float
+    transforms: list[Any] | None = None
+    base: str | None = None
+    format: Literal["model", "adapter"]
+    to: str
+    overwrite: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    rounding: Literal["nearest", "stochastic"] | None = None
+    seed: int | None = None
+    rank: int | Literal["full"] | None = None
+    ranks: list[int] | None = None
+    min_energy: float | None = None
+    responses: str | None = None
+    behavior: str | None = None
+    trust_remote_code: bool = False
+    allow_other_model: bool = False
 
 
 def main(args: Sequence[str]) -> int:
@@ -74,72 +127,7 @@ def _parser() -> Any:
         "See docs/export.md.",
     )
     parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
-    add = parser.add_argument
-    add("--model", type=str, required=True, help="the anchor that the vector was made on, a directory or a hub id.")
-    add("--vector", type=str, required=True, help="a vectors/NAME.safetensors file.")
-    add(
-        "--alpha",
-        type=float,
-        required=True,
-        help="positive reduces the behavior of the vector's PLUS pile, negative raises it; not 0.",
-    )
-    add(
-        "--transforms",
-        type=list[Any] | None,
-        help="of the vector, in order, as for steer, such as '[diff_weighting, norm_matched]'; none by default.",
-    )
-    add(
-        "--base",
-        type=str | None,
-        help="the model that the anchor was finetuned from, for transforms that need the weight diff; by default the "
-        "one that fit recorded in the anchor's directory.",
-    )
-    add("--format", type=Literal["model", "adapter"], required=True, help="what to write.")
-    add("--to", type=str, required=True, help="the directory to write; new or empty.")
-    add("--overwrite", type=bool, default=False, help="replace an earlier export in --to; nothing else is replaced.")
-    add(
-        "--dtype",
-        type=Literal["float32", "bfloat16", "float16"] | None,
-        help="model: of the weights; float32 by default. The steered weights are computed in float32 and rounded once: "
-        "how much of the step is left is said and written in the model card.",
-    )
-    add(
-        "--rounding",
-        type=Literal["nearest", "stochastic"] | None,
-        help="model: of bfloat16 and float16; nearest by default. stochastic rounds each weight up or down by chance, "
-        "so that a step too small for the dtype arrives in expectation, at the price of noise.",
-    )
-    add("--seed", type=int | None, help="model: of --rounding stochastic; 0 by default.")
-    add(
-        "--rank",
-        type=int | Literal["full"] | None,
-        help="adapter: of B A for every matrix (its own full rank where that is smaller); 16 by default; full loses "
-        "nothing of the matrices.",
-    )
-    add(
-        "--ranks",
-        type=list[int] | None,
-        help="adapter: further ranks in the table of what each would keep; [1, 2, 4, 8, 16] by default.",
-    )
-    add(
-        "--min_energy",
-        type=float | None,
-        help="adapter: refuse one that keeps less than this share, 0 to 1, of the squared norm of the whole vector; 0 "
-        "by default: only said.",
-    )
-    add(
-        "--responses",
-        type=str | None,
-        help="adapter: a responses/NAME.jsonl of judged responses: adds to the table the share of the vector's effect "
-        "on their log-probabilities, to first order. Costs two passes over them, and two more a rank.",
-    )
-    add(
-        "--behavior",
-        type=str | None,
-        help="of the verdicts in --responses; by default the vector's PLUS pile's name where there are such verdicts.",
-    )
-    add("--trust_remote_code", type=bool, default=False, help="run code that comes with the model.")
-    add("--allow_other_model", type=bool, default=False, help="take a vector that was made on other weights.")
+    parser.add_class_arguments(ExportOptions, as_group=False)
     return parser
 
 

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gradsteer.judges import Judge
 
 
 def parse_options(parser: Any, words: Sequence[str]) -> Any:
@@ -36,11 +39,47 @@ def _joined(words: list[str]) -> list[str]:
     return words
 
 
+@dataclass(kw_only=True)
+class JudgeOptions:
+    """The options, with their help.
+
+    Attributes:
+        responses: responses/NAME.jsonl files or globs, one or several. {output_dir} stands for the output directory
+            here, in --labelled and in --write.
+        judges: judges by names of your choice, each a class and its arguments, such as --judges.words KeywordJudge
+            --judges.words.patterns '{"bridge": ["golden gate"]}'.
+        labelled: JSON lines {"prompt", "completion", "labels": {BEHAVIOR: true or false}}, labelled by people: every
+            judge judges them too, which gives its sensitivity and specificity, and rates corrected for them. Label
+            responses like those that are judged.
+        stored: whether the verdicts that stand in the files take part as one more judge, called file; those of one of
+            --judges do not, as a judge always agrees with itself. A hybrid's verdicts hold those of its parts: where
+            you ask these, give false.
+        output_dir: where agreement.json and agreement.csv go.
+        experiment: OUTPUT_DIR is lightning_logs/EXPERIMENT by default.
+        overwrite: replace a report of other judges or responses, and other files in --write.
+        max_unscored: share of a judge's verdicts on a behavior in one file, or in the labelled set, that may be
+            missing; with more, the command fails when the report is written.
+        write: a directory for copies of the files with the verdicts of one of the judges.
+        write_judge: that judge's name; not needed where there is one judge.
+        dry_run: only say how many exchanges each judge would be asked about, and the estimated cost.
+    """
+
+    responses: list[str] | str
+    judges: dict[str, Judge] = field(default_factory=dict)
+    labelled: str | None = None
+    stored: bool = True
+    output_dir: str | None = None
+    experiment: str = "default"
+    overwrite: bool = False
+    max_unscored: float = 0.1
+    write: str | None = None
+    write_judge: str | None = None
+    dry_run: bool = False
+
+
 def options_parser() -> Any:
     """The parser of all options."""
     from jsonargparse import ArgumentParser
-
-    from gradsteer.judges import Judge
 
     parser = ArgumentParser(
         prog="gradsteer judge",
@@ -50,57 +89,5 @@ def options_parser() -> Any:
         "stored are not asked for again.",
     )
     parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
-    add = parser.add_argument
-    add(
-        "--responses",
-        type=list[str] | str,
-        required=True,
-        help="responses/NAME.jsonl files or globs, one or several. {output_dir} stands for the output directory here, "
-        "in --labelled and in --write.",
-    )
-    add(
-        "--judges",
-        type=dict[str, Judge],
-        default={},
-        help="judges by names of your choice, each a class and its arguments, such as --judges.words KeywordJudge "
-        '--judges.words.patterns \'{"bridge": ["golden gate"]}\'.',
-    )
-    add(
-        "--labelled",
-        type=str | None,
-        help='JSON lines {"prompt", "completion", "labels": {BEHAVIOR: true or false}}, labelled by people: every '
-        "judge judges them too, which gives its sensitivity and specificity, and rates corrected for them. Label "
-        "responses like those that are judged.",
-    )
-    add(
-        "--stored",
-        type=bool,
-        default=True,
-        help="whether the verdicts that stand in the files take part as one more judge, called file; those of one of "
-        "--judges do not, as a judge always agrees with itself. A hybrid's verdicts hold those of its parts: "
-        "where you ask these, give false.",
-    )
-    add("--output_dir", type=str | None, help="where agreement.json and agreement.csv go.")
-    add("--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT by default.")
-    add(
-        "--overwrite",
-        type=bool,
-        default=False,
-        help="replace a report of other judges or responses, and other files in --write.",
-    )
-    add(
-        "--max_unscored",
-        type=float,
-        default=0.1,
-        help="share of a judge's verdicts on a behavior in one file, or in the labelled set, that may be missing; with "
-        "more, the command fails when the report is written.",
-    )
-    add("--write", type=str | None, help="a directory for copies of the files with the verdicts of one of the judges.")
-    add("--write_judge", type=str | None, help="that judge's name; not needed where there is one judge.")
-    add(
-        "--dry_run",
-        type=bool,
-        default=False,
-        help="only say how many exchanges each judge would be asked about, and the estimated cost.",
-    )
+    parser.add_class_arguments(JudgeOptions, as_group=False)
     return parser
