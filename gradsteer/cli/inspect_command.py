@@ -35,7 +35,7 @@ def main(args: Sequence[str]) -> int:
         "made on, norms by layer and by kind of parameter, and how well its halves agree.",
     )
     parser.add_argument("files", type=str, nargs="+", help="gradients/, vectors/ or second_moments/ files.")
-    parser.add_argument("--json", type=bool, default=False, help="print one JSON object a file instead.")
+    parser.add_argument("--json", type=bool, default=False, help="print one JSON object per file instead.")
     options = parser.parse_args(list(args))
     console = Console()
     for file in options.files:

@@ -72,15 +72,15 @@ class GradsteerCLI(LightningCLI):
             "--output_dir",
             type=str | None,
             default=None,
-            help="where the artifacts go; lightning_logs/EXPERIMENT by default. {output_dir} in any value of a config "
-            "stands for it.",
+            help="where the artifacts go; lightning_logs/EXPERIMENT by default. Config values may refer to it as "
+            "{output_dir}.",
         )
         parser.add_argument(
             "--input_dir",
             type=str | None,
             default=None,
-            help="where the earlier stages' artifacts are; the output directory by default. {input_dir} in any value "
-            "of a config stands for it.",
+            help="where the earlier stages' artifacts are; the output directory by default. Config values may refer to "
+            "it as {input_dir}.",
         )
         parser.add_argument("--experiment", type=str, default="default", help="name of the experiment, for reports.")
         if command.named is not None:
@@ -96,7 +96,7 @@ class GradsteerCLI(LightningCLI):
                 "--dry_run",
                 type=bool,
                 default=False,
-                help="only say how much would be sampled, and about what judging it would cost.",
+                help="only print how much would be sampled, and an estimate of the judging cost.",
             )
         parser.add_lightning_class_args(load(command.module), "model")
         parser.add_lightning_class_args(load(command.data), "data")

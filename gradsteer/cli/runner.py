@@ -140,11 +140,13 @@ def main(args: Sequence[str]) -> int:
     parser = ArgumentParser(
         prog="gradsteer run",
         description="Runs an experiment: an ordered list of stages, each an ordinary command with its config. Stages "
-        "that are done are skipped; a run that was cut off goes on with the same command. Options after -- go to "
-        "every Trainer stage, such as: -- --trainer.accelerator gpu",
+        "that are done are skipped; the same command resumes an interrupted run. Options after -- go to every Trainer "
+        "stage, such as: -- --trainer.accelerator gpu",
     )
     parser.add_argument("--config", type=str, required=True, help="the run file (YAML).")
-    parser.add_argument("--output_dir", type=str | None, help="where all artifacts go; lightning_logs/EXPERIMENT.")
+    parser.add_argument(
+        "--output_dir", type=str | None, help="where all artifacts go; lightning_logs/EXPERIMENT by default."
+    )
     parser.add_argument(
         "--input_dir", type=str | None, help="where the artifacts are that it goes on from; as the run file says."
     )
@@ -159,7 +161,7 @@ def main(args: Sequence[str]) -> int:
         help="config of another judge for all stages that judge, such as configs/judges/hybrid.yaml.",
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="replace stages of another configuration.")
-    parser.add_argument("--dry_run", type=bool, default=False, help="only say what would run.")
+    parser.add_argument("--dry_run", type=bool, default=False, help="only print what would run.")
     options = parser.parse_args(words)
     run = read_run(
         Path(options.config),

@@ -18,11 +18,11 @@ RowsOf = Callable[[str, str], Rows]
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """How conditions are compared with the model that they started from, prompt by prompt.
+    """How each condition is compared, prompt by prompt, with its unsteered model.
 
     Attributes:
-        draws: resamples of the bootstrap over prompts that gives the intervals.
-        seed: of the draws.
+        draws: number of bootstrap resamples (over prompts) for the intervals.
+        seed: seed for the bootstrap.
     """
 
     draws: int = 2000

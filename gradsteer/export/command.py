@@ -122,9 +122,8 @@ def _parser() -> Any:
 
     parser = ArgumentParser(
         prog="gradsteer export",
-        description="Writes theta + alpha V for tools that know nothing of gradsteer: the steered model as a Hugging "
-        "Face directory (--format model), or V as a PEFT LoRA adapter whose scaling is alpha (--format adapter). "
-        "See docs/export.md.",
+        description="Writes theta + alpha V for use without gradsteer: the steered model as a Hugging Face directory "
+        "(--format model), or V as a PEFT LoRA adapter whose scaling is alpha (--format adapter). See docs/export.md.",
     )
     parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
     parser.add_class_arguments(ExportOptions, as_group=False)

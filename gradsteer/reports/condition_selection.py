@@ -18,15 +18,15 @@ _NEAR = 0.005
 
 @dataclass
 class Selection:
-    """Which conditions of a forecast are sampled and judged: the best of every vector.
+    """Which of a forecast's conditions to sample and judge: the best ones for every vector.
 
     Attributes:
-        rule: "target_rate": of the conditions whose forecast rate of the vector's behavior reaches `rate`, those that
-            change the other behaviors least; "selectivity": of those within `max_kl`, those of the largest selectivity,
-            which is that of the results: `gradsteer.evaluation.specificity`.
-        rate: for target_rate. Below the anchor's rate, conditions at or under it reach it; above, those at or over it.
-        max_kl: for selectivity: nats a token between steered and anchor at most.
-        keep: so many conditions of every vector.
+        rule: "target_rate": among conditions whose forecast rate of the vector's behavior reaches `rate`, those that
+            change the other behaviors least. "selectivity": among conditions within `max_kl`, those with the largest
+            selectivity, as defined in `gradsteer.evaluation.specificity`.
+        rate: for target_rate. A target below the anchor's rate is reached at or below it, one above at or above it.
+        max_kl: for selectivity: largest KL divergence between steered and anchor, in nats per token.
+        keep: number of conditions to keep per vector.
     """
 
     rule: Literal["target_rate", "selectivity"]

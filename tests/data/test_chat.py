@@ -467,8 +467,13 @@ def test_the_padding_side_does_not_change_the_loss():
         encode_chat(tokenizer, turns("Hi", content), loss_mask="assistant")
         for content in ("Hello!", "Hello! How can I help you today?")
     ]
-    with torch.no_grad():
-        losses = [model(**collate(examples, tokenizer.pad_token_id, side)).loss.item() for side in ("left", "right")]
+    losses = []
+    for side in ("left", "right"):
+        batch = collate(examples, tokenizer.pad_token_id, side)
+        labels = batch.pop("labels")[:, 1:].flatten()
+        with torch.no_grad():  # the model's own loss would be float32
+            logits = model(**batch).logits[:, :-1].flatten(0, 1)
+        losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 

@@ -83,10 +83,10 @@ def options_parser() -> Any:
 
     parser = ArgumentParser(
         prog="gradsteer judge",
-        description="Judges responses that are there already with one or several judges, and says how far the judges "
-        "agree: Cohen's kappa of every two, Krippendorff's alpha of all. With a labelled set also how often each is "
-        "right, and rates corrected for it. Writes OUTPUT_DIR/agreement.json and .csv. Verdicts that a judge has "
-        "stored are not asked for again.",
+        description="Judges existing responses with one or several judges and measures how far they agree: Cohen's "
+        "kappa for each pair, Krippendorff's alpha for all. With a labelled set it also measures each judge's accuracy "
+        "and corrects the rates for it. Writes OUTPUT_DIR/agreement.json and .csv. Stored verdicts are not requested "
+        "again.",
     )
     parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
     parser.add_class_arguments(JudgeOptions, as_group=False)
