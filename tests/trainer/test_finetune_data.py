@@ -19,7 +19,10 @@ def data_of(tokenizer, path, *, rank=0, world_size=1, **options):
     """A datamodule without a Trainer."""
     data = ChatDataModule(str(path), **options)
     module = SimpleNamespace(tokenizer=tokenizer)
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=rank, world_size=world_size)
+    data.trainer = SimpleNamespace(
+        lightning_module=module, global_rank=rank, is_global_zero=rank == 0, world_size=world_size,
+        progress_bar_callback=None,
+    )  # fmt: skip
     data.setup("fit")
     return data
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from gradsteer.data.chat import EncodedExample, collate, encode_chat
 from gradsteer.data.chat_formats import read_chat_examples
+from gradsteer.progress import progress
 from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, RunDataModule
 
 
@@ -75,10 +76,14 @@ class ChatDataModule(RunDataModule):
         tokenizer = self.module.tokenizer
         max_length = min(self.max_length, tokenizer.model_max_length)
         chats = read_chat_examples(source, split=split, columns=self.columns)
-        encoded = [
-            encode_chat(tokenizer, chat.messages, loss_mask=self.loss_mask, max_length=max_length, source=chat.source)
-            for chat in chats
-        ]
+        assert self.trainer is not None
+        shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        options: dict[str, Any] = {"loss_mask": self.loss_mask, "max_length": max_length}
+        encoded = []
+        with progress(f"encoding {name}", len(chats), unit="example", shown=shown) as tick:
+            for chat in chats:
+                encoded.append(encode_chat(tokenizer, chat.messages, source=chat.source, **options))
+                tick()
         self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
         kept = [example for example in encoded if example is not None]
         if len(kept) < len(encoded):
