@@ -3,10 +3,10 @@
 What a judge stores it keeps, whatever stops the asking: the same command goes on from there.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 
 from gradsteer.judges import Exchange, Judge, Verdicts
+from gradsteer.progress import progress
 
 # large enough to keep a server's workers busy, small enough for a bar that moves
 _CHUNK = 128
@@ -22,32 +22,20 @@ def ask_all(judges: Mapping[str, Judge], exchanges: Sequence[Exchange]) -> dict[
     Returns:
         Judge's name -> exchange -> verdicts.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     wanted = list(dict.fromkeys(exchanges))
     found: dict[str, dict[Exchange, Verdicts]] = {}
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[cost]}", markup=False),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        for name, judge in judges.items():
-            task = progress.add_task(name, total=len(wanted), cost="")
-            verdicts: dict[Exchange, Verdicts] = {}
+    for name, judge in judges.items():
+        verdicts: dict[Exchange, Verdicts] = {}
+        with progress(name, total=len(wanted), unit="exchange") as tick:
             for start in range(0, len(wanted), _CHUNK):
                 chunk = wanted[start : start + _CHUNK]
                 verdicts.update(zip(chunk, judge.judge(chunk), strict=True))
-                progress.update(task, advance=len(chunk), cost=_cost(judge))
-            found[name] = verdicts
-            unscored = sum(bool(verdict.unscored) for verdict in verdicts.values())
-            said = [f"{len(wanted):,} different exchanges"]
-            said += [f"{unscored:,} without every verdict"] if unscored else []
-            print(f"{name}: {', '.join(said)}{'; ' if _cost(judge) else ''}{_cost(judge)}", flush=True)
+                tick(len(chunk), note=_cost(judge))
+        found[name] = verdicts
+        unscored = sum(bool(verdict.unscored) for verdict in verdicts.values())
+        said = [f"{len(wanted):,} different exchanges"]
+        said += [f"{unscored:,} without every verdict"] if unscored else []
+        print(f"{name}: {', '.join(said)}{'; ' if _cost(judge) else ''}{_cost(judge)}", flush=True)
     return found
 
 
