@@ -57,13 +57,17 @@ def legend_below(figure: "Figure", entries: Mapping[str, Any]) -> None:
         figure: it.
         entries: label -> what is drawn.
     """
-    if entries:
-        entry = 0.55 + 0.065 * max(map(len, entries))  # inches
-        columns = max(1, min(len(entries), int(figure.get_figwidth() / entry)))
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside lower left", ncols=columns, frameon=False, fontsize=8,
-            handletextpad=0.5, columnspacing=1.4,
-        )  # fmt: skip
+    if not entries:
+        return
+    inches = [0.5 + 0.065 * len(label) for label in entries]
+    for columns in range(len(inches), 0, -1):  # matplotlib fills column by column
+        lines = -(-len(inches) // columns)
+        if sum(max(inches[at : at + lines]) for at in range(0, len(inches), lines)) <= figure.get_figwidth():
+            break
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower left", ncols=columns, frameon=False, fontsize=8,
+        handletextpad=0.5, columnspacing=1.4,
+    )  # fmt: skip
 
 
 def paler(color: str) -> str:
