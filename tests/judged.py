@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from road import QUIET, WORDS, run, write_lines
+from road import QUIET, WORDS, made_once, run, write_lines
 
 from gradsteer.__main__ import main
 
@@ -42,7 +42,14 @@ class Judged:
 @pytest.fixture(scope="session")
 def judged(experiment, tmp_path_factory):
     """evaluate twice (for the piles, and for the forecasts) and attribute, which calibrates two vectors."""
-    out = tmp_path_factory.mktemp("judged")
+    out = made_once(tmp_path_factory, "judged", lambda out: make_judged(experiment, out))
+    return Judged(
+        experiment / "anchor", experiment / "base", out, out / "responses" / "fresh.jsonl", out / "fresh.jsonl"
+    )
+
+
+def make_judged(experiment, out):
+    out.mkdir()
     model = ["--model.model_name_or_path", experiment / "anchor", "--output_dir", out, "--trainer.logger", "false"]
     for name, words in (("piles", QUESTIONS[:20]), ("fresh", QUESTIONS[20:])):
         rows = [{"id": f"{name}-{index}", "prompt": text} for index, text in enumerate(words)]
@@ -61,9 +68,6 @@ def judged(experiment, tmp_path_factory):
         "attribute", *model, "--data.piles", json.dumps(piles), "--vectors.a", "[a-yes, a-no]", "--vectors.b",
         "[b-yes, b-no]", "--data.permutations", 1, "--graddiff.steps", "[2]", "--graddiff.alpha", 0.05,
     )  # fmt: skip
-    return Judged(
-        experiment / "anchor", experiment / "base", out, out / "responses" / "fresh.jsonl", out / "fresh.jsonl"
-    )
 
 
 def words_of(flags, changes):

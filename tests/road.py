@@ -2,11 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 
 import pytest
+from filelock import FileLock
 from tokenizers_zoo import chatml_tokenizer
 
 from gradsteer.__main__ import main
@@ -38,30 +36,30 @@ def run(*words):
     return status
 
 
-def kill_when(words, condition):
-    """Starts a command line as a process and kills it, without a warning, as soon as the condition holds."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gradsteer", *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, "it finished before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-
-
 def write_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
+def made_once(tmp_path_factory, name, make):
+    """A directory that all processes of a test run share: the first one that wants it makes it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / f"{name}.lock"):
+        if not (root / f"{name}.made").exists():
+            make(root / name)
+            (root / f"{name}.made").touch()
+    return root / name
+
+
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
     """A tokenizer, a model config, chat data, prompts."""
-    directory = tmp_path_factory.mktemp("inputs")
+    return made_once(tmp_path_factory, "inputs", make_inputs)
+
+
+def make_inputs(directory):
+    directory.mkdir()
     tokenizer = chatml_tokenizer()
     tokenizer.save_pretrained(directory / "tokenizer")
     config = {
@@ -83,13 +81,15 @@ def inputs(tmp_path_factory):
     write_lines(
         directory / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"{word}?"} for i, word in enumerate(WORDS[:5])]
     )
-    return directory
 
 
 @pytest.fixture(scope="session")
 def experiment(inputs, tmp_path_factory):
     """fit (base, then anchor), evaluate, attribute, steer."""
-    out = tmp_path_factory.mktemp("experiment")
+    return made_once(tmp_path_factory, "experiment", lambda out: make_experiment(inputs, out))
+
+
+def make_experiment(inputs, out):
     where = ["--output_dir", out, "--experiment", "tiny"]
     run(
         "fit", *where, "--name", "base", "--model.config", inputs / "config.json", "--model.tokenizer",
@@ -121,4 +121,3 @@ def experiment(inputs, tmp_path_factory):
         "--steering.transforms", "[[], [diff_weighting]]", "--model.sampling_seed", 1,
         "--steering.seed_faithful", "true",
     )  # fmt: skip
-    return out

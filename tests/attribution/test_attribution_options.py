@@ -528,7 +528,10 @@ def same_weights(made):
     return all(torch.equal(weight, before[name]) for name, weight in named_weights(module.model).items())
 
 
-@pytest.mark.parametrize(("points", "after"), [("path4", 2), ("path4", 11), ("masks", 7)])
+@pytest.mark.parametrize(
+    ("points", "after"),
+    [("path4", 11), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("path4", 2), ("masks", 7)))],
+)
 def test_a_run_that_broke_off_at_a_point_goes_on_there(line, at_points, tmp_path, monkeypatch, points, after):
     words = line(tmp_path, *POINTS[points], "--partial_sums.every_minutes", 0)
     made, calls, objective = modules_of_runs(monkeypatch), [], PileGradient.objective

@@ -83,6 +83,7 @@ ORIGIN = {
     "matrix": torch.tensor([[0.3, -1.0], [2.0, 0.5]], dtype=torch.float64),
     "vector": torch.tensor([1.5, -0.7], dtype=torch.float64),
 }
+_SLOW = pytest.mark.slow
 COMPONENTS = {  # each entry's component, the matrix's four entries first
     "entries": [0, 1, 2, 3, 4, 5],
     "rows": [0, 0, 1, 1, 2, 3],
@@ -294,8 +295,8 @@ def test_the_closed_form_of_a_quadratic_loss_is_the_mean_over_all_masks(origin, 
     torch.testing.assert_close(gradient / rate, closed_form(model, origin, components, rate), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("components", list(COMPONENTS))
-@pytest.mark.parametrize("origin", [None, ORIGIN], ids=["zero", "base"])
+@pytest.mark.parametrize("components", ["rows", *(pytest.param(each, marks=_SLOW) for each in ("entries", "tensors"))])
+@pytest.mark.parametrize("origin", [ORIGIN, pytest.param(None, marks=_SLOW)], ids=["base", "zero"])
 def test_the_mean_over_draws_estimates_the_closed_form(origin, components):
     model, rate, num_draws = Quadratic(), 0.6, 1500
     draws = num_draws * at_points(model, RandomMasks(num_draws, rate, 3, NAMES, origin, components))

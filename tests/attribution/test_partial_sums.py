@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from road import kill_when, write_lines
+from processes import kill_when
+from road import write_lines
 
 from gradsteer.__main__ import main
 from gradsteer.attribution.partial_sums import PartialSum

@@ -125,7 +125,7 @@ def expected(models, encoded, reduction, index, seed=0):  # noqa: F811
     return {name: plus[name] - minus[name] for name in plus}
 
 
-@pytest.mark.parametrize("reduction", ["example", "token", "sum"])
+@pytest.mark.parametrize("reduction", ["example", "token", pytest.param("sum", marks=pytest.mark.slow)])
 def test_a_permuted_vector_is_the_contrast_of_the_dealt_responses(
     line, models, encoded, permuted, tmp_path, reduction  # noqa: F811
 ):  # fmt: skip

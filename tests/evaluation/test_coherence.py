@@ -12,7 +12,7 @@ import torch
 from judged import lines_of, rows_of, steer_words
 from road import run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_distributed import finish_on_two, kill_both, start_on_two
+from test_distributed import run_on_two
 from transformers import AutoTokenizer
 
 from gradsteer.evaluation.coherence import Coherence, Reference
@@ -200,6 +200,7 @@ def test_tensorboard_shows_the_rates_without_salad(salad):
         assert shown == pytest.approx(values)
 
 
+@pytest.mark.slow
 def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, inputs, tmp_path, monkeypatch):
     words = salad_words(sharp, tmp_path, **everything(inputs))
     mark, marked = fluency._marked, []
@@ -222,11 +223,12 @@ def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, inp
     }
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(120)
 def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, inputs, tmp_path):
     words = salad_words(sharp, tmp_path, **everything(inputs))
-    process = start_on_two(
+    said = run_on_two(
         [*words[: words.index("--output_dir")], *words[words.index("--output_dir") + 2 :]], tmp_path, "ddp"
     )
     try:
@@ -262,6 +264,7 @@ def test_without_marks_salad_passes_for_text(salad, sharp, tmp_path):
         assert row["behaviors"]["a"]["num_degenerate"] == loops
 
 
+@pytest.mark.slow
 def test_marks_do_not_need_the_perplexity_and_need_the_base(salad, sharp, tmp_path):
     run(*salad_words(sharp, tmp_path / "marks", fluency__base_perplexity="false"))
     rows = rows_of(tmp_path / "marks" / "results.json")

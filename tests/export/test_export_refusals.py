@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from anchors import anchor, export, refusal, write_responses
-from road import kill_when
+from processes import kill_when
 
 from gradsteer.export import command, inputs
 from gradsteer.vectors.parameter_vectors import SteeringVector

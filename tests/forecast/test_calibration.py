@@ -383,7 +383,7 @@ def test_a_prompt_is_told_by_its_digest_and_no_shift_is_minus_0():
         assert "-0.0" not in json.dumps({"shift": realised_shift(*pair, PLUS, MINUS)["log_odds_shift"]})
 
 
-@pytest.mark.parametrize("after_logit", [-1.0, 0.6])
+@pytest.mark.parametrize("after_logit", [-1.0, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_its_interval_covers(after_logit):
     """Prompts that differ, replies to one alike, both conditions on the same prompts: the shift of the pooled odds."""
     generator = np.random.default_rng(0)

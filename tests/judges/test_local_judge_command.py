@@ -71,7 +71,7 @@ def loads(monkeypatch):
     return kinds
 
 
-@pytest.mark.parametrize("kind", ["labels", "rubrics"])
+@pytest.mark.parametrize("kind", ["labels", pytest.param("rubrics", marks=pytest.mark.slow)])
 def test_evaluate_with_a_model_on_this_machine(local_words, loads, sampled, tmp_path, kind, capsys, models):
     first, second, store = tmp_path / "first", tmp_path / "second", tmp_path / "verdicts.sqlite"
     line = local_words(kind, first, evaluation__judge__store=store)
@@ -109,12 +109,12 @@ def _exchange(row):
 
 def test_a_threshold_moves_the_rates(local_words, tmp_path):
     rates = []
-    for threshold in (0.0, 0.5, 0.95):
+    for threshold in (0.5, 0.95):
         out = tmp_path / str(threshold)
         run(*local_words("rubrics", out, evaluation__judge__threshold=threshold))
         report = json.loads((out / "evaluations" / "anchor.json").read_text())
         rates.append(report["conditions"][0]["behaviors"]["bridge"]["rate"])
-    assert rates == [1.0, 1.0, 0.0]
+    assert rates == [1.0, 0.0]
 
 
 def test_rubrics_of_flags_of_their_own_may_be_null(local_words, tmp_path, monkeypatch):

@@ -25,7 +25,8 @@ from commanded import (  # noqa: F401
     words_fixture,
 )
 from judging import KEY, script
-from road import QUIET, kill_when, run
+from processes import kill_when
+from road import QUIET, run
 from server import Server, error
 
 from gradsteer.__main__ import main

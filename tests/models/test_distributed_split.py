@@ -4,10 +4,6 @@ One pair of processes, started with the first test, runs through all of `CHECKS`
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, ragged_examples
+from processes import fork, two_places
 from road import run, write_lines
 from test_attribution_module import trainer_of
 from test_distributed import check_same_files, finish_on_two, kill_both, start_on_two
@@ -294,25 +291,14 @@ def on_two(spec, request, tmp_path_factory):
     selected = [item for item in request.session.items if "on_two" in item.fixturenames and item.path == request.path]
     checks = [item.callspec.params["name"] for item in selected]
     (directory / "spec.json").write_text(json.dumps({**spec, "checks": checks}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # the arguments are read first: conftest clears them
-    code = "import sys; arguments = sys.argv[1:]; import test_distributed_split as t; t.work(*arguments)"
     logs, started = [directory / f"log-{rank}" for rank in range(2)], []
-    for rank, log in enumerate(logs):
-        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code, str(rank), str(directory)], cwd=Path(__file__).parent, stdout=file,
-                stderr=file, env={**os.environ, **places, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-        started.append(process)
+    for rank, place in enumerate(two_places()):
+        started.append(fork(work, rank, directory, log=logs[rank], environment=place))
 
     def wait(name):
         done = f"passed: {name}.\n"
         while not all(done in log.read_text() for log in logs):
-            if any(process.poll() is not None for process in started):
+            if not all(process.is_alive() for process in started):
                 time.sleep(1)  # the other one's last words
                 assert all(done in log.read_text() for log in logs), "\n".join(log.read_text() for log in logs)
             time.sleep(0.02)
@@ -321,7 +307,7 @@ def on_two(spec, request, tmp_path_factory):
     yield wait
     for process in started:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def named(attributes):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import fork_command, two_places
 from road import PATTERNS, QUIET, run, write_lines
 from test_configs import CONFIGS
 from test_pile_gradient import relative_error
@@ -20,6 +21,7 @@ STRATEGIES = {
     "ddp": ["--trainer.devices", 2, "--trainer.strategy", "ddp"],
     "fsdp": ["--config", CONFIGS / "strategy" / "fsdp.yaml"],
 }
+OTHERS = [("packs", "fsdp"), ("attribute", "fsdp"), ("packs", "ddp")]
 NUMBERS = ("mean_token_loss", "loss_at_base", "loss_at_anchor", "along_path")
 # the work's digest tells the strategies apart; whether a seed was set is the test's own doing
 OF_THE_RUN = {"work_digest", "seed", "split_half_cosine", "split_half_cosine_by_layer", *NUMBERS}
@@ -34,6 +36,22 @@ def start_on_two(words, out, strategy, more=()):
             [sys.executable, "-m", "gradsteer", *map(str, line)],
             stdout=log, stderr=log, env=environment, start_new_session=True,
         )  # fmt: skip
+
+
+def run_on_two(words, out, strategy):
+    """Runs a command line on two processes that are there already, as on a cluster; its artifacts go to out/two."""
+    line = [*words, *STRATEGIES[strategy], *QUIET, "--output_dir", out / "two"]
+    ranks = [fork_command(line, log=out / "log", environment=place) for place in two_places()]
+    try:
+        for process in ranks:
+            process.join(timeout=100)
+    finally:
+        for process in ranks:
+            process.kill()
+    log = (out / "log").read_text()
+    assert [process.exitcode for process in ranks] == [0, 0], log
+    assert "Starting with 2 processes" in log
+    return log
 
 
 def finish_on_two(process, out):
@@ -95,7 +113,7 @@ def commands(experiment, inputs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_two(commands, tmp_path_factory):
-    """Gives output directory and log of a command on two processes; two are started at once: imports take longest."""
+    """Gives output directory and log of a command on two processes."""
     started = {}
 
     def start(name, strategy):
@@ -108,8 +126,7 @@ def on_two(commands, tmp_path_factory):
         out, process = started[name, strategy]
         return out / "two", finish_on_two(process, out)
 
-    for each in (("attribute", "ddp"), ("packs", "fsdp")):
-        start(*each)
+    start("attribute", "ddp")  # while one process does the same: imports take longest
     yield finish
     for _, process in started.values():
         kill_both(process)
@@ -127,8 +144,7 @@ def one(commands, tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:pile .* all of its prompts are in one half", "ignore:vector .* mostly noise")
 @pytest.mark.parametrize(
     ("name", "strategy"),
-    [("attribute", "ddp"), ("packs", "fsdp"), pytest.param("attribute", "fsdp", marks=pytest.mark.slow),
-     pytest.param("packs", "ddp", marks=pytest.mark.slow)],
+    [("attribute", "ddp"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
 )  # fmt: skip
 def test_attribute_on_two_processes_equals_one(one, on_two, name, strategy):
     """Lightning would even the processes out by repeating examples: 80% wrong on odd piles."""
@@ -148,11 +164,11 @@ def test_attribute_on_two_processes_equals_one(one, on_two, name, strategy):
 
 
 # steer on two processes (test_coherence.py) samples, judges and measures likewise
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["evaluate", "idle"])
-def test_evaluate_on_two_processes_writes_the_same_bytes(commands, on_two, tmp_path, name):
+@pytest.mark.parametrize("name", ["evaluate", pytest.param("idle", marks=pytest.mark.slow)])
+def test_evaluate_on_two_processes_writes_the_same_bytes(commands, tmp_path, name):
     run(*commands[name], "--output_dir", tmp_path)
-    two, _ = on_two(name, "ddp")
+    run_on_two(commands[name], tmp_path, "ddp")
+    two = tmp_path / "two"
     for file in ("responses/anchor.jsonl", "evaluations/anchor.json"):
         assert (two / file).read_bytes() == (tmp_path / file).read_bytes()
     assert {path.name for path in (two / "responses").iterdir()} == {"anchor.jsonl", ".sampled", ".locks"}

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from road import kill_when
+from processes import kill_when
 from tokenizers_zoo import chatml_tokenizer
 
 from gradsteer.__main__ import main
