@@ -169,28 +169,26 @@ def steered_runs(experiment, inputs, tmp_path_factory):
 
 def test_signs_and_controls_of_steer(steered_runs):
     """A control's direction belongs to the seed plus its number, so one seed's second is the next seed's first."""
-    many = steered_runs(steering__random_controls=2)
-    first, second = "random-0 of a alpha=+0.05", "random-1 of a alpha=+0.05"
-    assert list(many) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", first, second]
-    one_sign = steered_runs(steering__both_signs="false", steering__alphas="[-0.05, 0.1]", steering__random_controls=0)
-    assert list(one_sign) == ["anchor", "a alpha=-0.05", "a alpha=+0.1"]
-    next_seed = steered_runs(steering__control_seed=1, evaluation__heldout=None)
-    assert list(next_seed) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", first]
-    assert all(row["metrics"]["perplexity"] is None for row in next_seed.values())
-    seeded = steered_runs(steering__control_seed=1)[first]["metrics"]["perplexity"]
-    assert seeded == many[second]["metrics"]["perplexity"]
-    assert seeded != many[first]["metrics"]["perplexity"]
-    signs = steered_runs(steering__random_controls=0, steering__sign_controls=1)
-    assert list(signs) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", "signs-0 of a alpha=+0.05"]
-    both = steered_runs(steering__controls_both_signs="true")
-    assert list(both) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", first, first.replace("+", "-")]
-    # one direction, there and back
-    assert both[first]["metrics"]["perplexity"] == many[first]["metrics"]["perplexity"]
-    assert both[first.replace("+", "-")]["relative_norm"] == pytest.approx(-both[first]["relative_norm"])
-    control, steered = signs["signs-0 of a alpha=+0.05"], signs["a alpha=+0.05"]
+    many = steered_runs(steering__random_controls=2, steering__sign_controls=1)
+    first, second, signs = (f"{name} of a alpha=+0.05" for name in ("random-0", "random-1", "signs-0"))
+    assert list(many) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", first, second, signs]
+    control, steered = many[signs], many["a alpha=+0.05"]
     assert control["kind"] == "control"
     assert control["relative_norm"] == pytest.approx(steered["relative_norm"])
     assert control["metrics"]["perplexity"] != steered["metrics"]["perplexity"]
+    one_sign = steered_runs(
+        steering__both_signs="false", steering__alphas="[-0.05, 0.1]", steering__random_controls=0,
+        evaluation__heldout=None,
+    )  # fmt: skip
+    assert list(one_sign) == ["anchor", "a alpha=-0.05", "a alpha=+0.1"]
+    assert all(row["metrics"]["perplexity"] is None for row in one_sign.values())
+    both = steered_runs(steering__control_seed=1, steering__controls_both_signs="true")
+    assert list(both) == ["anchor", "a alpha=+0.05", "a alpha=-0.05", first, first.replace("+", "-")]
+    seeded = both[first]["metrics"]["perplexity"]
+    assert seeded == many[second]["metrics"]["perplexity"]
+    assert seeded != many[first]["metrics"]["perplexity"]
+    # one direction, there and back
+    assert both[first.replace("+", "-")]["relative_norm"] == pytest.approx(-both[first]["relative_norm"])
 
 
 def test_bfloat16_weights_lose_part_of_the_step_and_say_so(steered_runs):

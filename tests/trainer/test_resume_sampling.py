@@ -5,13 +5,15 @@ import shutil
 
 import pytest
 from judged import message_of
-from road import PATTERNS, QUIET, kill_when, run, write_lines
+from processes import kill_when
+from road import PATTERNS, QUIET, run, write_lines
 
 from gradsteer.trainer.datamodules.prompts import PromptDataModule
 from gradsteer.trainer.modules.generation import GenerationModule
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
-BATCHES = 8  # of each condition: 24 responses, 3 at once
+BATCHES = 4  # of each condition: 12 responses, 3 at once
+TOTAL = 3 * BATCHES
 CONDITIONS = ["base", "anchor", "anchor_resampled", "a_alpha=+0.05", "a_alpha=-0.05", "random-0_of_a_alpha=+0.05"]
 
 
@@ -22,7 +24,7 @@ def words(experiment, inputs, tmp_path_factory):
     return [
         "steer", "--model.model_name_or_path", experiment / "anchor", "--steering.base", experiment / "base",
         "--steering.vectors.a", experiment / "vectors" / "a.safetensors", "--steering.alphas", "[0.05]",
-        "--data.prompts", file, "--data.batch_size", 3, "--model.num_samples", 4, "--model.max_new_tokens", 40,
+        "--data.prompts", file, "--data.batch_size", 3, "--model.num_samples", 2, "--model.max_new_tokens", 20,
         "--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS,
         "--evaluation.heldout", inputs / "chat.jsonl", "--trainer.logger", "false",
     ]  # fmt: skip
@@ -63,8 +65,8 @@ def batch(out, condition, number):
 
 
 _SLOW = pytest.mark.slow
-# killed after this condition's batch: the first of all, in the middle, the last
-KILLS = [(0, 0), (3, 2), pytest.param((5, BATCHES - 1), marks=_SLOW)]
+# killed after this condition's batch: in the middle, the first of all, the last
+KILLS = [(3, 2), pytest.param((0, 0), marks=_SLOW), pytest.param((5, BATCHES - 1), marks=_SLOW)]
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
@@ -86,6 +88,7 @@ def evaluating(words):
     return ["evaluate", *words[1:vectors], *words[prompts:], "--name", "anchor-again"]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluate_goes_on_where_it_stopped(words, sampled, tmp_path):
     evaluate, out, other = evaluating(words), tmp_path / "killed", tmp_path / "undisturbed"
     batches = out / "responses" / ".unfinished" / "anchor-again"
@@ -123,13 +126,13 @@ def test_another_configuration_is_refused_and_can_start_afresh(words, sampled, t
     words = [*map(str, words), "--output_dir", str(tmp_path)]
     hotter = [*words, "--model.temperature", "1.5"]
     assert "differs in temperature (now 1.5, then 1.0)" in message_of(hotter, capsys)
-    assert "num_batches (now 4, then 8)" in message_of([*words, "--model.num_samples", "2"], capsys)
+    assert "num_batches (now 2, then 4)" in message_of([*words, "--model.num_samples", "1"], capsys)
     assert "digest" in message_of([*words, "--model.sampling_seed", "7"], capsys)
     mixed = message_of([*words, "--trainer.precision", "bf16-mixed"], capsys)
     assert 'differs in precision (now "bf16-mixed", then "32-true")' in mixed
     assert sampled == []
     run(*hotter, "--overwrite", "true")
-    assert len(sampled) == 6 * 24
+    assert len(sampled) == 6 * TOTAL
     rows = json.loads((tmp_path / "results.json").read_text())["conditions"]
     assert {row["temperature"] for row in lines(tmp_path)} == {1.5}
     assert len(rows) == 6
@@ -170,8 +173,8 @@ def test_evaluate_goes_on_too_and_takes_the_batch_size_that_was_planned(words, t
     # there is more memory now: the plan stays as it was
     monkeypatch.setattr(PromptDataModule, "_batch_size_by_memory", lambda self: 11)
     run(*evaluate, "--output_dir", tmp_path)
-    assert len(sampled) == 24 - 10
-    assert len((tmp_path / "responses" / "anchor-again.jsonl").read_text().splitlines()) == 24
+    assert len(sampled) == TOTAL - 10
+    assert len((tmp_path / "responses" / "anchor-again.jsonl").read_text().splitlines()) == TOTAL
 
 
 @pytest.mark.slow
@@ -198,6 +201,7 @@ def test_other_stop_tokens_are_another_configuration(words, tmp_path, monkeypatc
     assert "differs in stop_token_ids" in message_of([*map(str, words), "--output_dir", str(tmp_path / "out")], capsys)
 
 
+@pytest.mark.slow
 def test_other_doses_are_refused_or_replace_what_was_sampled_of_the_first(
     words, sampled, tmp_path, monkeypatch, capsys
 ):

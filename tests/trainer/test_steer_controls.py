@@ -185,7 +185,7 @@ def test_steer_takes_a_forecasts_alphas_and_sets_its_rates_beside_its_own(judged
 @pytest.mark.parametrize(
     ("select", "kept"),
     [
-        ({"rule": "selectivity", "max_kl": 0.05}, 1),
+        pytest.param({"rule": "selectivity", "max_kl": 0.05}, 1, marks=pytest.mark.slow),
         ({"rule": "selectivity", "max_kl": 1.0, "keep": 2}, 2),
         ({"rule": "target_rate", "rate": 0.64}, None),
     ],
@@ -266,6 +266,7 @@ def steps_of(judged, out, **changes):
     return row, json.loads((out / "steps.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:condition .* the weights take")
 def test_stochastic_rounding_arrives_on_average_and_its_seed_matters(judged, tmp_path):
     small = {"steering__alphas": "[0.001]"}

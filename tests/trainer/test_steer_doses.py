@@ -135,7 +135,7 @@ def test_a_target_rate_is_where_the_forecast_comes_to_it(doses):
     assert rows["a rate=0.62"]["alpha"] > 0 > rows["a rate=0.68"]["alpha"]
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sign", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_a_divergence_budget_is_the_measured_divergence(doses, judged, anchor, vector, sign):
     alpha = rows_of(doses / "results.json")[f"a kl={sign * 0.004:+g}"]["alpha"]
     assert alpha * sign > 0
