@@ -153,19 +153,18 @@ def test_a_condition_without_any_verdict_has_no_rate(experiment, inputs, tmp_pat
 UNSCORED = {"num_scored": 0, "num_unscored": 4, "num_positive": 0, "rate": None, "ci_low": None, "ci_high": None}
 
 
-def test_a_figure_without_any_rate_has_no_legend():
-    [axes] = rates_figure([{"name": "base", "kind": "base", "behaviors": {"bridge": UNSCORED}}], "rates").axes
-    assert axes.get_legend() is None
-
-
-def test_the_legend_names_a_behavior_that_the_first_condition_has_no_rate_of():
+def test_a_condition_without_a_rate_has_no_bar_and_its_line_stays():
     rate = {"num_scored": 4, "num_unscored": 0, "num_positive": 2, "rate": 0.5, "ci_low": 0.2, "ci_high": 0.8}
     rows = [
-        {"name": "base", "kind": "base", "behaviors": {"bridge": UNSCORED, "recipe": rate}},
-        {"name": "anchor", "kind": "anchor", "behaviors": {"bridge": rate, "recipe": rate}},
+        {"name": "base", "kind": "base", "vector": None, "behaviors": {"bridge": UNSCORED, "recipe": rate}},
+        {"name": "anchor", "kind": "anchor", "vector": None, "behaviors": {"bridge": rate, "recipe": rate}},
     ]
-    [axes] = rates_figure(rows, "rates").axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["bridge", "recipe"]
+    panels = rates_figure(rows, "rates").axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["bridge", "recipe"]
+    assert [len(axes.patches) for axes in panels] == [1, 2]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["base", "anchor"]
+    [alone] = rates_figure([rows[0] | {"behaviors": {"bridge": UNSCORED}}], "rates").axes
+    assert not alone.patches
 
 
 HOSTILE = (

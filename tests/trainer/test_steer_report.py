@@ -23,7 +23,13 @@ from gradsteer.evaluation.specificity import measure_specificity
 from gradsteer.generation.response_store import ResponseStore
 from gradsteer.models.fingerprints import model_fingerprint, weights_digest
 from gradsteer.models.loading import load_causal_lm
+<<<<<<< HEAD
 from gradsteer.steering.conditions import Condition, slug_of
+=======
+from gradsteer.reports.cells import condition_text
+from gradsteer.steering.conditions import slug_of
+from gradsteer.trainer.callbacks.comparisons import Comparisons
+>>>>>>> fa8f2c2 (Tests of printed tables read tables.txt, and those of the old bars look at the new panels)
 from gradsteer.trainer.trainer import GradsteerTrainer
 from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -216,7 +222,7 @@ def test_one_screen_is_printed_and_all_tables_are_in_a_file(full):
     row = full.rows["a alpha=+4"]
     selectivity = row["specificity"]["selectivity"]
     text = f"{selectivity['value']:.2f} [{selectivity['ci_low']:.2f}, {selectivity['ci_high']:.2f}]"
-    (line,) = [line for line in printed.splitlines() if line.startswith("a alpha=+4  ")]
+    (line,) = [line for line in printed.splitlines() if line.startswith(f"{condition_text(row)}  ")]
     assert text in line
     assert {f"{row['behaviors']['a']['rate']:.0%}"[:-1], f"{100 * row['behaviors']['a']['rate']:.1f}"} & {*line.split()}
     assert "1 null of a" in printed
@@ -366,9 +372,10 @@ def test_one_behavior_has_no_selectivity(judged, tmp_path, capsys):
         if name != "anchor":
             assert row["specificity"]["selectivity"] is None
             assert list(row["specificity"]["shifts"]) == ["a"]
-    shown = capsys.readouterr().out
-    assert "p (Holm)" in shown
-    assert "selectivity" not in shown
+    tables = (tmp_path / "tables.txt").read_text()
+    assert "p (Holm)" in tables
+    assert tables.count("selectivity") == tables.count("selectivity not measured") == 2  # the headline, for each sign
+    assert "selectivity" not in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module", params=[{"c": ["."]}, {"b": [" "], "c": ["."]}], ids=["one", "two"])
