@@ -1,5 +1,7 @@
 """Rows of an experiment of any size, as results.json holds them."""
 
+from gradsteer.evaluation.condition_result import ConditionResult
+from gradsteer.evaluation.counting import Counts
 from gradsteer.evaluation.statistics import Rate, wilson
 from gradsteer.steering.conditions import Condition, alpha_text
 
@@ -11,23 +13,24 @@ def _rates(behaviors, share, num=400):
 
 
 def _row(name, kind, behaviors, share, vector=None, alpha=0.0, *, forecast=True, model="anchor"):
-    condition = Condition(name, kind, model=model, vector=vector, alpha=alpha, behaviors=_rates(behaviors, share))
-    condition.metrics.update(perplexity=1.2 + share, mean_length=30 + share, unfinished=0.0, refusal_benign=0.0)
+    condition = Condition(name, kind, model=model, vector=vector, alpha=alpha)
+    metrics = {"perplexity": 1.2 + share, "mean_length": 30 + share, "unfinished": 0.0, "refusal_benign": 0.0}
     if kind != "base":
-        condition.metrics["kl_to_anchor"] = share / 10
+        metrics["kl_to_anchor"] = share / 10
+    result = ConditionResult(condition, counts=Counts(_rates(behaviors, share), metrics=metrics))
     if forecast:
         rate = {"rate": share, "ci_low": share - 0.05, "ci_high": share + 0.05, "importance": share, "linear": share}
-        condition.predicted = {
+        result.predicted = {
             "role": kind, "reliable": alpha is None or abs(alpha) < 0.3, "rates": dict.fromkeys(behaviors, rate),
             "classes": {}, "num_responses": 400, "effective_sample_size": 200.0,
             "log_odds_shift": -1.0, "linear_log_odds_shift": -1.0,
         }  # fmt: skip
     if kind == "steered":
-        condition.realised = {
+        result.realised = {
             "log_odds_shift": -1.1, "ci_low": -1.3, "ci_high": -0.9, "num_plus": 50, "num_minus": 50,
             "num_plus_before": 50, "num_minus_before": 50,
         }  # fmt: skip
-    row = condition.row()
+    row = result.row()
     row["behavior"] = vector
     if kind != "anchor":
         shift = {

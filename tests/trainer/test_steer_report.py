@@ -23,13 +23,8 @@ from gradsteer.evaluation.specificity import measure_specificity
 from gradsteer.generation.response_store import ResponseStore
 from gradsteer.models.fingerprints import model_fingerprint, weights_digest
 from gradsteer.models.loading import load_causal_lm
-<<<<<<< HEAD
-from gradsteer.steering.conditions import Condition, slug_of
-=======
 from gradsteer.reports.cells import condition_text
-from gradsteer.steering.conditions import slug_of
-from gradsteer.trainer.callbacks.comparisons import Comparisons
->>>>>>> fa8f2c2 (Tests of printed tables read tables.txt, and those of the old bars look at the new panels)
+from gradsteer.steering.conditions import Condition, slug_of
 from gradsteer.trainer.trainer import GradsteerTrainer
 from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
