@@ -28,6 +28,8 @@ def _work(function, arguments, log, environment):
 def fork(function, *arguments, log=os.devnull, environment=()):
     """Calls a function of a module in a process of its own; what it says goes to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)}
+    with open(log, "a"):  # it is looked at before the process writes
+        pass
     process = _FORKS.Process(target=_work, args=(function, arguments, str(log), environment), daemon=True)
     process.start()
     return process

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -154,6 +155,7 @@ def test_an_error_while_sampling_begins_a_line_of_its_own(words, tmp_path, monke
         raise ValueError("broke")
 
     monkeypatch.setattr(GenerationModule, "_sample", break_)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # elsewhere there is no bar
     assert main([*words(tmp_path), "--trainer.accelerator", "cpu"]) == 2
     said = capsys.readouterr()
     assert "anchor:   0%" in said.out  # the bar
