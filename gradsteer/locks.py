@@ -1,7 +1,4 @@
-"""One process at a time: a lock on a file, which goes with the process that held it.
-
-Knows of files; knows nothing of commands.
-"""
+"""One process at a time: a lock on a file, which goes with the process that held it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

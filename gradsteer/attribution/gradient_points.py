@@ -2,8 +2,7 @@
 
 The pile-average gradient is taken at one setting, the anchor's own weights. Here it becomes a weighted sum of gradients
 at several: ``G = sum_i c_i * f_i * grad L(theta_i)``, with a number c_i a point and factors f_i element by element.
-What each choice computes is written out in docs/attribution.md. Knows of models and weights; knows nothing of files or
-Trainers.
+What each choice computes is written out in docs/attribution.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,6 @@
 """From the sums over parts to averages on disk: gradients of piles, of their halves, and second moments.
 
-A finished sum goes to disk at once, so that many piles never hold many copies of the model in memory. Knows of files
-and sums; knows nothing of how gradients are taken.
+A finished sum goes to disk at once, so that many piles never hold many copies of the model in memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,4 @@
-"""Sums of a model's gradients, filled by hooks during the backward pass.
-
-Knows of parameters; knows nothing of losses, batches or files.
-"""
+"""Sums of a model's gradients, filled by hooks during the backward pass."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager

@@ -1,7 +1,4 @@
-"""Partial sums of a pile's gradient on disk, so that a run that was cut off goes on where it was.
-
-Knows of buffers and safetensors files; what identifies the work is a digest that the caller gives.
-"""
+"""Partial sums of a pile's gradient on disk, so that a run that was cut off goes on where it was."""
 
 import json
 from dataclasses import asdict, dataclass

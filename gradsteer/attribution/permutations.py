@@ -1,7 +1,6 @@
 """Permuted pile labels: the null of a steering vector whose responses are real and whose piles are chance.
 
-The responses of a vector's two piles are pooled and dealt again into piles of the same sizes. Knows of piles; knows
-nothing of models or files.
+The responses of a vector's two piles are pooled and dealt again into piles of the same sizes.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Cutting piles into parts whose gradients are summed once, however many sums they belong to.
 
 A pile's gradient is wanted, and perhaps those of its two halves; an example may be in several piles. A part is a set of
-examples that belong to the same of these sums. Knows of piles; knows nothing of models or files.
+examples that belong to the same of these sums.
 """
 
 import json

@@ -3,8 +3,6 @@
 * ``example``: mean over examples of (mean over the example's tokens of grad l_t), the project's formula;
 * ``token``: sum over all tokens of grad l_t / number of tokens;
 * ``sum``: mean over examples of (sum over tokens of grad l_t), the score function of the whole response.
-
-Knows of numbers only.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Whether one response is degenerate: empty, or caught in a loop.
 
-Knows a text and nothing else. The rules are meant to miss rather than to accuse: what they flag is broken nearly
-always, what they pass may still be bad.
+The rules are meant to miss rather than to accuse: what they flag is broken nearly always, what they pass may still be
+bad.
 """
 
 import re

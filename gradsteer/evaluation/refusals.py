@@ -1,7 +1,4 @@
-"""Refusals: by patterns, and as a judge sees them, on prompts that are harmless and on prompts that are not.
-
-Knows texts and response rows; knows neither models nor judges.
-"""
+"""Refusals: by patterns, and as a judge sees them, on prompts that are harmless and on prompts that are not."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

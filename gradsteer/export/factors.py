@@ -1,4 +1,4 @@
-"""A matrix as a product of two thin ones, and how much of it every rank keeps. Knows of tensors only."""
+"""A matrix as a product of two thin ones, and how much of it every rank keeps."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Which parameters of a model a LoRA adapter can hold an edit of, and why not the others.
 
-Knows of modules; knows nothing of vectors or files. `peft` adds ``scaling * B A x`` to what a module gives: so a matrix
-can be held where its module is a plain linear map or a plain look-up, and where no other module shares it.
+`peft` adds ``scaling * B A x`` to what a module gives: so a matrix can be held where its module is a plain linear map
+or a plain look-up, and where no other module shares it.
 """
 
 from collections.abc import Iterable

@@ -57,7 +57,7 @@ class Calibration:
         if not abs(self.slope) > 2 * self.standard_error:
             raise ValueError(
                 f"the slope <S, V> is {self.slope:.3g} +- {self.standard_error:.2g}, not told from 0: no alpha can be "
-                "computed from it; larger piles are wanted"
+                "computed from it; use larger piles"
             )
         return -shift / self.slope
 

@@ -1,6 +1,6 @@
 """An event loop in a thread of its own, so that plain code can wait for many requests at once.
 
-A caller's own loop, as in a notebook, is not touched. Knows nothing of judges.
+A caller's own loop, as in a notebook, is not touched.
 """
 
 import asyncio

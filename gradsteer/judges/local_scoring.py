@@ -1,6 +1,6 @@
 """The two kinds of models that judge on this machine: classifiers of text, and causal LMs that are asked yes or no.
 
-Each turns an exchange into passages and a batch of passages into probabilities. Knows nothing of thresholds or stores.
+Each turns an exchange into passages and a batch of passages into probabilities.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """Finds the JSON objects in a text that a model wrote, also where the JSON is not quite right.
 
-Read, never evaluated: quotes of either kind, Python's True, False and None, bare words and commas too many are taken
-as what they stand for. Knows nothing of verdicts.
+Read, never evaluated: quotes of either kind, Python's True, False and None, bare words and commas too many are taken as
+what they stand for.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Weights in safetensors files, one tensor at a time: a checkpoint's directory is read so, and a file is written so.
 
-Nothing is unpickled, and no code of a checkpoint runs. Knows the directories that transformers writes; knows nothing
-of what the weights are for.
+Nothing is unpickled, and no code of a checkpoint runs.
 """
 
 import json

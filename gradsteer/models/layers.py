@@ -1,7 +1,4 @@
-"""Which layer a parameter belongs to, read off its name.
-
-Knows the naming habit of Hugging Face causal LMs (a numbered list of blocks) and nothing else.
-"""
+"""Which layer a parameter belongs to, read off its name."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """How much memory attribution will take, planned before it starts and set against what the device has.
 
 Weights and sums are counted, activations are measured on a few tokens, gradients and logits follow from how the
-backward pass frees them. Knows of models and what autograd keeps; knows nothing of piles, files or Trainers.
+backward pass frees them.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Packs: several sequences laid end to end in one row, with their losses and no padding.
 
 Logits are computed only where a label counts, and the head and its cross-entropy in chunks, so that a large vocabulary
-never has all of its logits at once. Knows of encoded examples and a causal LM; knows nothing of piles or files.
+never has all of its logits at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence

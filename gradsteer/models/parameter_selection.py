@@ -1,7 +1,4 @@
-"""Choosing parameters by name, layer or kind.
-
-Knows the naming habits of Hugging Face causal LMs; knows nothing of models' values.
-"""
+"""Choosing parameters by name, layer or kind."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Attention within the segments of a pack, through transformers' public attention interface.
 
 A pack is several sequences laid end to end in one row. Each segment attends to itself only, so a pack gives what its
-sequences give one by one, without padding. Knows of attention functions; knows nothing of losses or gradients.
+sequences give one by one, without padding.
 """
 
 from collections.abc import Iterator, Sequence

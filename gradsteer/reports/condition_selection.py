@@ -1,7 +1,4 @@
-"""Choosing conditions by their forecast, so that only those are sampled and judged.
-
-Knows of report rows and rules; knows nothing of models.
-"""
+"""Choosing conditions by their forecast, so that only those are sampled and judged."""
 
 import json
 import math

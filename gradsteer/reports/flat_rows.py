@@ -1,7 +1,4 @@
-"""Rows of a report on one level, as results.csv and forecast.csv hold them.
-
-Knows of report rows; knows nothing of files.
-"""
+"""Rows of a report on one level, as results.csv and forecast.csv hold them."""
 
 from collections.abc import Mapping
 from typing import Any

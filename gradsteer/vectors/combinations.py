@@ -1,6 +1,6 @@
 """Vectors written as sums of others: ``bridge + recipe``, ``bridge - 0.5 * recipe``, ``-(a + b) / 2``.
 
-The text is parsed, never evaluated. Knows of names and numbers only.
+The text is parsed, never evaluated.
 """
 
 import ast

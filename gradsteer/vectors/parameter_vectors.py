@@ -1,7 +1,6 @@
 """Vectors in weight space: one tensor per parameter, their algebra and their files.
 
-`ParameterVector` is what a pile-average gradient, a weight diff and a steering vector share. Knows of tensors
-and safetensors files; knows nothing of how a vector was made or what a model does with it.
+`ParameterVector` is what a pile-average gradient, a weight diff and a steering vector share.
 """
 
 import math

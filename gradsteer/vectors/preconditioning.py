@@ -1,8 +1,4 @@
-"""Preconditioning: a steering vector divided by a power of the gradients' second moment, entry by entry.
-
-Knows where a second moment comes from (the state of an Adam-like optimizer) and what it does to a vector; knows
-nothing of training, and of files no more than `gradsteer.vectors.parameter_vectors` does.
-"""
+"""Preconditioning: a steering vector divided by a power of the gradients' second moment, entry by entry."""
 
 import math
 from collections.abc import Mapping, Sequence

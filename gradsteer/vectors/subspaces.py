@@ -1,7 +1,7 @@
 """Transforms of a steering vector by directions and subspaces: ranks, projections, orthogonal parts.
 
 A tensor with two dimensions or more is a matrix (or a stack of them); vectors, such as norms and biases, have no
-subspaces and are kept or left out, as asked. Knows of vectors and weight diffs.
+subspaces and are kept or left out, as asked.
 """
 
 from typing import Literal
