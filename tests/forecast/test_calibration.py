@@ -267,7 +267,7 @@ def test_a_slope_says_the_judges_of_its_piles():
 
 @pytest.mark.parametrize(("slope", "error"), [(0.0, 0.0), (1.0, 0.5), (-1.0, 0.6), (1.0, math.nan), (math.nan, 0.1)])
 def test_a_slope_that_is_not_told_from_0_gives_no_alpha(slope, error):
-    with pytest.raises(ValueError, match="not told from 0: no alpha can be computed from it; larger piles are wanted"):
+    with pytest.raises(ValueError, match="not told from 0: no alpha can be computed from it; use larger piles"):
         Calibration(slope, error, (slope, slope), 1.0, 1.0, 30, 30).alpha(-0.5)
 
 
