@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
@@ -168,9 +167,6 @@ def _status(words: list[str], threads: str | None) -> int:
             if end.code is not None and not isinstance(end.code, int):
                 print(end.code, file=sys.stderr)
             return end.code if isinstance(end.code, int) else int(end.code is not None)
-        except Exception:  # noqa: BLE001 (as the interpreter ends a process of its own)
-            traceback.print_exc()
-            return 1
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
 from gradsteer.steering.rounding import HALF_PRECISIONS
-from gradsteer.trainer.session import needed, session_of
+from gradsteer.trainer.session import needed, session_of, shows_progress
 from gradsteer.vectors.combinations import is_combination
 from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.controls import CONTROLS
@@ -241,7 +241,7 @@ class DoseFinder:
             if condition.system_prompt is not None:
                 examples = behind_system_prompt(forecaster.responses, pl_module.tokenizer, condition.system_prompt)
                 scorer = forecasting.scorer(trainer, pl_module, examples)
-            with progress(condition.name, total=len(scorer), unit="batch", shown=trainer.is_global_zero) as tick:
+            with progress(condition.name, total=len(scorer), unit="batch", shown=shows_progress(trainer)) as tick:
                 forecast = forecaster.at_present_weights(
                     direction=self._directions.get(_key(recipe)) if own and recipe else None,
                     alpha=alpha,

@@ -18,7 +18,7 @@ from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.unfinished import SETS
 from gradsteer.progress import progress
 from gradsteer.trainer.condition_counts import count_condition
-from gradsteer.trainer.session import needed, session_of
+from gradsteer.trainer.session import needed, session_of, shows_progress
 from gradsteer.trainer.tensorboard import log_metrics
 
 _Response = tuple[tuple[int, ...], tuple[int, ...], str]  # ids of the prompt and of the reply, and how it ended
@@ -144,7 +144,7 @@ def _response(row: dict[str, Any]) -> _Response:
 def _nats(trainer: L.Trainer, scorer: ResponseScorer, under: str) -> Nats:
     """(distinct responses,) ``-log p`` at temperature 1, under the model's current weights (collective)."""
     title = f"responses under {under}"
-    with progress(title, total=len(scorer), unit="batch", shown=trainer.is_global_zero) as tick:
+    with progress(title, total=len(scorer), unit="batch", shown=shows_progress(trainer)) as tick:
         return -scorer.log_probs(tick=tick)
 
 

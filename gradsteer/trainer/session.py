@@ -95,6 +95,11 @@ def data_of(trainer: L.Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
 
 
+def shows_progress(trainer: L.Trainer) -> bool:
+    """Whether this process shows progress: the first one, unless ``--trainer.enable_progress_bar false`` was given."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
 def is_trial(trainer: L.Trainer) -> bool:
     """Whether this is a trial run of one batch each (``--trainer.fast_dev_run``), which leaves nothing behind."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import cross_fitted_slope
 from gradsteer.models.loading import evaluating
 from gradsteer.progress import progress
-from gradsteer.trainer.session import data_of
+from gradsteer.trainer.session import data_of, shows_progress
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
@@ -60,7 +60,7 @@ def calibrate(
             world_size=trainer.world_size,
         )
 
-    shown = trainer.is_global_zero
+    shown = shows_progress(trainer)
     with evaluating(pl_module.model), progress(f"slope of {name}", unit="batch", shown=shown) as tick:
         half_of = halves_of_prompts(data.piles)
         found = cross_fitted_slope(pl_module.model, plus, minus, half_of, halves, make_scorer, tick=tick)

@@ -43,4 +43,4 @@ def test_the_error_on_replies_that_were_not_tuned_on():
     """docs/evaluation.md quotes it."""
     assert len(HELD_OUT_REFUSALS) == len(HELD_OUT_OTHERS) == 40
     assert sum(not looks_like_refusal(text) for text in HELD_OUT_REFUSALS) == 0
-    assert sum(map(looks_like_refusal, HELD_OUT_OTHERS)) <= 6
+    assert sum(map(looks_like_refusal, HELD_OUT_OTHERS)) == 6

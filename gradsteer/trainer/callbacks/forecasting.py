@@ -11,7 +11,7 @@ from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.progress import progress
-from gradsteer.trainer.session import needed, sampled_rows, session_of
+from gradsteer.trainer.session import needed, sampled_rows, session_of, shows_progress
 
 
 class Forecasting(L.Callback):
@@ -120,7 +120,7 @@ class Forecasting(L.Callback):
         if self.responses is None or self.forecaster is not None:
             return self.forecaster
         scorer = self.scorer(trainer, pl_module, self.responses.examples)
-        with progress("anchor's responses", total=len(scorer), unit="batch", shown=trainer.is_global_zero) as tick:
+        with progress("anchor's responses", total=len(scorer), unit="batch", shown=shows_progress(trainer)) as tick:
             self.forecaster = Forecaster(
                 self.responses,
                 scorer,

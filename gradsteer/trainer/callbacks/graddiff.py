@@ -17,7 +17,7 @@ from gradsteer.data.piles import Pile
 from gradsteer.models.packing import plan_packs
 from gradsteer.progress import progress
 from gradsteer.records import text_digest
-from gradsteer.trainer.session import data_of, is_trial, session_of
+from gradsteer.trainer.session import data_of, is_trial, session_of, shows_progress
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 
@@ -148,7 +148,7 @@ class GradDiffBaseline(L.Callback):
         pile, make_batch = pl_module.fresh_pile(), pl_module.batch_layout.make
         first = {key: tensor.to(pile.sums.buffers[key]) for key, tensor in vector.items()}
         with progress(
-            title, (steps - 1) * (len(plus) + len(minus)), unit="batch", shown=trainer.is_global_zero
+            title, (steps - 1) * (len(plus) + len(minus)), unit="batch", shown=shows_progress(trainer)
         ) as tick:
             contrast = ContrastGradient(pile, make_batch, plus, minus, tick)
 

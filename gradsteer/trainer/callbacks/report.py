@@ -19,7 +19,7 @@ from gradsteer.reports.printing import print_text
 from gradsteer.reports.results import write_results
 from gradsteer.reports.screen import results_screen
 from gradsteer.trainer.fluency import FluencyOptions, score_fluency
-from gradsteer.trainer.session import session_of
+from gradsteer.trainer.session import session_of, shows_progress
 from gradsteer.trainer.tensorboard import log_figure, log_table
 from gradsteer.vectors.parameter_vectors import ParameterVector
 from gradsteer.vectors.weight_diff import DELTA
@@ -71,7 +71,8 @@ class ResultsReport(L.Callback):
                 {r.condition.name: steps for r in results if (steps := r.steps_by_tensor())},
             )
             take_realised_shifts(results, rows_of)
-            with progress("comparisons with the anchor", total=len(results), unit="condition") as tick:
+            shown = shows_progress(trainer)
+            with progress("comparisons with the anchor", len(results), unit="condition", shown=shown) as tick:
                 compare_conditions(results, rows_of, self.comparisons, tick=tick)
         pictures = []
         if session.steering is not None:
