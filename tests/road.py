@@ -27,6 +27,7 @@ WORDS = [
     "today",
 ]
 PATTERNS = json.dumps({"a": ["[ae]"], "b": ["[o0-9]"]})
+PAINTED = "experiment"  # the directory whose pictures are painted
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
 
@@ -86,7 +87,7 @@ def make_inputs(directory):
 @pytest.fixture(scope="session")
 def experiment(inputs, tmp_path_factory):
     """fit (base, then anchor), evaluate, attribute, steer."""
-    return made_once(tmp_path_factory, "experiment", lambda out: make_experiment(inputs, out))
+    return made_once(tmp_path_factory, PAINTED, lambda out: make_experiment(inputs, out))
 
 
 def make_experiment(inputs, out):

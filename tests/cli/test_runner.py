@@ -1,13 +1,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gradsteer.__main__ import main as command_line
 from gradsteer.cli.run_file import read_run
 from gradsteer.cli.runner import _config_digest, main, run_stages, stage_state, time_table
 from gradsteer.cli.stage_process import StageProcess
@@ -99,6 +98,12 @@ def test_a_run_without_a_base_model_cannot_be_given_another(run_file):
 
 
 @pytest.fixture
+def here(monkeypatch):
+    """Stages run in this process (test_stage_process.py has those of one of their own)."""
+    monkeypatch.setattr(StageProcess, "run", lambda self, words, options, environment: command_line(words))
+
+
+@pytest.fixture
 def corpus_run(tmp_path, run_file):
     values = yaml.safe_load(run_file.read_text())
     values["stages"] = values["stages"][:1]
@@ -149,7 +154,7 @@ def test_the_time_is_told_by_stage():
     ]
 
 
-def test_a_changed_config_is_refused_unless_told_to_overwrite(corpus_run, capfd):
+def test_a_changed_config_is_refused_unless_told_to_overwrite(corpus_run, here, capfd):
     path, out = corpus_run
     assert main(["--config", str(path), "--output_dir", out]) == 0
     path.with_name("corpus.yaml").write_text("num_samples: 30\n")
@@ -159,7 +164,7 @@ def test_a_changed_config_is_refused_unless_told_to_overwrite(corpus_run, capfd)
     capfd.readouterr()
 
 
-def test_a_lost_output_or_a_cut_off_stage_runs_again(corpus_run):
+def test_a_lost_output_or_a_cut_off_stage_runs_again(corpus_run, here):
     path, out = corpus_run
     run = read_run(path, output_dir=out)
     directory, stages = run.directory, run.stages
@@ -173,7 +178,7 @@ def test_a_lost_output_or_a_cut_off_stage_runs_again(corpus_run):
     assert stage_state(directory, stages[0]) == "done"
 
 
-def test_a_failing_stage_gives_its_status_and_stops_the_run(corpus_run, capfd):
+def test_a_failing_stage_gives_its_status_and_stops_the_run(corpus_run, here, capfd):
     path, out = corpus_run
     path.with_name("corpus.yaml").write_text("num_samples: 0\n")
     assert main(["--config", str(path), "--output_dir", out]) == 2
@@ -182,17 +187,17 @@ def test_a_failing_stage_gives_its_status_and_stops_the_run(corpus_run, capfd):
     assert "num_samples" in said.err
 
 
-def test_a_stage_that_was_run_by_hand_with_other_options_is_not_called_done(corpus_run, capfd):
+def test_a_stage_that_was_run_by_hand_with_other_options_is_not_called_done(corpus_run, here, capfd):
     path, out = corpus_run
     assert main(["--config", str(path), "--output_dir", out]) == 0
     words = ["corpus", "--num_samples", "30", "--output_dir", out, "--overwrite", "true"]
-    assert subprocess.run([sys.executable, "-m", "gradsteer", *words], check=False).returncode == 0
+    assert command_line(words) == 0
     with pytest.raises(ValueError, match="holds a stage 'corpus' of another configuration"):
         main(["--config", str(path), "--output_dir", out])
     capfd.readouterr()
 
 
-def test_a_finished_run_may_be_moved_and_its_comments_edited(corpus_run, tmp_path, capfd):
+def test_a_finished_run_may_be_moved_and_its_comments_edited(corpus_run, here, tmp_path, capfd):
     path, out = corpus_run
     assert main(["--config", str(path), "--output_dir", out]) == 0
     moved = shutil.move(out, tmp_path / "moved")
@@ -202,7 +207,7 @@ def test_a_finished_run_may_be_moved_and_its_comments_edited(corpus_run, tmp_pat
     assert "done already, skipped" in capfd.readouterr().out
 
 
-def test_a_failed_stage_may_be_corrected_without_overwriting(corpus_run):
+def test_a_failed_stage_may_be_corrected_without_overwriting(corpus_run, here):
     path, out = corpus_run
     path.with_name("corpus.yaml").write_text("num_samples: 0\n")
     assert main(["--config", str(path), "--output_dir", out]) == 2

@@ -87,6 +87,7 @@ def fits(inputs, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_results_are_those_of_separate_commands(fits, tmp_path):
     program = [sys.executable, "-m", "gradsteer"]
     together, apart = tmp_path / "together", tmp_path / "apart"

@@ -248,6 +248,7 @@ def test_salad_counts_where_degenerate_responses_do(salad, sharp, tmp_path):
     assert [each["degenerate"] for each in responses(tmp_path, SALAD)] == [False] * len(responses(tmp_path, SALAD))
 
 
+@pytest.mark.slow
 def test_without_marks_salad_passes_for_text(salad, sharp, tmp_path):
     run(*salad_words(sharp, tmp_path, fluency__mark_incoherent="false"))
     about = json.loads((tmp_path / "results.json").read_text())["evaluation"]

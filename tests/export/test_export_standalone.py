@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from anchors import anchor, edited, export, held_names, probe
 
@@ -38,6 +39,7 @@ assert not any(name.partition(".")[0] == "gradsteer" for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_they_load_where_gradsteer_is_not_installed(tmp_path):
     words, kinds = [], ("llama tied", "gpt2")
     for kind in kinds:

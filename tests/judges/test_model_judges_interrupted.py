@@ -213,7 +213,8 @@ def undisturbed(words, lasting_server, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("num_answered", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_answered", [6, 30])
 def test_a_run_that_is_killed_while_judging_gives_the_same_bytes(
     words, lasting_server, undisturbed, sampled, tmp_path, num_answered
 ):

@@ -58,16 +58,16 @@ def theta_norm(model):
 
 def divergences(model, vector, alpha, lines):
     """KL(steered || anchor) at every sampled token, one response at a time."""
-    found = []
-    for line in lines:
+
+    @torch.no_grad()
+    def log_probs(line):
         ids = torch.tensor([line["prompt_token_ids"] + line["token_ids"]])
-        at = slice(len(line["prompt_token_ids"]) - 1, -1)
-        with torch.no_grad():
-            before = model(input_ids=ids).logits[0, at].double().log_softmax(-1)
-            with steered(model, vector, alpha):
-                after = model(input_ids=ids).logits[0, at].double().log_softmax(-1)
-        found.append((after.exp() * (after - before)).sum(-1).numpy())
-    return np.concatenate(found)
+        return model(input_ids=ids).logits[0, len(line["prompt_token_ids"]) - 1 : -1].double().log_softmax(-1)
+
+    before = torch.cat([log_probs(line) for line in lines])
+    with steered(model, vector, alpha):
+        after = torch.cat([log_probs(line) for line in lines])
+    return (after.exp() * (after - before)).sum(-1).numpy()
 
 
 def slope_of(model, vector, lines, behavior):
@@ -311,6 +311,7 @@ def test_doses_that_want_more_say_what(judged, tmp_path, capsys):
     assert "steering.behaviors names 'A'; the vectors are: a" in message_of(words, capsys)
 
 
+@pytest.mark.slow
 def test_behaviors_say_whose_rate_is_the_target(judged, tmp_path, capsys):
     """A sum is of no behavior; its target rate wants to be told."""
     words = forecast_words(
