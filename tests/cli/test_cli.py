@@ -44,6 +44,10 @@ def fresh(*words):
         (["atribute"], "did you mean 'attribute'?"),
         (["run", "--help"], "an ordered list of stages"),
         (["run", "--config", "nowhere.yaml"], "no such file: 'nowhere.yaml'"),
+        (["corpus", "--help"], "byte for byte"),
+        (["inspect", "--help"], "norms by layer"),
+        (["export", "--help"], "adapter whose scaling is alpha"),
+        (["judge", "--help"], "sensitivity"),
     ],
 )
 def test_the_top_level_answers(words, shown, capsys):
@@ -88,10 +92,6 @@ def help_of(command, capsys):
         ("attribute", ["--vectors", "[PLUS_PILE, MINUS_PILE]", "--model.reduction {example,token,sum}"]),
         ("steer", ["Positive alpha reduces", "--steering.alphas", "both signs"]),
         ("validate", ["--data.validation"]),
-        ("corpus", ["byte for byte"]),
-        ("inspect", ["norms by layer"]),
-        ("export", ["adapter whose scaling is alpha"]),
-        ("judge", ["sensitivity"]),
     ],
 )
 def test_help_shows_the_commands_real_options_explained(command, shown, capsys):
