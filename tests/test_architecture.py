@@ -43,10 +43,8 @@ def test_packages_import_only_from_those_before_them():
 
 
 def test_the_core_does_without_lightning():
-    core = [
-        path for package in ("vectors", "steering", "attribution") for path in (PACKAGE / package).glob("[a-z]*.py")
-    ]
-    modules = [f"gradsteer.{path.parent.name}.{path.stem}" for path in core]
+    core = ("vectors", "steering", "attribution")
+    modules = [f"gradsteer.{name}.{path.stem}" for name in core for path in (PACKAGE / name).glob("[a-z]*.py")]
     code = f"import {', '.join(modules)}, sys; sys.exit(any('lightning' in name for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -119,9 +119,8 @@ def on_two(commands, tmp_path_factory):
     def start(name, strategy):
         if (name, strategy) not in started:
             out = tmp_path_factory.mktemp(f"{name}_{strategy}")
-            begin = (
-                start_on_two if strategy == "fsdp" else run_on_two
-            )  # Lightning starts the second one, or both are there
+            # Lightning starts the second process, or both are there already
+            begin = start_on_two if strategy == "fsdp" else run_on_two
             started[name, strategy] = out, begin(commands[name], out, strategy)
 
     def finish(name, strategy):
