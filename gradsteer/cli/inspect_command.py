@@ -26,17 +26,9 @@ def main(args: Sequence[str]) -> int:
         FileNotFoundError: there is no such file.
         ValueError: it is not one of ours.
     """
-    from jsonargparse import ArgumentParser
     from rich.console import Console
 
-    parser = ArgumentParser(
-        prog="gradsteer inspect",
-        description="Says what a .safetensors file of gradsteer is: its kind, piles and counts, the model that it was "
-        "made on, norms by layer and by kind of parameter, and how well its halves agree.",
-    )
-    parser.add_argument("files", type=str, nargs="+", help="gradients/, vectors/ or second_moments/ files.")
-    parser.add_argument("--json", type=bool, default=False, help="print one JSON object per file instead.")
-    options = parser.parse_args(list(args))
+    options = options_parser().parse_args(list(args))
     console = Console()
     for file in options.files:
         summary = summarize(file)
@@ -98,3 +90,17 @@ def norm_table(what: str, norms: Mapping[str, float], cosines: Mapping[str, floa
         cosine = [f"{cosines[name]:+.2f}" if name in cosines else ""] if cosines else []
         table.add_row(escape(name), f"{norm:.4g}", share, bar, *cosine)
     return table
+
+
+def options_parser() -> Any:
+    """The parser of all options."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="gradsteer inspect",
+        description="Says what a .safetensors file of gradsteer is: its kind, piles and counts, the model that it was "
+        "made on, norms by layer and by kind of parameter, and how well its halves agree.",
+    )
+    parser.add_argument("files", type=str, nargs="+", help="gradients/, vectors/ or second_moments/ files.")
+    parser.add_argument("--json", type=bool, default=False, help="print one JSON object per file instead.")
+    return parser

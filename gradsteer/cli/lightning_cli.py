@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
@@ -56,6 +56,15 @@ class GradsteerCLI(LightningCLI):
 
     command_names: tuple[str, ...] = TRAINER_COMMANDS
     held: ExitStack  # locks, until the command has finished
+    _parsers: ClassVar[dict[tuple[str, ...], dict[str, Any]]] = {}
+
+    def setup_parser(self, *args: Any) -> None:
+        """Builds the commands' parser, once in a process: a run parses many command lines, and each one twice."""
+        if self.command_names not in self._parsers:
+            before = set(vars(self))
+            super().setup_parser(*args)
+            self._parsers[self.command_names] = {key: value for key, value in vars(self).items() if key not in before}
+        vars(self).update(self._parsers[self.command_names])
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -180,6 +189,23 @@ class GradsteerCLI(LightningCLI):
                 work.finish()
 
 
+class ParsedError(Exception):
+    """A command line is accepted, and no more was asked."""
+
+
+class ParsingCLI(GradsteerCLI):
+    """Parses a command line and does nothing else."""
+
+    def parse_arguments(self, *args: Any) -> None:
+        """Parses.
+
+        Raises:
+            ParsedError: it is accepted.
+        """
+        super().parse_arguments(*args)
+        raise ParsedError
+
+
 def load(target: str) -> Any:
     """The class that ``package.module:Class`` names."""
     module, name = target.split(":")
@@ -269,9 +295,19 @@ def main(args: list[str]) -> int:
         return _run(args)
 
 
-def _run(args: list[str]) -> int:
+def check(args: list[str]) -> int:
+    """Parses the command line of one Trainer command, and does not run it; an error ends the process, as in `main`.
+
+    Args:
+        args: the command and its options.
+    """
+    GradsteerCLI.command_names = (args[0],)
+    return _run(args, ParsingCLI)
+
+
+def _run(args: list[str], cli_class: type[GradsteerCLI] = GradsteerCLI) -> int:
     try:
-        cli = GradsteerCLI(
+        cli = cli_class(
             trainer_class=GradsteerTrainer,
             model_class=L.LightningModule,
             datamodule_class=L.LightningDataModule,
@@ -300,7 +336,7 @@ def _run(args: list[str]) -> int:
     except AlreadyDoneError as done:
         print(f"{done} is done already with this configuration and these inputs: nothing to do")
         return 0
-    except DryRunDoneError:
+    except (DryRunDoneError, ParsedError):
         return 0
     cli.finish()
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from gradsteer.cli.commands import COMMANDS
+from gradsteer.cli.duplicates import refuse_duplicate_keys
 
 _KEYS = ("experiment", "base_model", "input_dir", "environment", "stages")
 
@@ -43,7 +44,7 @@ class PlannedStage:
     def words(self, overwrite: bool) -> list[str]:
         """The stage's command and its options, as behind ``gradsteer``."""
         words = [self.command, "--config", str(self.config), *self.overrides]
-        return [*words, "--overwrite", "true"] if overwrite else words
+        return [*words, "--overwrite", "true"] if overwrite and "--overwrite" not in words else words
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,10 @@ def _replace_base(values: Mapping[str, Any], declared: str, base_model: str) -> 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r} ({what})")
+    text = path.read_text(encoding="utf-8")
+    refuse_duplicate_keys(text, str(path))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(values, dict):

@@ -35,7 +35,7 @@ def stage_state(directory: Path, stage: PlannedStage) -> str:
 
 
 def run_stages(run: Run, *, overwrite: bool = False) -> int:
-    """Runs what is not done yet, in order.
+    """Runs what is not done yet, in order, after the options of all of it were parsed.
 
     Args:
         run: as `read_run` plans it.
@@ -56,7 +56,13 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
                 "--output_dir, or replace it (and what follows from it) with --overwrite true"
             )
     seconds: dict[str, float] = {}
+    waiting = [stage for stage in stages if not stage.unneeded and stage_state(directory, stage) != "done"]
     with closing(StageProcess()) as process:
+        for stage in waiting:  # a mistake in the last one's options would be found hours later
+            status = process.check(stage.words(overwrite), {**waiting[0].environment, **os.environ})
+            if status != 0:
+                _say(f"the options of stage {stage.name!r} ({stage.config}) are not accepted: nothing was run")
+                return status if status >= 0 else 1
         for index, stage in enumerate(stages, 1):
             head = f"[{index}/{len(stages)}] {stage.name} ({stage.command})"
             if stage.unneeded:

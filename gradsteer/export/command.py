@@ -89,7 +89,7 @@ def main(args: Sequence[str]) -> int:
         ValueError: an option's value is not accepted, or the vector cannot be exported so.
         FileNotFoundError: there is no such file.
     """
-    options = _parser().parse_args(_joined(list(args)))
+    options = options_parser().parse_args(_joined(list(args)))
     values = _of_format(options)
     _check_values(options, values)
     from gradsteer.cli.warning_filters import quieten
@@ -117,7 +117,8 @@ def _joined(words: list[str]) -> list[str]:
     return words
 
 
-def _parser() -> Any:
+def options_parser() -> Any:
+    """The parser of all options."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(

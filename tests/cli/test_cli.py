@@ -173,12 +173,12 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
 
 def test_the_flags_of_export_are_those_that_others_rely_on():
     """Likewise."""
-    from gradsteer.export.command import _parser
+    from gradsteer.export.command import options_parser
 
     steering = ["allow_other_model", "alpha", "base", "model", "transforms", "trust_remote_code", "vector"]
     writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed"]
     adapter = ["behavior", "min_energy", "rank", "ranks", "responses"]
-    assert set(flags(_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
+    assert set(flags(options_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
 
 
 def parsed(parsers, command, *words):
