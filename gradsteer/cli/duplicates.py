@@ -71,7 +71,7 @@ def _refuse_flags(flags: list[tuple[str, str | None]]) -> None:
         if value is not None and value.lstrip().startswith(("{", "[")):
             refuse_duplicate_keys(value, f"{name} {value:.80}", numbered=False)
         if value is not None and (name == "--config" or value.endswith(_SUFFIXES)):
-            _refuse_in_file(Path(value))
+            _refuse_in_file(Path(value).expanduser())
         if name == "--config" or name.endswith("+"):
             continue
         if name in given:

@@ -1,6 +1,7 @@
 """``gradsteer inspect``: says what a file of gradients, a vector, a diff or a second moment is."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def main(args: Sequence[str]) -> int:
 
     options = options_parser().parse_args(list(args))
     console = Console()
-    for file in options.files:
+    for file in map(os.path.expanduser, options.files):
         summary = summarize(file)
         if options.json:
             print(json.dumps(summary))

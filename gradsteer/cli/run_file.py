@@ -1,5 +1,6 @@
 """A run file, read: an experiment's stages in order, each an ordinary command with its config."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,9 @@ def read_run(
         ValueError: the file is not a run file; names the stage and the key.
         FileNotFoundError: the run file or a stage's config does not exist.
     """
+    output_dir, input_dir, base_model = (
+        None if given is None else os.path.expanduser(given) for given in (output_dir, input_dir, base_model)
+    )
     run = _read_yaml(path, "a run file")
     experiment, stages = run.get("experiment"), run.get("stages")
     if not isinstance(experiment, str) or not isinstance(stages, list) or not stages:
@@ -99,7 +103,8 @@ def read_run(
     declared = run.get("base_model")
     if base_model is not None and declared is None:
         raise ValueError(f"{path}: the run file has no base_model that --model.model_name_or_path could replace")
-    input_dir = input_dir or run.get("input_dir")
+    if input_dir is None and run.get("input_dir") is not None:
+        input_dir = os.path.expanduser(str(run["input_dir"]))
     planned: list[PlannedStage] = []
     for index, stage in enumerate(stages):
         where = f"{path}: stage {index + 1}"
@@ -110,7 +115,7 @@ def read_run(
             raise ValueError(f"{where} has command {stage['command']!r}; accepted: {accepted}")
         if stage["name"] in [other.name for other in planned]:
             raise ValueError(f"{where}: a second stage is called {stage['name']!r}")
-        config = path.parent / stage["config"]
+        config = path.parent / os.path.expanduser(stage["config"])
         values = _read_yaml(config, f"the config of stage {stage['name']!r}")
         overrides = ["--output_dir", str(directory), "--experiment", experiment]
         if input_dir is not None and COMMANDS[stage["command"]].module:

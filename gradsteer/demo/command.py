@@ -20,7 +20,7 @@ def main(args: Sequence[str]) -> int:
     from gradsteer.demo.write import write_corpus
 
     options = options_parser().parse_args(list(args))
-    directory = Path(options.output_dir or Path("lightning_logs") / options.experiment)
+    directory = Path(options.output_dir or Path("lightning_logs") / options.experiment).expanduser()
     config = {"seed": options.seed, "num_samples": options.num_samples}
     stage = Stage.of(directory, COMMANDS["corpus"], None)
     state = stage.state(config)

@@ -1,5 +1,6 @@
 """``gradsteer export``: the command line."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def main(args: Sequence[str]) -> int:
         FileNotFoundError: there is no such file.
     """
     options = options_parser().parse_args(_joined(list(args)))
+    for name in ("model", "vector", "base", "responses", "to"):
+        options[name] = None if options[name] is None else os.path.expanduser(options[name])
     values = _of_format(options)
     _check_values(options, values)
     from gradsteer.cli.warning_filters import quieten

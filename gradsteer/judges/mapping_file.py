@@ -18,7 +18,7 @@ def read_mapping(path: str, what: str, accepted: str) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such file, or it holds something else.
     """
-    file = Path(resolve_resource(path))
+    file = Path(resolve_resource(path)).expanduser()
     if not file.is_file():
         raise ValueError(f"no file of {what} at {path!r}; accepted: JSON such as {accepted}")
     try:

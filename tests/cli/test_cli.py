@@ -14,8 +14,8 @@ from road import PATTERNS, write_lines
 from test_attribution_module import Averages, trainer_of
 
 from gradsteer.__main__ import main
+from gradsteer.cli.accepted import _ACCEPTED
 from gradsteer.cli.commands import COMMANDS
-from gradsteer.cli.lightning_cli import _ACCEPTED
 from gradsteer.reports.condition_selection import Selection
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.version import __version__

@@ -10,7 +10,7 @@ import yaml
 
 from gradsteer.__main__ import main as program
 from gradsteer.cli.run_file import read_run
-from gradsteer.cli.runner import _config_digest, main, run_stages, stage_state, time_table
+from gradsteer.cli.runner import _digests, main, run_stages, stage_state, time_table
 from gradsteer.cli.stage_process import StageProcess
 
 
@@ -61,10 +61,10 @@ def test_another_judge_goes_to_every_stage_that_judges(run_file, tmp_path):
     plain, stages = read_run(run_file).stages, read_run(run_file, judge=file).stages
     assert stages[3].overrides == (*plain[3].overrides, "--config", str(file))
     assert [stage.overrides for stage in stages[:3]] == [stage.overrides for stage in plain[:3]]
-    digests = [_config_digest(plain[3]), _config_digest(stages[3])]
+    digests = [_digests(Path(), plain[3]), _digests(Path(), stages[3])]
     file.write_text("evaluation: {judge: {class_path: KeywordJudge, init_args: {patterns: {a: [c]}}}}")
-    digests.append(_config_digest(read_run(run_file, judge=file).stages[3]))
-    assert len(set(digests)) == 3  # another judge makes another stage
+    digests.append(_digests(Path(), read_run(run_file, judge=file).stages[3]))
+    assert len({tuple(each.values()) for each in digests}) == 3  # another judge makes another stage
     with pytest.raises(FileNotFoundError, match="no such file: 'no.yaml' .the judge's config"):
         read_run(run_file, judge=Path("no.yaml"))
 
