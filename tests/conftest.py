@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import docstring_parser
+import overriding  # noqa: F401 (before anything takes the program's main)
 import pytest
 import torch
 from judged import judged  # noqa: F401 (a fixture)

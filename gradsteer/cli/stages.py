@@ -148,7 +148,7 @@ class Stage:
     def _is_of(self, record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
         """Whether a record is of a configuration: as it is written, or with every path in its one spelling.
 
-        Either will do: a project may be moved with the relative paths in its configs, and a path written anew.
+        Either will do: a project may be moved with the relative paths in its configs, and a path spelled otherwise.
         """
         written = record.get("config_digest") == config_digest(config)
         return written or record.get("paths_digest") == config_digest(self._respelled(config))

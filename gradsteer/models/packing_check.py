@@ -7,7 +7,7 @@ A path of zeros stays zero through any rounding, so this sees a state that goes 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,8 +37,8 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
     * Losses and gradients are those of plain padded rows, to the dtype's rounding.
 
     The gradients of the last are taken for the vectors among the parameters (norms and biases): every layer has some,
-    and they are small, so the check costs no copy of the model. Where the weights are split over processes there are
-    no gradients: the losses alone are compared, by all processes alike, and in the second they must be equal.
+    and they are small, so the check costs no copy of the model. Where the weights are split over processes, or the
+    model has no embedding to look at, the losses alone are compared, and in the second they must be equal.
 
     A model's answer is remembered: it depends on how the model computes, not on its weights' values or the examples.
     Only a check that saw no finite loss above 0 says nothing, and is made again.
@@ -101,7 +101,7 @@ def _check_packs(model: Any, probe: list[EncodedExample], head_chunk: int | None
     if not math.isfinite(norm):
         return norm, None
     kept = float(losses[1].detach())
-    allowed = 0.0 if is_split_model(model) else _rounding(model)
+    allowed = _rounding(model) if embedded else 0.0
     if leak or abs(float(moved) - kept) > allowed * abs(kept):
         return norm, "the tokens of one segment change the loss of another"
     if untold:
@@ -157,7 +157,10 @@ def _embedding(model: Any, vectors: Sequence[Any]) -> Iterator[list[Tensor]]:
         found.append(output if output.requires_grad else output.detach().requires_grad_())
         return found[-1].clone()  # which a model may change in place
 
-    handle = model.get_input_embeddings().register_forward_hook(keep) if vectors else None
+    embedding = None
+    with suppress(AttributeError, NotImplementedError):
+        embedding = model.get_input_embeddings() if vectors else None
+    handle = None if embedding is None else embedding.register_forward_hook(keep)
     try:
         yield found
     finally:
