@@ -13,7 +13,9 @@ def overridden(words):
     words = [*map(str, words)]
     end = words.index("--") if "--" in words else len(words)
     starts = [place for place, word in enumerate(words[:end]) if word.startswith("--")]
-    kept = words[: starts[0]] if starts else words[:end]
+    if not starts:
+        return words
+    kept = words[: starts[0]]
     groups = [words[start:stop] for start, stop in zip(starts, [*starts[1:], end], strict=True)]
     names = [group[0].partition("=")[0] for group in groups]
     for place, group in enumerate(groups):
