@@ -11,11 +11,12 @@ from gradsteer.cli.termination import STATUS, sigterm_as_interrupt
 from gradsteer.version import __version__
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None, *, parse_only: bool = False) -> int:
     """Runs one command line.
 
     Args:
         args: the words after ``gradsteer``; those of the process by default.
+        parse_only: only say whether its options are accepted.
 
     Returns:
         The exit status: 0; 2 for an error of the user's, which is said in one line; 130 where Ctrl-C ended it, 143
@@ -36,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     with sigterm_as_interrupt() as termination:
         try:
-            return _serve(command, words)
+            return _serve(command, words, parse_only=parse_only)
         except (KeyboardInterrupt, SystemExit) as end:  # before, in or after the trainer's own care for it
             by_hand = isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt)
             if termination.told is not None or by_hand:
@@ -49,13 +50,19 @@ def main(args: Sequence[str] | None = None) -> int:
             return 130
 
 
-def _serve(command: Command, words: list[str]) -> int:
-    target = command.plain or "gradsteer.cli.lightning_cli:main"
+def _serve(command: Command, words: list[str], *, parse_only: bool) -> int:
+    served = command.parser if parse_only else command.plain
+    target = served or f"gradsteer.cli.lightning_cli:{'check' if parse_only else 'main'}"
     module, function = target.split(":")
+    from gradsteer.cli.duplicates import refuse_duplicates
     from gradsteer.judges.failures import JudgeStopped
 
     try:
+        refuse_duplicates(words[1:])
         serve = getattr(importlib.import_module(module), function)
+        if parse_only and command.parser:
+            serve().parse_args(words[1:])
+            return 0
         status = serve(words[1:] if command.plain else words)
     except (ValueError, OSError, JudgeStopped) as error:
         if os.environ.get("GRADSTEER_TRACEBACK"):

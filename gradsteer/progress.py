@@ -70,7 +70,7 @@ def progress(
 
     Args:
         title: what is done, in a few words.
-        total: units that there are to do; None where nobody knows.
+        total: units that there are to do; None if unknown.
         unit: what is counted, in the singular.
         shown: nothing at all is written otherwise.
         stream: where to; standard error by default. A terminal gets a bar, which goes when the work is over.

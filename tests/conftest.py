@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import docstring_parser
+import overriding  # noqa: F401 (before anything takes the program's main)
 import pytest
 import road
 import torch
@@ -32,19 +33,6 @@ sys.argv[1:] = []  # LightningCLI warns of words on the process's own command li
 
 # a parser is built for every command that a test runs, and most of that is reading the same docstrings again
 docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
-_PARSERS: dict[tuple[str, ...], dict] = {}
-
-
-def _setup_parser_once(self, *args, setup=GradsteerCLI.setup_parser):
-    """A command's parser is the same each time; processes of their own (processes.py) build theirs."""
-    if self.command_names not in _PARSERS:
-        before = set(vars(self))
-        setup(self, *args)
-        _PARSERS[self.command_names] = {key: value for key, value in vars(self).items() if key not in before}
-    vars(self).update(_PARSERS[self.command_names])
-
-
-GradsteerCLI.setup_parser = _setup_parser_once
 
 VOCABULARY = 61
 

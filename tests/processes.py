@@ -7,6 +7,7 @@ import sys
 import time
 
 import torch
+from overriding import overridden
 
 from gradsteer.__main__ import main
 from gradsteer.cli import lightning_cli  # noqa: F401 (what a command imports when it is called)
@@ -42,7 +43,7 @@ def _command(words):
 
 def fork_command(words, **options):
     """Runs a command line in a process of its own."""
-    return fork(_command, [*map(str, words)], **options)
+    return fork(_command, overridden(words), **options)
 
 
 def two_places():

@@ -117,7 +117,7 @@ def graddiff(
     if steps < 1:
         raise ValueError(f"steps is {steps}; accepted: 1 or more")
     if not math.isfinite(alpha) or alpha == 0:
-        raise ValueError(f"alpha is {alpha}; accepted: a finite number but 0")
+        raise ValueError(f"alpha is {alpha}; accepted: a finite number other than 0")
     total: dict[str, Tensor] = {}
     for step in range(steps):
         if step == 0 and first is not None:

@@ -17,7 +17,7 @@ from gradsteer.records import is_leftover, text_digest
 from gradsteer.vectors.parameter_vectors import ParameterVector, PileAverage
 from gradsteer.vectors.preconditioning import SecondMoment
 
-# what an artifact says of itself beyond its counts
+# an artifact's metadata beyond its counts
 Describe = Callable[[Wanted], Mapping[str, str]]
 
 

@@ -57,7 +57,8 @@ class PileGradient:
         self.model, self.reduction, self.head_chunk, self.reference = model, reduction, head_chunk, reference
         self.models = [model] if reference is None else [model, reference.model]
         self.totals = PileTotals()
-        self.backward, self.most_tokens = backward, sys.maxsize
+        self.backward = backward
+        self.most_tokens = sys.maxsize  # at once; with 0 examples run one by one
         self._spoilt = False
         self.sums = GradientSum(model, parameters, squares=squares)
 
@@ -210,7 +211,7 @@ class PileGradient:
             ValueError: no example was added, or one whose gradient is not finite.
         """
         if self._spoilt:
-            raise ValueError("the sums hold a gradient that was refused: start the pile anew")
+            raise ValueError("the sums hold a gradient that was refused: begin the pile again with a new PileGradient")
         return self.sums.mean(self.totals.divisor(self.reduction))
 
 

@@ -20,7 +20,7 @@ Key = tuple[Content, int]  # an example, and whether it is the first such of its
 
 @dataclass(frozen=True)
 class Permutation:
-    """One side of a vector whose responses were dealt anew to its two piles; see `gradsteer.attribution.permutations`.
+    """One side of a vector whose responses were reassigned to its piles; see `gradsteer.attribution.permutations`.
 
     Attributes:
         vector: the vector's name.
@@ -44,7 +44,7 @@ class Wanted:
         pile: the pile that it is of; of a permutation the one whose place the responses took.
         half: 1 or 2; None for the whole pile.
         squares: of squared gradients, one example a backward pass: the diagonal of the empirical Fisher information.
-        permutation: where the responses were dealt anew to a vector's piles: how.
+        permutation: how the responses were reassigned to a vector's two piles; None where they were not.
     """
 
     name: str

@@ -44,7 +44,7 @@ class PileTotals:
         num_tokens: labelled.
         token_loss_sum: nats.
         objectives: at each point of `gradsteer.attribution.gradient_points`, the weighted sum of the losses whose
-            gradient is summed, before the final division; empty where nobody asks.
+            gradient is summed, before the final division; empty where none are measured.
         along_path: inner product of the summed gradient with anchor - base; integrated attribution only.
     """
 

@@ -23,6 +23,7 @@ class Command:
         named: whether the command's artifact has a name (``--name``) and what it is by default.
         outputs: what the command leaves in the output directory ({name} is the artifact's).
         plain: ``package.module:function`` that serves a command which is no Trainer command.
+        parser: of such a command, ``package.module:function`` that gives its parser.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Command:
     named: str | None = None
     outputs: tuple[str, ...] = ()
     plain: str = ""
+    parser: str = ""
 
 
 COMMANDS: dict[str, Command] = {
@@ -45,6 +47,7 @@ COMMANDS: dict[str, Command] = {
             "write the embedded demo's corpus, prompts, tokenizer and model config",
             outputs=("corpus/model.json",),
             plain="gradsteer.demo.command:main",
+            parser="gradsteer.demo.command:options_parser",
         ),
         Command(
             "fit",
@@ -145,16 +148,19 @@ COMMANDS: dict[str, Command] = {
             "judge",
             "judge existing responses by one or several judges, and say how far they agree",
             plain="gradsteer.judges.command.main:main",
+            parser="gradsteer.judges.command.options:options_parser",
         ),
         Command(
             "export",
             "write the steered model, or the vector as a LoRA adapter, for tools that know nothing of gradsteer",
             plain="gradsteer.export.command:main",
+            parser="gradsteer.export.command:options_parser",
         ),
         Command(
             "inspect",
             "say what a file of gradients, a vector or a second moment is",
             plain="gradsteer.cli.inspect_command:main",
+            parser="gradsteer.cli.inspect_command:options_parser",
         ),
         Command(
             "run", "run an experiment: a list of stages, each of these commands", plain="gradsteer.cli.runner:main"

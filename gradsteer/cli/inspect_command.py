@@ -1,6 +1,7 @@
 """``gradsteer inspect``: says what a file of gradients, a vector, a diff or a second moment is."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +27,11 @@ def main(args: Sequence[str]) -> int:
         FileNotFoundError: there is no such file.
         ValueError: it is not one of ours.
     """
-    from jsonargparse import ArgumentParser
     from rich.console import Console
 
-    parser = ArgumentParser(
-        prog="gradsteer inspect",
-        description="Says what a .safetensors file of gradsteer is: its kind, piles and counts, the model that it was "
-        "made on, norms by layer and by kind of parameter, and how well its halves agree.",
-    )
-    parser.add_argument("files", type=str, nargs="+", help="gradients/, vectors/ or second_moments/ files.")
-    parser.add_argument("--json", type=bool, default=False, help="print one JSON object per file instead.")
-    options = parser.parse_args(list(args))
+    options = options_parser().parse_args(list(args))
     console = Console()
-    for file in options.files:
+    for file in map(os.path.expanduser, options.files):
         summary = summarize(file)
         if options.json:
             print(json.dumps(summary))
@@ -98,3 +91,17 @@ def norm_table(what: str, norms: Mapping[str, float], cosines: Mapping[str, floa
         cosine = [f"{cosines[name]:+.2f}" if name in cosines else ""] if cosines else []
         table.add_row(escape(name), f"{norm:.4g}", share, bar, *cosine)
     return table
+
+
+def options_parser() -> Any:
+    """The parser of all options."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="gradsteer inspect",
+        description="Says what a .safetensors file of gradsteer is: its kind, piles and counts, the model that it was "
+        "made on, norms by layer and by kind of parameter, and how well its halves agree.",
+    )
+    parser.add_argument("files", type=str, nargs="+", help="gradients/, vectors/ or second_moments/ files.")
+    parser.add_argument("--json", type=bool, default=False, help="print one JSON object per file instead.")
+    return parser

@@ -5,23 +5,21 @@ table. Everything else about a command is in `gradsteer.cli.commands`.
 """
 
 import importlib
-import inspect
-import re
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-import gradsteer.judges
+from gradsteer.cli.accepted import accepted_by
 from gradsteer.cli.bookkeeping import AlreadyDoneError, ExclusiveStage, SaveReplayableConfig, StageRecord, check_stage
 from gradsteer.cli.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
+from gradsteer.cli.paths import expanded, map_strings
 from gradsteer.cli.stages import Stage, judge_settings
 from gradsteer.cli.warning_filters import quieten
 from gradsteer.steering.conditions import check_name
@@ -31,12 +29,6 @@ from gradsteer.trainer.session import is_trial, session_of
 from gradsteer.trainer.trainer import GradsteerTrainer
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-# the end of an option -> what it takes, where the parser's own words do not say it plainly
-_ACCEPTED = {
-    "patterns": 'a list of patterns for each behavior, such as {"bridge": ["golden gate"]}, or a JSON file of them',
-    "select": "{rule: target_rate, rate: 0.1} or {rule: selectivity, max_kl: 0.05}, each with keep: N if wanted",
-}
 
 
 class CommandParser(LightningArgumentParser):
@@ -48,7 +40,7 @@ class CommandParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Says what an option takes, too, where it is known here."""
-        super().error(message + _accepted(message), ex)
+        super().error(message + accepted_by(message), ex)
 
 
 class GradsteerCLI(LightningCLI):
@@ -56,6 +48,15 @@ class GradsteerCLI(LightningCLI):
 
     command_names: tuple[str, ...] = TRAINER_COMMANDS
     held: ExitStack  # locks, until the command has finished
+    _parsers: ClassVar[dict[tuple[str, ...], dict[str, Any]]] = {}
+
+    def setup_parser(self, *args: Any) -> None:
+        """Builds the commands' parser, once in a process: a run parses many command lines, and each one twice."""
+        if self.command_names not in self._parsers:
+            before = set(vars(self))
+            super().setup_parser(*args)
+            self._parsers[self.command_names] = {key: value for key, value in vars(self).items() if key not in before}
+        vars(self).update(self._parsers[self.command_names])
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -111,24 +112,24 @@ class GradsteerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fills in the output directory and the default logger, and stops where there is nothing to do."""
         command = COMMANDS[str(self.subcommand)]
-        config = self.config[command.name]
+        config = map_strings(self.config[command.name], expanded)
         output_dir = output_directory(config)
         config["output_dir"] = str(output_dir)
         input_dir = config["input_dir"] or "{output_dir}"
         self.stage = Stage.of(output_dir, command, config.get("name"))
 
-        def fill(text: str) -> str:
+        def fill(_key: str, text: str) -> str:
             return text.replace("{input_dir}", input_dir).replace("{output_dir}", str(output_dir))
 
-        def unfill(text: str) -> str:
+        def unfill(_key: str, text: str) -> str:
             inside = text.startswith(f"{output_dir}/")
             return "{output_dir}" + text.removeprefix(str(output_dir)) if inside else text
 
-        self.config[command.name] = config = _map_strings(config, fill)
+        self.config[command.name] = config = map_strings(config, fill)
         if command.named is not None:
             check_name("the artifact (--name)", config["name"])
         # the record holds paths in the output directory by its placeholder, so that the directory may be moved
-        self.stage_config = _map_strings(config.clone().as_dict(), unfill)
+        self.stage_config = map_strings(config.clone().as_dict(), unfill)
         self.stage_config.pop("config", None)
         self.inputs = self.stage.inputs(self.stage_config)
         if command.outputs and not config.get("dry_run"):
@@ -180,6 +181,23 @@ class GradsteerCLI(LightningCLI):
                 work.finish()
 
 
+class ParsedError(Exception):
+    """A command line is accepted, and no more was asked."""
+
+
+class ParsingCLI(GradsteerCLI):
+    """Parses a command line and does nothing else."""
+
+    def parse_arguments(self, *args: Any) -> None:
+        """Parses.
+
+        Raises:
+            ParsedError: it is accepted.
+        """
+        super().parse_arguments(*args)
+        raise ParsedError
+
+
 def load(target: str) -> Any:
     """The class that ``package.module:Class`` names."""
     module, name = target.split(":")
@@ -229,33 +247,6 @@ def _link(parser: LightningArgumentParser, command: Command) -> None:
             parser.link_arguments("vectors", target)
 
 
-def _accepted(message: str) -> str:
-    """A line for the innermost option of a parser's error that is known here; nothing where none is."""
-    for key in reversed(list(re.finditer(r'Parser key "([\w.]+)"', message))):
-        name = key[1].rpartition(".")[2]
-        said = _ACCEPTED.get(name)
-        if name == "judge" and "given class_path" not in message[key.end() :]:  # then the class itself is not known
-            judges = {judge: getattr(gradsteer.judges, judge) for judge in gradsteer.judges.__all__}
-            own = [judge for judge, it in judges.items() if hasattr(it, "fingerprint") and not inspect.isabstract(it)]
-            said = f"{', '.join(own)}, or a judge of your own by its import path, such as my_package.MyJudge"
-        if said is not None:
-            return "" if said in message else f"\n{key[1]} takes: {said}"
-    return ""
-
-
-def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
-    """The same configuration with every string in it replaced by the function's result."""
-    if isinstance(value, str):
-        return function(value)
-    if isinstance(value, Namespace):
-        return Namespace(**{key: _map_strings(inner, function) for key, inner in vars(value).items()})
-    if isinstance(value, dict):
-        return {key: _map_strings(inner, function) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_map_strings(inner, function) for inner in value]
-    return value
-
-
 def main(args: list[str]) -> int:
     """Runs one Trainer command.
 
@@ -269,9 +260,19 @@ def main(args: list[str]) -> int:
         return _run(args)
 
 
-def _run(args: list[str]) -> int:
+def check(args: list[str]) -> int:
+    """Parses the command line of one Trainer command, and does not run it; an error ends the process, as in `main`.
+
+    Args:
+        args: the command and its options.
+    """
+    GradsteerCLI.command_names = (args[0],)
+    return _run(args, ParsingCLI)
+
+
+def _run(args: list[str], cli_class: type[GradsteerCLI] = GradsteerCLI) -> int:
     try:
-        cli = GradsteerCLI(
+        cli = cli_class(
             trainer_class=GradsteerTrainer,
             model_class=L.LightningModule,
             datamodule_class=L.LightningDataModule,
@@ -300,7 +301,7 @@ def _run(args: list[str]) -> int:
     except AlreadyDoneError as done:
         print(f"{done} is done already with this configuration and these inputs: nothing to do")
         return 0
-    except DryRunDoneError:
+    except (DryRunDoneError, ParsedError):
         return 0
     cli.finish()
     return 0

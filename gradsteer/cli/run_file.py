@@ -1,5 +1,6 @@
 """A run file, read: an experiment's stages in order, each an ordinary command with its config."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 
 from gradsteer.cli.commands import COMMANDS
+from gradsteer.cli.duplicates import refuse_duplicate_keys
 
 _KEYS = ("experiment", "base_model", "input_dir", "environment", "stages")
 
@@ -43,7 +45,7 @@ class PlannedStage:
     def words(self, overwrite: bool) -> list[str]:
         """The stage's command and its options, as behind ``gradsteer``."""
         words = [self.command, "--config", str(self.config), *self.overrides]
-        return [*words, "--overwrite", "true"] if overwrite else words
+        return [*words, "--overwrite", "true"] if overwrite and "--overwrite" not in words else words
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def read_run(
         ValueError: the file is not a run file; names the stage and the key.
         FileNotFoundError: the run file or a stage's config does not exist.
     """
+    output_dir, input_dir, base_model = (
+        None if given is None else os.path.expanduser(given) for given in (output_dir, input_dir, base_model)
+    )
     run = _read_yaml(path, "a run file")
     experiment, stages = run.get("experiment"), run.get("stages")
     if not isinstance(experiment, str) or not isinstance(stages, list) or not stages:
@@ -98,7 +103,8 @@ def read_run(
     declared = run.get("base_model")
     if base_model is not None and declared is None:
         raise ValueError(f"{path}: the run file has no base_model that --model.model_name_or_path could replace")
-    input_dir = input_dir or run.get("input_dir")
+    if input_dir is None and run.get("input_dir") is not None:
+        input_dir = os.path.expanduser(str(run["input_dir"]))
     planned: list[PlannedStage] = []
     for index, stage in enumerate(stages):
         where = f"{path}: stage {index + 1}"
@@ -109,7 +115,7 @@ def read_run(
             raise ValueError(f"{where} has command {stage['command']!r}; accepted: {accepted}")
         if stage["name"] in [other.name for other in planned]:
             raise ValueError(f"{where}: a second stage is called {stage['name']!r}")
-        config = path.parent / stage["config"]
+        config = path.parent / os.path.expanduser(stage["config"])
         values = _read_yaml(config, f"the config of stage {stage['name']!r}")
         overrides = ["--output_dir", str(directory), "--experiment", experiment]
         if input_dir is not None and COMMANDS[stage["command"]].module:
@@ -147,8 +153,10 @@ def _replace_base(values: Mapping[str, Any], declared: str, base_model: str) -> 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {str(path)!r} ({what})")
+    text = path.read_text(encoding="utf-8")
+    refuse_duplicate_keys(text, str(path))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(values, dict):

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from gradsteer.cli.commands import COMMANDS
+from gradsteer.cli.paths import one_spelling
 from gradsteer.cli.run_file import PlannedStage, Run, read_run
 from gradsteer.cli.stage_process import StageProcess
 from gradsteer.cli.stages import Stage, read_record, write_record
@@ -26,7 +27,7 @@ def stage_state(directory: Path, stage: PlannedStage) -> str:
     record = read_record(_record_path(directory, stage))
     if record is None or child is None or not child["finished"] or left.missing:
         return "new"
-    if record["config_digest"] != _config_digest(stage):
+    if all(record.get(key) != digest for key, digest in _digests(directory, stage).items()):
         return "other"
     if record.get("child_digest") not in (None, child["config_digest"]):
         return "other"  # somebody ran the stage's command by hand, with other options
@@ -35,7 +36,7 @@ def stage_state(directory: Path, stage: PlannedStage) -> str:
 
 
 def run_stages(run: Run, *, overwrite: bool = False) -> int:
-    """Runs what is not done yet, in order.
+    """Runs what is not done yet, in order, after the options of all of it were parsed.
 
     Args:
         run: as `read_run` plans it.
@@ -56,7 +57,13 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
                 "--output_dir, or replace it (and what follows from it) with --overwrite true"
             )
     seconds: dict[str, float] = {}
+    waiting = [stage for stage in stages if not stage.unneeded and stage_state(directory, stage) != "done"]
     with closing(StageProcess()) as process:
+        for stage in waiting:  # a mistake in the last one's options would be found hours later
+            status = process.check(stage.words(overwrite), {**waiting[0].environment, **os.environ})
+            if status != 0:
+                _say(f"the options of stage {stage.name!r} ({stage.config}) are not accepted: nothing was run")
+                return status if status >= 0 else 1
         for index, stage in enumerate(stages, 1):
             head = f"[{index}/{len(stages)}] {stage.name} ({stage.command})"
             if stage.unneeded:
@@ -66,7 +73,7 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
             if state == "done":
                 _say(f"{head}: done already, skipped")
                 continue
-            write_record(_record_path(directory, stage), {"config_digest": _config_digest(stage)})
+            write_record(_record_path(directory, stage), _digests(directory, stage))
             _say(f"{head}: {' '.join(stage.words(False))}")
             begun = time.monotonic()
             if state == "stale":
@@ -75,7 +82,7 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
             if status != 0:
                 return status
             child = Stage.of(directory, COMMANDS[stage.command], stage.artifact).read() or {}
-            digests = {"config_digest": _config_digest(stage), "child_digest": child.get("config_digest")}
+            digests = {**_digests(directory, stage), "child_digest": child.get("config_digest")}
             write_record(_record_path(directory, stage), digests)
             seconds[stage.name] = time.monotonic() - begun
             _say(f"{head}: finished in {seconds[stage.name]:.0f} s")
@@ -114,12 +121,20 @@ def _record_path(directory: Path, stage: PlannedStage) -> Path:
     return directory / "stages" / f"run-{re.sub(r'[^A-Za-z0-9_.-]+', '_', stage.name)}.json"
 
 
-def _config_digest(stage: PlannedStage) -> str:
-    """Digest of a stage's options, whatever the output directory is called."""
+def _digests(directory: Path, stage: PlannedStage) -> dict[str, str]:
+    """Digests of a stage's options, whatever the output directory is called.
+
+    Returns:
+        ``config_digest`` as they are written, ``paths_digest`` with the run's own paths in their one spelling.
+    """
     kept = list(stage.overrides)
     place = kept.index("--output_dir")
     del kept[place : place + 2]
-    return text_digest(json.dumps([stage.command, stage.values, kept], sort_keys=True, default=str))
+    respelled = [word if word.startswith("--") else one_spelling(word, directory) for word in kept]
+    return {
+        key: text_digest(json.dumps([stage.command, stage.values, words], sort_keys=True, default=str))
+        for key, words in (("config_digest", kept), ("paths_digest", respelled))
+    }
 
 
 def _say(text: str) -> None:
@@ -164,11 +179,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--dry_run", type=bool, default=False, help="only print what would run.")
     options = parser.parse_args(words)
     run = read_run(
-        Path(options.config),
+        Path(options.config).expanduser(),
         output_dir=options.output_dir,
         input_dir=options.input_dir,
         base_model=options.model.model_name_or_path,
-        judge=None if options.judge is None else Path(options.judge),
+        judge=None if options.judge is None else Path(options.judge).expanduser(),
         extra=extra,
     )
     if options.dry_run:

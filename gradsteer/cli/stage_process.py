@@ -52,11 +52,17 @@ class StageProcess:
             KeyboardInterrupt: the command has ended in order by then, or after a minute without one.
         """
         if not _launches(words, options, environment):
-            status = self._serve(words, environment)
+            status = self._serve(words, environment, parse_only=False)
             if status is not None:
                 return status
         with _ending(subprocess.Popen([sys.executable, "-m", "gradsteer", *words], env=dict(environment))) as process:
             return process.wait()
+
+    def check(self, words: Sequence[str], environment: Mapping[str, str]) -> int:
+        """The exit status of a command line that is parsed alone; what is wrong with it is said."""
+        status = self._serve(words, environment, parse_only=True)
+        assert status is not None
+        return status
 
     def close(self) -> None:
         """Lets the process end."""
@@ -70,7 +76,7 @@ class StageProcess:
             self._process.wait()
         self._process = None
 
-    def _serve(self, words: Sequence[str], environment: Mapping[str, str]) -> int | None:
+    def _serve(self, words: Sequence[str], environment: Mapping[str, str], *, parse_only: bool) -> int | None:
         """The exit status of a command in the shared process; None where it cannot run there."""
         fixed = {name: value for name, value in environment.items() if name != _THREADS}
         if self._process is not None and fixed != self._environment:
@@ -83,7 +89,8 @@ class StageProcess:
         assert self._answers is not None
         with _ending(self._process):
             try:
-                self._requests.write(json.dumps({"words": list(words), "threads": environment.get(_THREADS)}) + "\n")
+                asked = {"words": list(words), "threads": environment.get(_THREADS), "parse_only": parse_only}
+                self._requests.write(json.dumps(asked) + "\n")
                 self._requests.flush()
                 answer = self._answers.readline()
             except BrokenPipeError:
@@ -134,13 +141,15 @@ def serve(requests: int, answers: int) -> None:
     """The shared process: takes a command line a line and answers with its exit status, until one fails.
 
     Args:
-        requests: file descriptor of JSON lines with ``words`` and ``threads``, the number of them or None.
+        requests: file descriptor of JSON lines with ``words``, ``threads`` (the number of them or None) and
+            ``parse_only``.
         answers: file descriptor of what is answered.
     """
     with os.fdopen(requests) as lines, os.fdopen(answers, "w") as out, contextlib.suppress(KeyboardInterrupt):
         for line in lines:
             asked = json.loads(line)
-            status = _ELSEWHERE if _several_devices(asked["words"]) else _status(asked["words"], asked["threads"])
+            elsewhere = not asked["parse_only"] and _several_devices(asked["words"])
+            status = _ELSEWHERE if elsewhere else _status(asked["words"], asked["threads"], asked["parse_only"])
             out.write(f"{json.dumps(status)}\n")
             out.flush()
             if status not in (0, _ELSEWHERE):
@@ -155,14 +164,14 @@ def _several_devices(words: list[str]) -> bool:
     return torch.accelerator.device_count() > 1
 
 
-def _status(words: list[str], threads: str | None) -> int:
+def _status(words: list[str], threads: str | None, parse_only: bool) -> int:
     """The exit status of a command line, run as if it were the process's own."""
     import gradsteer.__main__ as program
 
     with _as_new(threads):
         sys.argv = [str(program.__file__), *words]
         try:
-            return program.main()
+            return program.main(parse_only=parse_only)
         except SystemExit as end:
             if end.code is not None and not isinstance(end.code, int):
                 print(end.code, file=sys.stderr)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradsteer.cli.commands import Command
+from gradsteer.cli.paths import is_read, one_spelling
 from gradsteer.records import file_digest, resolve_resource, text_digest, write_json
 from gradsteer.version import __version__
 
@@ -36,14 +37,6 @@ _NOT_PART = (
 # behavior may have such a name, too
 _HOW = ("concurrency", "timeout", "max_retries", "max_cost", "prices", "store", "api_key_env", "device", "batch_size")
 _ASKING = re.compile(rf"^evaluation\.judge\.(.+\.)?init_args\.({'|'.join(_HOW)})(\.\d+)?$")
-
-# the options that name files or directories
-_PATH_KEY = re.compile(
-    r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|reference|responses)$"
-    r"|(^|\.)(benign_prompts|harmful_prompts|labelled|rubrics)$|^evaluation\.judge\..*\bmodel$"
-    r"|(^|\.)(precondition|second_moment|vector_file|patterns)$|^steering\.forecast$"
-    r"|^(steering\.vectors|steering\.control_vectors|data\.piles)\.[^.]+$"
-)
 
 
 def judge_settings(judge: Any) -> Any:
@@ -107,7 +100,7 @@ class Stage:
         """Digests of the files and directories that a configuration names, by their path as it is written there."""
         digests = {}
         for key, value in _leaves(config):
-            if not isinstance(value, str) or not _PATH_KEY.search(key):
+            if not isinstance(value, str) or not is_read(key):
                 continue
             digest = self.digest_of(value)
             if digest is not None:
@@ -146,11 +139,33 @@ class Stage:
         record = self.read()
         if record is None:
             return "new"
-        if record["config_digest"] != config_digest(config):
+        if not self._is_of(record, config):
             return "other" if record["finished"] else "new"
-        if record["inputs"] != self.inputs(config):
+        if not self._has_read(record, self.inputs(config)):
             return "changed" if record["finished"] else "new"
         return "done" if record["finished"] and not self.missing else "unfinished"
+
+    def _is_of(self, record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+        """Whether a record is of a configuration: as it is written, or with every path in its one spelling.
+
+        Either will do: a project may be moved with the relative paths in its configs, and a path spelled otherwise.
+        """
+        written = record.get("config_digest") == config_digest(config)
+        return written or record.get("paths_digest") == config_digest(self._respelled(config))
+
+    def _has_read(self, record: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+        then, spelled = record["inputs"], record.get("spelled", {})
+        if then == inputs:
+            return True
+        found = {one_spelling(path, self.directory): digest for path, digest in inputs.items()}
+        return found == {spelled.get(path, path): digest for path, digest in then.items()}
+
+    def _respelled(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration, flat, with every path that it reads in its one spelling."""
+        return {
+            key: one_spelling(value, self.directory) if isinstance(value, str) and is_read(key) else value
+            for key, value in _leaves(config)
+        }
 
     def difference(self, config: Mapping[str, Any], *, num_named: int = 3) -> str:
         """What differs from the record, to be read: options or input files with the new value and the old one.
@@ -160,10 +175,10 @@ class Stage:
             num_named: so many at most are named.
 
         Returns:
-            An empty string where nobody knows: a record of before does not hold its options.
+            An empty string where it cannot be told: records of earlier versions do not hold their options.
         """
         record = self.read() or {}
-        if record.get("config_digest") == config_digest(config):
+        if self._is_of(record, config):
             now, then = _shown_inputs(self.inputs(config)), _shown_inputs(record["inputs"])
         else:
             now, then = {_VERSION: __version__}, {_VERSION: str(record.get("version"))}
@@ -182,11 +197,14 @@ class Stage:
             finished: whether the command has finished.
             inputs: the digests of what was read, as `inputs` gave them at the start; taken now by default.
         """
+        read = dict(self.inputs(config) if inputs is None else inputs)
         record = {
             "command": self.key,
             "config_digest": config_digest(config),
+            "paths_digest": config_digest(self._respelled(config)),
             "options": _shown_options(config),
-            "inputs": dict(self.inputs(config) if inputs is None else inputs),
+            "inputs": read,
+            "spelled": {path: one_spelling(path, self.directory) for path in read},
             "finished": finished,
         }
         write_record(self.path, record)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gradsteer.cli.commands import COMMANDS
 from gradsteer.cli.stages import Stage
@@ -16,23 +17,10 @@ def main(args: Sequence[str]) -> int:
     Raises:
         ValueError: the directory holds a corpus of other settings and overwrite is off.
     """
-    from jsonargparse import ArgumentParser
-
     from gradsteer.demo.write import write_corpus
 
-    parser = ArgumentParser(
-        prog="gradsteer corpus",
-        description="Writes the embedded demo's corpus: training data, finetune data, prompts, held-out text, a "
-        "tokenizer and a model config. The same seed gives the same files, byte for byte.",
-    )
-    parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
-    parser.add_argument("--output_dir", type=str | None, help="files go to OUTPUT_DIR/corpus.")
-    parser.add_argument("--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT.")
-    parser.add_argument("--seed", type=int, default=0, help="seed for everything random in the corpus.")
-    parser.add_argument("--num_samples", type=int, default=20_000, help="number of conversations to train the base on.")
-    parser.add_argument("--overwrite", type=bool, default=False, help="replace a corpus of other settings.")
-    options = parser.parse_args(list(args))
-    directory = Path(options.output_dir or Path("lightning_logs") / options.experiment)
+    options = options_parser().parse_args(list(args))
+    directory = Path(options.output_dir or Path("lightning_logs") / options.experiment).expanduser()
     config = {"seed": options.seed, "num_samples": options.num_samples}
     stage = Stage.of(directory, COMMANDS["corpus"], None)
     state = stage.state(config)
@@ -49,3 +37,21 @@ def main(args: Sequence[str]) -> int:
     for name, path in paths.items():
         print(f"{name:<20} {path}")
     return 0
+
+
+def options_parser() -> Any:
+    """The parser of all options."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="gradsteer corpus",
+        description="Writes the embedded demo's corpus: training data, finetune data, prompts, held-out text, a "
+        "tokenizer and a model config. The same seed gives the same files, byte for byte.",
+    )
+    parser.add_argument("--config", action="config", help="a config file (YAML) with these options.")
+    parser.add_argument("--output_dir", type=str | None, help="files go to OUTPUT_DIR/corpus.")
+    parser.add_argument("--experiment", type=str, default="default", help="OUTPUT_DIR is lightning_logs/EXPERIMENT.")
+    parser.add_argument("--seed", type=int, default=0, help="seed for everything random in the corpus.")
+    parser.add_argument("--num_samples", type=int, default=20_000, help="number of conversations to train the base on.")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace a corpus of other settings.")
+    return parser

@@ -1,5 +1,6 @@
 """``gradsteer export``: the command line."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,9 @@ def main(args: Sequence[str]) -> int:
         ValueError: an option's value is not accepted, or the vector cannot be exported so.
         FileNotFoundError: there is no such file.
     """
-    options = _parser().parse_args(_joined(list(args)))
+    options = options_parser().parse_args(_joined(list(args)))
+    for name in ("model", "vector", "base", "responses", "to"):
+        options[name] = None if options[name] is None else os.path.expanduser(options[name])
     values = _of_format(options)
     _check_values(options, values)
     from gradsteer.cli.warning_filters import quieten
@@ -117,7 +120,8 @@ def _joined(words: list[str]) -> list[str]:
     return words
 
 
-def _parser() -> Any:
+def options_parser() -> Any:
+    """The parser of all options."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(

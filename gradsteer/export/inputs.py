@@ -81,7 +81,7 @@ class Request:
             FileNotFoundError: there is no such vector.
         """
         if not math.isfinite(self.alpha) or self.alpha == 0:
-            raise ValueError(f"--alpha is {self.alpha}; accepted: a finite number but 0")
+            raise ValueError(f"--alpha is {self.alpha}; accepted: a finite number other than 0")
         check_model_path(self.model)
         for spec in self.transforms:
             if isinstance(spec, list):

@@ -98,7 +98,7 @@ class DoseSolver:
                 "scale; attribute responses sampled alike, or give --forecasting.responses FILE"
             )
         raise ValueError(
-            "a shift of log-odds wants a calibrated vector without transforms (attribute --model.calibrate true), or "
+            "a shift of log-odds needs a calibrated vector without transforms (attribute --model.calibrate true), or "
             "judged responses to take the slope from: --forecasting.responses FILE"
         )
 

@@ -249,7 +249,7 @@ class Completions:
         if failure.reason.startswith(("HTTP 401", "HTTP 403")):
             what = f"{self.url} refuses the key in the environment variable {self._key_from}"
             if not self._has_key:
-                what = f"{self.url} wants a key, and the environment variable {self._key_from} is not set"
+                what = f"{self.url} needs a key, and the environment variable {self._key_from} is not set"
         else:
             what = f"{self.url} cannot be asked for {self._options['model']!r}"
         return f"{what} ({failure.reason}). Everything judged so far is stored: the same command goes on from here"

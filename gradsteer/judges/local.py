@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ class LocalJudge(StoredJudge):
             raise ValueError("with_prompt is for classifiers; a causal LM that is asked with rubrics reads the prompt")
         if labels is not None and min_mass != _MIN_MASS:
             raise ValueError(f"min_mass is {min_mass}, and labels are given: it is for a causal LM asked with rubrics")
+        model = os.path.expanduser(model)
         if revision is not None and Path(model).is_dir():
             raise ValueError(f"revision is {revision!r}, and {model!r} is a directory: it is for models of the hub")
         _check_numbers(threshold, min_mass, batch_size, max_length)

@@ -12,7 +12,8 @@ from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
 from gradsteer.models.losses import Reference, padded_logits, position_losses
 from gradsteer.models.packing import Pack, attending, pack_logits, pack_token_losses, plan_packs
-from gradsteer.models.packing_check import why_not_packs
+from gradsteer.models.packing_check import why_not_packs, why_not_padded
+from gradsteer.models.parallel import is_split_model
 
 Batch = Mapping[str, Any] | Pack
 
@@ -39,7 +40,8 @@ class BatchLayout:
         head_chunk: for packs, positions at a time in the head and its loss; None for all of them.
         device: of the model.
         pad_token_id: fills padded batches.
-        reason: why there are padded batches where packs were wanted.
+        reason: why there are no packs where they were wanted, or why not even padded batches.
+        one_by_one: no sequence may share a batch with another, as padding would change it.
     """
 
     packs: bool
@@ -47,6 +49,7 @@ class BatchLayout:
     device: torch.device
     pad_token_id: int = 0
     reason: str | None = None
+    one_by_one: bool = False
 
     @classmethod
     def of(
@@ -60,40 +63,66 @@ class BatchLayout:
     ) -> Self:
         """Chooses packs, with a chunked head where possible, if a check says that they change nothing.
 
-        The check runs once for each model; see `why_not_packs`.
+        Otherwise padded batches, if a check says that of them; otherwise sequences run one by one. The checks run once
+        for each model; see `why_not_packs`.
 
         Args:
             model: a causal LM in eval mode.
             examples: what will run, for the check.
             reference: a second model that will run the same batches.
             pad_token_id: fills padded batches.
-            packing: False for padded batches in any case.
+            packing: False for no packs in any case.
+
+        Raises:
+            ValueError: neither packs nor padded batches would do, and the weights are split over processes, which run
+                whole batches together.
         """
         device = next(model.parameters()).device
+        models = [model] if reference is None else [model, reference]
         if not packing:
-            return cls(False, None, device, pad_token_id)
+            return cls._without_packs(models, examples, pad_token_id, None)
         chunk = max(64, _HEAD_ENTRIES // model.get_output_embeddings().weight.shape[0])
         # a divergence magnifies rounding where the two are close: the models are checked one by one
-        models = [model] if reference is None else [model, reference]
         reasons: list[str | None] = []
         for head_chunk in (chunk, None):
             # a chunk of 1 runs the same code on the few positions of the check
             reasons = [why_not_packs(each, examples, head_chunk=1 if head_chunk else None) for each in models]
             if not any(reasons):
                 return cls(True, head_chunk, device, pad_token_id)
-        return cls(False, None, device, pad_token_id, next(filter(None, reasons)))
+        return cls._without_packs(models, examples, pad_token_id, next(filter(None, reasons)))
+
+    @classmethod
+    def _without_packs(
+        cls, models: Sequence[Any], examples: Sequence[EncodedExample], pad_token_id: int, reason: str | None
+    ) -> Self:
+        device = next(models[0].parameters()).device
+        padded = next(filter(None, [why_not_padded(each, examples) for each in models]), None)
+        if padded is not None and any(is_split_model(each) for each in models):
+            raise ValueError(
+                f"{type(models[0]).__name__} takes neither packs nor padded batches ({padded}): it runs one example at "
+                "a time, which weights split over processes do not; accepted: a strategy that keeps them whole"
+            )
+        return cls(False, None, device, pad_token_id, padded or reason, padded is not None)
+
+    @property
+    def warning(self) -> str | None:
+        """How sequences run, and why, where it is not as it was wanted."""
+        how = "one by one" if self.one_by_one else "in padded batches of similar lengths instead of packs"
+        return None if self.reason is None else f"sequences run {how}: {self.reason}"
 
     def plan(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         """Shares sequences out over batches.
 
         Args:
             lengths: tokens of each sequence.
-            token_budget: the most tokens in a pack; padded batches hold 16 sequences of like lengths.
+            token_budget: the most tokens in a pack; padded batches hold 16 sequences of like lengths, or one.
 
         Returns:
             The indices into `lengths`, each once; the largest batches first.
         """
-        return plan_packs(lengths, token_budget) if self.packs else plan_batches(lengths, _PADDED_BATCH)
+        if self.packs:
+            return plan_packs(lengths, token_budget)
+        return plan_batches(lengths, 1 if self.one_by_one else _PADDED_BATCH)
 
     def make(self, examples: Sequence[EncodedExample]) -> Batch:
         """A batch of examples, on the model's device; of none, one that scores nothing.

@@ -71,7 +71,7 @@ class CheckpointWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        # opened anew each time: a file that stays open keeps all of its pages that were read in memory
+        # reopened each time: a file that stays open keeps all of its pages that were read in memory
         with _opened(place.file) as file:
             tensor: Tensor = file.get_tensor(place.key)
         return tensor

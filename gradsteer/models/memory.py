@@ -154,7 +154,7 @@ class MemoryPlan:
         return f"memory plan on {self.device} (estimates): {listed} = {size(self.total)}{have}"
 
     def advice(self) -> str | None:
-        """What to change where the plan does not fit; None where it fits or nobody knows."""
+        """What to change where the plan does not fit; None where it fits, or where that cannot be told."""
         if self.available is None or self.total <= self.available:
             return None
         fewer_tokens = "a smaller --data.token_budget, --model.gradient_checkpointing true"

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 NAME = "gradsteer_segments"
 _LENGTHS: ContextVar[tuple[int, ...]] = ContextVar("segment lengths")
+# windows of the masks that a model asks for, and those that its attention is told of, while someone looks
+_WINDOWS: ContextVar[tuple[set[int], set[int]] | None] = ContextVar("windows", default=None)
 # what models pass to their attention function; anything else would be ignored in silence
 _KNOWN = {"sliding_window", "softcap", "position_ids", "use_cache", "is_causal", "output_attentions", "cache_position"}
 
@@ -53,8 +55,27 @@ def segments(lengths: Sequence[int]) -> Iterator[None]:
         _LENGTHS.reset(token)
 
 
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+@contextmanager
+def untold_windows() -> Iterator[set[int]]:
+    """The windows of masks that were asked for in the block but not passed to the attention function, at its end.
+
+    Sliding windows that only the mask knows, and attention in chunks, would be lost with the mask, and seen only in
+    sequences that are longer.
+    """
+    asked: set[int] = set()
+    told: set[int] = set()
+    token = _WINDOWS.set((asked, told))
+    try:
+        yield asked
+    finally:
+        _WINDOWS.reset(token)
+        asked -= told
+
+
+def _no_mask(*_args: Any, local_size: int | None = None, **_kwargs: Any) -> None:
     """The mask is the segments' causal one, made where it is used."""
+    if local_size is not None and (windows := _WINDOWS.get()) is not None:
+        windows[0].add(local_size)
 
 
 def _attend(
@@ -73,6 +94,8 @@ def _attend(
     if unknown or attention_mask is not None:
         raise NotImplementedError(f"attention with {', '.join(sorted(unknown)) or 'a mask of its own'}")
     window, softcap = options.get("sliding_window"), options.get("softcap")
+    if window is not None and (windows := _WINDOWS.get()) is not None:
+        windows[1].add(window)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -43,7 +43,7 @@ class WeightDiff(ParameterVector):
 
     @classmethod
     def streamed(cls, anchor: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Self:
-        """The diff of two sets of weights, each tensor subtracted anew when it is asked for and kept by nobody.
+        """The diff of two sets of weights, each tensor subtracted whenever it is asked for, and not cached.
 
         Norms, percentiles, `save` and the transforms of a vector then hold a few tensors of it at a time. What is
         derived from it (``diff * 2``, `map`) is in memory.

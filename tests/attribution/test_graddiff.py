@@ -148,8 +148,8 @@ def test_half_precision_steps_are_summed_in_float32():
     ("options", "said"),
     [
         ({"steps": 0, "alpha": 1.0}, "steps is 0; accepted: 1 or more"),
-        ({"steps": 2, "alpha": 0.0}, "alpha is 0.0; accepted: a finite number but 0"),
-        ({"steps": 2, "alpha": float("nan")}, "alpha is nan; accepted: a finite number but 0"),
+        ({"steps": 2, "alpha": 0.0}, "alpha is 0.0; accepted: a finite number other than 0"),
+        ({"steps": 2, "alpha": float("nan")}, "alpha is nan; accepted: a finite number other than 0"),
     ],
 )
 def test_steps_that_cannot_be_are_refused(options, said):

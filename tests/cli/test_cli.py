@@ -15,8 +15,8 @@ from road import PATTERNS, write_lines
 from test_attribution_module import Averages, trainer_of
 
 from gradsteer.__main__ import main
+from gradsteer.cli.accepted import _ACCEPTED
 from gradsteer.cli.commands import COMMANDS
-from gradsteer.cli.lightning_cli import _ACCEPTED
 from gradsteer.reports.condition_selection import Selection
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.version import __version__
@@ -179,12 +179,12 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
 
 def test_the_flags_of_export_are_those_that_others_rely_on():
     """Likewise."""
-    from gradsteer.export.command import _parser
+    from gradsteer.export.command import options_parser
 
     steering = ["allow_other_model", "alpha", "base", "model", "transforms", "trust_remote_code", "vector"]
     writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed"]
     adapter = ["behavior", "min_energy", "rank", "ranks", "responses"]
-    assert set(flags(_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
+    assert set(flags(options_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
 
 
 def parsed(parsers, command, *words):

@@ -8,7 +8,7 @@ import yaml
 
 from gradsteer.__main__ import main as command_line
 from gradsteer.cli.run_file import read_run
-from gradsteer.cli.runner import _config_digest, main, run_stages, stage_state, time_table
+from gradsteer.cli.runner import _digests, main, run_stages, stage_state, time_table
 from gradsteer.cli.stage_process import StageProcess
 
 
@@ -59,10 +59,10 @@ def test_another_judge_goes_to_every_stage_that_judges(run_file, tmp_path):
     plain, stages = read_run(run_file).stages, read_run(run_file, judge=file).stages
     assert stages[3].overrides == (*plain[3].overrides, "--config", str(file))
     assert [stage.overrides for stage in stages[:3]] == [stage.overrides for stage in plain[:3]]
-    digests = [_config_digest(plain[3]), _config_digest(stages[3])]
+    digests = [_digests(Path(), plain[3]), _digests(Path(), stages[3])]
     file.write_text("evaluation: {judge: {class_path: KeywordJudge, init_args: {patterns: {a: [c]}}}}")
-    digests.append(_config_digest(read_run(run_file, judge=file).stages[3]))
-    assert len(set(digests)) == 3  # another judge makes another stage
+    digests.append(_digests(Path(), read_run(run_file, judge=file).stages[3]))
+    assert len({tuple(each.values()) for each in digests}) == 3  # another judge makes another stage
     with pytest.raises(FileNotFoundError, match="no such file: 'no.yaml' .the judge's config"):
         read_run(run_file, judge=Path("no.yaml"))
 
@@ -185,6 +185,29 @@ def test_a_failing_stage_gives_its_status_and_stops_the_run(corpus_run, here, ca
     said = capfd.readouterr()
     assert "failed with status 2; the same command goes on with this stage" in said.out
     assert "num_samples" in said.err
+
+
+def test_a_mistake_in_a_later_stage_is_found_before_the_first_runs(run_file, tmp_path, capfd):
+    values = yaml.safe_load(run_file.read_text())
+    values["stages"] = [values["stages"][0], {"name": "more", "command": "corpus", "config": "more.yaml"}]
+    run_file.write_text(yaml.dump(values))
+    path, out = tmp_path / "more.yaml", tmp_path / "out"
+    path.write_text("num_sample: 30\n")
+    assert main(["--config", str(run_file), "--output_dir", str(out)]) == 2
+    said = capfd.readouterr()
+    assert "num_sample" in said.err
+    assert f"the options of stage 'more' ({path}) are not accepted: nothing was run" in said.out
+    assert not out.exists()
+
+
+def test_the_options_of_a_trainer_command_are_parsed_alone(tmp_path, capsys):
+    words = ["fit", "--output_dir", str(tmp_path / "out"), "--data.train", "none", "--model.config", "none"]
+    assert command_line([*words, "--trainer.max_epochs", "1"], parse_only=True) == 0
+    with pytest.raises(SystemExit) as end:
+        command_line([*words, "--trainer.max_epochz", "1"], parse_only=True)
+    assert end.value.code == 2
+    assert "max_epochz" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_stage_that_was_run_by_hand_with_other_options_is_not_called_done(corpus_run, here, capfd):

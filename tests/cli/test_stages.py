@@ -47,6 +47,33 @@ def test_a_directory_may_be_moved(stage, tmp_path):
     assert there.state({**config, "output_dir": str(moved)}) == "done"
 
 
+def test_every_spelling_of_a_path_is_the_same_stage(stage, tmp_path, monkeypatch):
+    (tmp_path / "out.json").write_text("{}")
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    place = tmp_path.with_name(tmp_path.name + "-elsewhere")
+    place.mkdir()
+    (place / "p.jsonl").write_text("1\n")
+    (place / "link").symlink_to(tmp_path / "model")
+    monkeypatch.chdir(place)
+
+    def config(model, prompts="p.jsonl"):
+        return {"model": {"model_name_or_path": str(model)}, "data": {"prompts": str(prompts)}}
+
+    stage.write(config("{output_dir}/model", "p.jsonl"), finished=True)
+    spellings = [tmp_path / "model", f"{tmp_path}/model/", f"../{tmp_path.name}/./model", "link", "link/"]
+    for model in spellings:
+        for prompts in ("p.jsonl", "./p.jsonl", place / "p.jsonl"):
+            assert stage.state(config(model, prompts)) == "done", (model, prompts)
+    assert stage.state(config(tmp_path / "other")) == "other"  # of the same content, but another
+    monkeypatch.chdir(tmp_path)
+    assert stage.state(config("model", place / "p.jsonl")) == "done"
+    assert stage.state(config("model", "p.jsonl")) == "other"  # there is none here
+    (place / "p.jsonl").write_text("2\n")
+    assert stage.state(config("model", place / "p.jsonl")) == "changed"
+
+
 def test_inputs_are_files_directories_and_shipped_resources(stage, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -151,7 +178,9 @@ def test_a_record_of_before_says_no_option_and_another_version_is_said(stage):
     record = json.loads(stage.path.read_text())
     stage.path.write_text(json.dumps({key: value for key, value in record.items() if key != "options"}))
     assert stage.difference({"a": 2}) == ""
-    stage.path.write_text(json.dumps({**record, "version": "0.0.1", "config_digest": "of that version"}))
+    stage.path.write_text(
+        json.dumps({**record, "version": "0.0.1", "config_digest": "of that version", "paths_digest": "likewise"})
+    )
     assert stage.difference({"a": 1}) == f"the version of gradsteer (now {__version__}, then 0.0.1)"
 
 

@@ -409,7 +409,7 @@ def test_alphas_of_plain_doses():
 def test_a_shift_without_a_slope_of_its_sampling():
     shift, forecaster = Dose("log_odds_shift", -0.5), curve()
     said = Contrast({"two": True}, {"two": False}, "two")
-    with pytest.raises(ValueError, match=r"a shift of log-odds wants a calibrated vector .* --forecasting.responses"):
+    with pytest.raises(ValueError, match=r"a shift of log-odds needs a calibrated vector .* --forecasting.responses"):
         solve(solver_of(), shift)
     with pytest.raises(
         ValueError, match=r"the slope was taken at temperature 0.6 and top_p 1, responses are sampled at 1"

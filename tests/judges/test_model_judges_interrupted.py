@@ -25,6 +25,7 @@ from commanded import (  # noqa: F401
     words_fixture,
 )
 from judging import KEY, script
+from overriding import overridden
 from processes import kill_when
 from road import QUIET, run
 from server import Server, error
@@ -119,7 +120,8 @@ def test_an_error_of_the_judge_stops_the_run_at_the_next_batch(words, play, slow
 
 def start(line):
     return subprocess.Popen(
-        [sys.executable, "-m", "gradsteer", *line, *QUIET], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "gradsteer", *overridden([*line, *QUIET])],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -63,7 +63,7 @@ def test_a_key_that_is_missing_is_not_called_refused(play, judging, monkeypatch)
     with pytest.raises(JudgeStopped, match="refuses the key in the environment variable OPENAI_API_KEY"):
         judging(server).judge(exchanges(1))
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(JudgeStopped, match="wants a key, and the environment variable OPENAI_API_KEY is not set"):
+    with pytest.raises(JudgeStopped, match="needs a key, and the environment variable OPENAI_API_KEY is not set"):
         judging(server).judge(exchanges(1))
 
 

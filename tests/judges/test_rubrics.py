@@ -54,7 +54,14 @@ def test_what_cannot_be_asked_is_refused(rubrics, match):
         read_rubrics(rubrics)
 
 
-@pytest.mark.parametrize(("text", "match"), [("[1]", "rubrics.json.* holds a list"), ("{", "not readable as JSON")])
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[1]", "rubrics.json.* holds a list"),
+        ("{", "not readable as JSON"),
+        ('{"a": "x", "a": "y"}', "json: 'a' is given twice among the rubrics"),
+    ],
+)
 def test_a_file_of_something_else_is_refused(tmp_path, text, match):
     path = tmp_path / "rubrics.json"
     path.write_text(text)

@@ -8,7 +8,7 @@ from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import EncodedExample, collate
 from gradsteer.models.batches import BatchLayout, labelled_logits, lengths_of, part_of, running, token_losses
 from gradsteer.models.packing import Pack, attending, pack_losses, plan_packs
-from gradsteer.models.packing_check import why_not_packs
+from gradsteer.models.packing_check import why_not_packs, why_not_padded
 from gradsteer.models.segment_attention import NAME, segment_attention
 
 PLAIN = {
@@ -18,6 +18,8 @@ PLAIN = {
 GROUPED = {**PLAIN, "num_key_value_heads": 1, "head_dim": 8}
 WINDOW = {**GROUPED, "sliding_window": 4}
 NO_HEAD_DIM = {key: value for key, value in GROUPED.items() if key != "head_dim"}
+RECURRENT = {**NO_HEAD_DIM, "layer_types": ["linear_attention", "full_attention"]}
+MAMBA = {"mamba_d_state": 4, "use_mamba_kernels": False}
 GPT2 = {
     "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 1,
     "eos_token_id": 2,
@@ -39,11 +41,46 @@ ARCHITECTURES = {
     "GPT-OSS (attention sinks)": lambda: t.GptOssConfig(
         **WINDOW, num_local_experts=4, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     ),
+    "Mamba (a state, no attention)": lambda: t.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4
+    ),
+    "LFM2 (short convolutions)": lambda: t.Lfm2Config(**NO_HEAD_DIM, layer_types=["conv", "full_attention"]),
+    "Qwen3-Next (gated delta net)": lambda: t.Qwen3NextConfig(
+        **RECURRENT,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        head_dim=8,
+    ),
+    "Jamba (a state beside attention)": lambda: t.JambaConfig(
+        **NO_HEAD_DIM, **MAMBA, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_dt_rank=4
+    ),
+    "Falcon-H1 (a state within attention layers)": lambda: t.FalconH1Config(
+        **GROUPED, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
+    ),
+    "Llama 4 (attention in chunks)": lambda: t.Llama4TextConfig(
+        **GROUPED, num_local_experts=2, attention_chunk_size=128, intermediate_size_mlp=24
+    ),
     "Bloom (ALiBi, no attention interface)": lambda: t.BloomConfig(
         vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
     ),
 }
-WITHOUT_PACKS = {"GPT-OSS (attention sinks)", "Bloom (ALiBi, no attention interface)"}
+SEGMENTS_MEET = "the tokens of one segment change the loss of another"
+WITHOUT_PACKS = {
+    "GPT-OSS (attention sinks)": "attention with s_aux",
+    "Mamba (a state, no attention)": SEGMENTS_MEET,
+    "LFM2 (short convolutions)": SEGMENTS_MEET,
+    "Qwen3-Next (gated delta net)": SEGMENTS_MEET,
+    "Jamba (a state beside attention)": SEGMENTS_MEET,
+    "Falcon-H1 (a state within attention layers)": SEGMENTS_MEET,
+    "Llama 4 (attention in chunks)": "not told of its window of 128 tokens",  # longer than the check's examples
+    "Bloom (ALiBi, no attention interface)": "does not take another attention function",
+}
 WITHOUT_CHUNKS = {"Granite (scaled logits)"}
 
 
@@ -64,7 +101,7 @@ def test_every_architecture_and_every_parameter(name, record_property):
     """Packs, chunked heads and padded batches in float32 equal plain autograd in float64, or the check refuses them."""
     model, examples = build(name), ragged_examples(6)
     plain = build(name).double()
-    if hasattr(plain.config, "num_local_experts"):
+    if any(hasattr(plain.config, key) for key in ("num_local_experts", "num_experts")):
         plain.set_experts_implementation("eager")  # the others multiply no float64 matrices
     exact = autograd_oracle(plain, examples, "example")
     assert set(exact) == {parameter for parameter, _ in model.named_parameters()}
@@ -78,6 +115,7 @@ def test_every_architecture_and_every_parameter(name, record_property):
         reason = why_not_packs(model, examples, head_chunk=1 if chunk else None)
         expected = name not in WITHOUT_PACKS and not (chunk and name in WITHOUT_CHUNKS)
         assert (reason is None) == expected, reason
+        assert reason is None or chunk or WITHOUT_PACKS[name] in reason
         if reason is None:
             packed = PileGradient(model, head_chunk=chunk)
             packed.add(Pack.of(examples))
@@ -85,6 +123,7 @@ def test_every_architecture_and_every_parameter(name, record_property):
             difference = relative_error(packed.average(), padded.average())
             assert difference < 1e-6
     assert max(errors) < 2e-6
+    assert why_not_padded(model, examples) is None
     assert model.config._attn_implementation == attention  # put back
     shown = [f"{error:.0e}" for error in errors]
     record_property("architecture", [name, str(len(exact)), *shown, *["refused"] * (3 - len(shown))])  # for the summary
@@ -140,18 +179,64 @@ def test_a_model_is_checked_once(llama, monkeypatch):
     examples = ragged_examples(6)
     unlabelled = [EncodedExample([3, 4], [-100, -100])] * 2
     assert BatchLayout.of(llama, unlabelled).packs
-    assert len(runs) == 2  # padded and packed
+    assert len(runs) == 3  # padded, packed, and packed in another order
     runs.clear()
     for count in (6, 1, 3):
         layout = BatchLayout.of(llama, examples[:count])
         assert layout.packs
         assert layout.head_chunk
-    assert len(runs) == 2
+    assert len(runs) == 3
     monkeypatch.setattr("gradsteer.models.packing_check.pack_losses", lambda *a, **k: 2 * pack_losses(*a, **k))
     assert BatchLayout.of(llama, examples).packs
     other = BatchLayout.of(tiny_llama(), examples)  # another model, though of the same weights
     assert "packs differ from padded batches by 1.0e+00" in other.reason
     assert not other.packs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["Llama", "Mixtral (mixture of experts)", "LFM2 (short convolutions)"])
+def test_half_precision_hides_no_state(name, dtype):
+    """What passes from segment to segment may be less than the dtype's rounding."""
+    reason = why_not_packs(build(name).to(dtype), ragged_examples(3))
+    assert reason == WITHOUT_PACKS.get(name)
+
+
+@pytest.mark.parametrize(
+    "passed_on",
+    [
+        lambda hidden: hidden + 1e-12 * hidden.cumsum(dim=1),  # a state, below the rounding of any loss
+        lambda hidden: hidden + 1e-12 * hidden.flip(1).cumsum(dim=1).flip(1),  # from the later to the earlier
+        lambda hidden: hidden + (hidden.detach().cumsum(dim=1) > 0),  # a choice, which has no gradient
+    ],
+)
+def test_nothing_may_pass_from_segment_to_segment(passed_on):
+    model = tiny_llama(dtype=torch.float32)
+    assert why_not_packs(model, ragged_examples(1)) is None
+    other = tiny_llama(dtype=torch.float32)
+    other.model.layers[0].register_forward_hook(lambda _layer, _inputs, output: passed_on(output))
+    assert why_not_packs(other, ragged_examples(1)) == SEGMENTS_MEET
+
+
+def test_a_model_that_padding_changes_runs_one_by_one():
+    """Gemma 3n's gradient of what is padded is NaN; alone it is exact."""
+    torch.manual_seed(0)
+    config = t.Gemma3nTextConfig(
+        **WINDOW, vocab_size_per_layer_input=VOCABULARY, laurel_rank=4, hidden_size_per_layer_input=4,
+        num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"],
+        activation_sparsity_pattern=[0.0, 0.0],
+    )  # fmt: skip
+    model, examples = t.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), ragged_examples(4)
+    assert BatchLayout.of(model, examples).warning is None
+    layout = BatchLayout.of(model, examples, packing=False)
+    assert layout.one_by_one
+    assert layout.warning == (
+        "sequences run one by one: padding, or the other rows of a batch, change the loss of an example"
+    )
+    assert sorted(layout.plan([3, 9, 4, 5], 100)) == [[0], [1], [2], [3]]
+    pile = PileGradient(model)
+    pile.most_tokens = 0  # as the attribution module has it
+    pile.add(layout.make(examples))
+    assert relative_error(pile.average(), one_by_one(model, examples)) == 0
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from overriding import overridden
 from processes import fork_command, two_places
 from road import PATTERNS, QUIET, run, write_lines
 from test_configs import CONFIGS
@@ -33,7 +34,7 @@ def start_on_two(words, out, strategy, more=()):
     line = [*words, *STRATEGIES[strategy], *more, *QUIET, "--output_dir", out / "two"]
     with (out / "log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gradsteer", *map(str, line)],
+            [sys.executable, "-m", "gradsteer", *overridden(line)],
             stdout=log, stderr=log, env=environment, start_new_session=True,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from gradsteer.cli.lightning_cli import CommandParser, GradsteerCLI
 from gradsteer.data.chat import collate, encode_chat
 from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.models.fingerprints import weights_digest
+from gradsteer.trainer.callbacks.saving import SavePretrained
 from gradsteer.trainer.datamodules.chat import ChatDataModule
 from gradsteer.trainer.modules.finetune import FinetuneModule, schedule_factor
 from gradsteer.trainer.trainer import GradsteerTrainer
@@ -271,6 +272,24 @@ def test_a_gradient_that_is_not_finite_stops_the_fit(experiment, ragged):
     module.model.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(ValueError, match="the gradient holds NaN or Inf at step 0"):
         fit(module, ChatDataModule(str(ragged), batch_size=2), max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": 0}, "--trainer.max_epochs is 0: nothing would be trained; accepted: more than 0"),
+        ({"max_epochs": 1, "max_steps": 0}, "--trainer.max_steps is 0"),
+        ({"max_epochs": 1, "limit_train_batches": 0}, "--trainer.limit_train_batches is 0"),
+        ({"max_epochs": -1}, "max_epochs is -1, without an end.*accepted: more than 0, or -1 with --trainer.max_steps"),
+        ({"max_epochs": -1, "max_steps": 2}, None),
+        ({"max_epochs": 1}, None),
+    ],
+)
+def test_a_fit_without_a_step_or_an_end_is_refused(tmp_path, options, message):
+    trainer = GradsteerTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    refusal = nullcontext() if message is None else pytest.raises(ValueError, match=message)
+    with refusal:
+        SavePretrained(str(tmp_path)).setup(trainer, None, "fit")
 
 
 def test_epochs_are_shuffled_anew_by_the_trainer(experiment, ragged):

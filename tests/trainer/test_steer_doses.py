@@ -283,7 +283,7 @@ def test_a_shift_along_a_transformed_vector_is_taken_from_the_responses(judged, 
 
 
 NO_SLOPE = (
-    "a shift of log-odds wants a calibrated vector without transforms (attribute --model.calibrate true), or judged "
+    "a shift of log-odds needs a calibrated vector without transforms (attribute --model.calibrate true), or judged "
     "responses to take the slope from: --forecasting.responses FILE"
 )
 

@@ -1,6 +1,7 @@
 """The options of ``gradsteer judge``."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,14 @@ def parse_options(parser: Any, words: Sequence[str]) -> Any:
         words: of the command line.
     """
     options = parser.parse_args(_joined(list(words)))
-    directory = str(options.output_dir or Path("lightning_logs") / options.experiment)
+    directory = os.path.expanduser(options.output_dir or Path("lightning_logs") / options.experiment)
     options.output_dir = directory
     for name in ("responses", "labelled", "write"):
         value = options[name]
         if isinstance(value, str):
-            options[name] = value.replace("{output_dir}", directory)
+            options[name] = os.path.expanduser(value.replace("{output_dir}", directory))
         elif value is not None:
-            options[name] = [path.replace("{output_dir}", directory) for path in value]
+            options[name] = [os.path.expanduser(path.replace("{output_dir}", directory)) for path in value]
     return options
 
 

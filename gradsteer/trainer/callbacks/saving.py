@@ -50,7 +50,12 @@ class SavePretrained(L.Callback):
         self._state_checked = not second_moment
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuses, before training, to replace a directory that fit did not create."""
+        """Refuses, before training, to train without a step or an end, or to replace what fit did not create.
+
+        Raises:
+            ValueError: one of these.
+        """
+        _check_length(trainer)
         record = self.directory.parent / "stages" / f"fit-{self.directory.name}.json"
         if self.directory.exists() and not record.is_file():
             raise ValueError(
@@ -99,6 +104,22 @@ class SavePretrained(L.Callback):
         moment.metadata.update(provenance())
         path = moment.save(self.second_moment_path)
         rank_zero_info(f"saved {path} (second moment over {moment.metadata['optimizer_steps']} steps)")
+
+
+def _check_length(trainer: L.Trainer) -> None:
+    """Refuses a fit of no step, which would save its base as the anchor, and one without an end.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"--trainer.{name} is 0: nothing would be trained; accepted: more than 0")
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ValueError(
+            "--trainer.max_epochs is -1, without an end, and the learning rate's schedule needs one; accepted: more "
+            "than 0, or -1 with --trainer.max_steps"
+        )
 
 
 def save_pretrained(model: Any, tokenizer: Any, directory: Path, *, base: str | None = None) -> None:

@@ -62,8 +62,9 @@ class AttributionModule(SummingModule):
         parameters: which parameters get gradients, all by default. Globs over their names, "layer:1", "layer:0-3",
             "layer:embedding", "kind:attention|mlp|embedding|norm|head"; a leading "!" excludes, as in ["!layer:1"].
             Other parameters cost no time or memory, and steering leaves them unchanged.
-        packing: "auto" concatenates sequences, each attending only to itself, if a check confirms that the model
-            supports it; "off" pads batches of similar lengths. Affects speed, not the gradients.
+        packing: "auto" concatenates sequences, each attending only to itself, if a check confirms that no token of one
+            changes another (not so of recurrent layers); "off" pads batches of similar lengths, or runs one sequence at
+            a time where padding would change it. Affects speed, not the gradients.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower, same
             gradients.
         dtype: dtype of the weights: float32, bfloat16, float16 (loses small gradients) or float64. Sums are kept in
@@ -199,9 +200,8 @@ class AttributionModule(SummingModule):
             pad_token_id=int(self.tokenizer.pad_token_id),
             packing=self.packing == "auto",
         )
-        if layout.reason is not None:
-            name = type(self.model).__name__
-            rank_zero_warn(f"{name} runs padded batches of similar lengths instead of packs: {layout.reason}")
+        if layout.warning is not None:
+            rank_zero_warn(f"{type(self.model).__name__}: {layout.warning}")
         return layout
 
     def _plan_memory(self) -> None:
@@ -240,7 +240,7 @@ class AttributionModule(SummingModule):
 
     def make_pile(self, *, squares: bool) -> PileGradient:
         """What sums gradients, or the squared ones of whole responses."""
-        return PileGradient(
+        pile = PileGradient(
             self.model,
             reduction="sum" if squares else self.reduction,
             parameters=self._chosen,
@@ -249,6 +249,9 @@ class AttributionModule(SummingModule):
             squares=squares,
             backward=self.manual_backward,
         )
+        if self.batch_layout.one_by_one:
+            pile.most_tokens = 0
+        return pile
 
     def _work_digest(self, index: int) -> str:
         """Digest of everything that determines a part's sums."""
