@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradsteer.generation.sampling import Draw, Sampled, SamplingConfig, pick, stop_token_ids, uniforms
-from gradsteer.models.loading import evaluating
+from gradsteer.models.train_mode import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ from gradsteer.data.piles import Pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import cross_fitted_slope
-from gradsteer.models.loading import evaluating
+from gradsteer.models.train_mode import evaluating
 from gradsteer.progress import progress
 from gradsteer.trainer.session import data_of, shows_progress
 from gradsteer.trainer.tensorboard import log_metrics

@@ -44,6 +44,7 @@ class GenerationModule(ModelModule):
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
+        gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
     """
 
     work = "sampling"  # for the progress lines
@@ -60,8 +61,9 @@ class GenerationModule(ModelModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        gguf_file: str | None = None,
     ) -> None:
-        super().__init__(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation)
+        super().__init__(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file)
         if num_samples < 1:
             raise ValueError(f"model.num_samples is {num_samples}; accepted: at least 1")
         self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
@@ -79,9 +81,7 @@ class GenerationModule(ModelModule):
         if self.model is not None:
             return self.model.config
         if self._config is None:
-            from transformers import AutoConfig
-
-            self._config = AutoConfig.from_pretrained(self.model_name_or_path, **self.loading)
+            self._config = self.loading.config()
         return self._config
 
     @property
@@ -96,7 +96,7 @@ class GenerationModule(ModelModule):
             from transformers import AutoModelForCausalLM
 
             with torch.device("meta"):
-                trusted = self.loading["trust_remote_code"]
+                trusted = self.loading.trust_remote_code
                 model = AutoModelForCausalLM.from_config(self.model_config, trust_remote_code=trusted)
         return footprint_of(
             self.model_config,
