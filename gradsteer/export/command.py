@@ -189,7 +189,7 @@ def _adapter(request: "Request", values: dict[str, Any], directory: Path) -> dic
         header = SteeringVector({}, SteeringVector.read_header(request.vector))
         behavior = choose_behavior(responses, values["behavior"], header)
         tokenizer = load_tokenizer(request.loading)
-        judged = read_judged(responses, behavior, tokenizer)
+        judged = read_judged(responses, behavior, tokenizer, request.loading.num_ids)
     steering = request.load()
     kept, ranks = keep(
         steering,

@@ -144,8 +144,8 @@ _ACCEPTED = "a directory that save_pretrained wrote, or a hub id such as meta-ll
 def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model, ready for chats and batches.
 
-    Where it has no padding token, the end-of-sequence token pads; where it has no chat template (a base model's), a
-    plain one is set, with a warning.
+    Where it has no padding token, or one without a row in the model, the end-of-sequence token pads; where it has no
+    chat template (a base model's), a plain one is set, with a warning.
 
     Args:
         source: of the model.
@@ -173,6 +173,9 @@ def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenize
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {name!r} has neither a padding nor an end-of-sequence token")
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = (read_config(name, loading.revision) or {}).get("vocab_size")
+    if isinstance(rows, int) and tokenizer.pad_token_id >= rows > (tokenizer.eos_token_id or rows):
         tokenizer.pad_token = tokenizer.eos_token
     ensure_chat_template(tokenizer)
     return tokenizer

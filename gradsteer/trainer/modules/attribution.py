@@ -124,6 +124,11 @@ class AttributionModule(SummingModule):
         self._chosen: list[str] = []
         self._base_weights: dict[str, torch.Tensor] = {}
 
+    @property
+    def num_ids(self) -> int:
+        """Token ids of the model, of which the tokenizer may know fewer; available before it is loaded."""
+        return self.loading.num_ids
+
     def configure_model(self) -> None:
         """Loads the model and the reference, if any, once; under FSDP2 split over the processes."""
         if self.model is not None:

@@ -18,7 +18,7 @@ from gradsteer.generation.decoding import (
     stop_token_ids,
 )
 from gradsteer.generation.memory import FittingParts, SamplingFootprint, footprint_of
-from gradsteer.generation.sampling import check_seeds
+from gradsteer.generation.sampling import check_seeds, num_known_ids
 from gradsteer.models.loading import DTYPES
 from gradsteer.progress import progress
 from gradsteer.trainer.modules.model import ModelModule
@@ -137,15 +137,15 @@ class GenerationModule(ModelModule):
             return []
         draws = [Draw(row["prompt_token_ids"], row["draw"], row["seed"]) for row in rows]
         stops, pad = stop_token_ids(self.model, self.tokenizer), int(self.tokenizer.pad_token_id)
-
+        known = num_known_ids(self.tokenizer)
         shown = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
 
         def work(part: Sequence[Draw]) -> list[Sampled]:
             longest = self.sampling.max_new_tokens
             with progress(f"{len(part)} responses", longest, unit="token", shown=shown) as tick:
                 return sample_batch(
-                    self.model, part, self.sampling, stop_token_ids=stops, pad_token_id=pad, stats=self._stats,
-                    on_step=tick,
+                    self.model, part, self.sampling, stop_token_ids=stops, pad_token_id=pad, num_known=known,
+                    stats=self._stats, on_step=tick,
                 )  # fmt: skip
 
         where = f"condition {self.loader_title(dataloader_idx)!r}"

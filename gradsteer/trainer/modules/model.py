@@ -38,6 +38,11 @@ class ModelModule(L.LightningModule):
         self.tokenizer = load_tokenizer(self.loading)
         self.model: Any = None
 
+    @property
+    def num_ids(self) -> int:
+        """Token ids of the model, of which the tokenizer may know fewer; available before it is loaded."""
+        return self.loading.num_ids
+
     def configure_model(self) -> None:
         """Loads the model, once."""
         if self.model is None:
