@@ -107,6 +107,8 @@ def main(args: Sequence[str]) -> int:
         write = _model if options.format == "model" else _adapter
         report = write(request, values, directory)
         write_json(directory / REPORT, {**report, **provenance()})
+    if report["generation_config"]:
+        print(f"the model's generation_config is served with: {', '.join(report['generation_config'])}")
     print(f"wrote {options.to}")
     return 0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradsteer.generation.served import served_otherwise
 from gradsteer.models.loading import Loading, check_model_path, load_causal_lm, load_tokenizer, recorded_base
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -40,6 +41,11 @@ class Steering:
         """``||alpha * V||``."""
         return abs(self.alpha) * self.vector.norm()
 
+    @property
+    def served(self) -> list[str]:
+        """What the model's generation_config sets beyond the model's own distribution."""
+        return served_otherwise(self.model.generation_config)
+
     def described(self) -> dict[str, Any]:
         """What was exported, for the report; paths are as the user gave them."""
         return {
@@ -47,6 +53,7 @@ class Steering:
             "vector": self.vector_file,
             "alpha": self.alpha,
             "transforms": self.transforms,
+            "generation_config": self.served,
             "vector_norm": self.vector.norm(),
         }
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # llama.cpp's names of splits that take digits one by one, and words otherwise as GPT-2 does
-_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r")
-_AS_GPT2 = ("default", "gpt-2")
+_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+_AS_GPT2 = ("gpt-2", "mpt", "olmo", "jais")  # what transformers does where it does not know the name
 _CONVERT = "accepted: a file that transformers dequantises, or the model's original directory"
 
 
@@ -86,11 +86,11 @@ def check_gguf(name: str, file: str, revision: str | None = None) -> dict[str, A
 
 
 def _check_split(path: Path, settings: dict[str, Any]) -> None:
-    split = str(settings.get("tokenizer.ggml.pre", "default"))
+    split = settings.get("tokenizer.ggml.pre")
     if settings.get("tokenizer.ggml.model") == "gpt2" and split not in {*_SINGLE_DIGITS, *_AS_GPT2, *_known_splits()}:
         raise ValueError(
-            f"{str(path)!r} splits text by {split!r}, which is not known here: other token ids than in training would "
-            "be read; accepted: the model's own tokenizer.json and tokenizer_config.json beside the file"
+            f"{str(path)!r} splits text by {split!r} (tokenizer.ggml.pre), which is not known here: other ids than in "
+            "training would be read; accepted: the model's own tokenizer.json and tokenizer_config.json with it"
         )
 
 
@@ -116,6 +116,7 @@ def gguf_tokenizer(name: str, file: str, revision: str | None = None) -> "PreTra
     tokenizer: Any
     if _has_tokenizer(path):
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent))
+        tokenizer.chat_template = tokenizer.chat_template or settings.get("tokenizer.chat_template")
         return tokenizer
     tokenizer = AutoTokenizer.from_pretrained(name, gguf_file=file, revision=revision)
     if settings.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:

@@ -19,6 +19,7 @@ from gradsteer.generation.decoding import (
 )
 from gradsteer.generation.memory import FittingParts, SamplingFootprint, footprint_of
 from gradsteer.generation.sampling import check_seeds, num_known_ids
+from gradsteer.generation.served import served_otherwise
 from gradsteer.models.loading import DTYPES
 from gradsteer.progress import progress
 from gradsteer.trainer.modules.model import ModelModule
@@ -127,6 +128,12 @@ class GenerationModule(ModelModule):
         fits = {id(row) for row in fitting}
         rows = [self._row(row, next(drawn)) if id(row) in fits else self._failed_row(row, limit) for row in batch]
         return {"responses": rows, "progress": f"{self.sampling_stats()['tokens_per_second']:,.0f} tokens/s"}
+
+    def served_otherwise(self) -> str | None:
+        """One line where the model's generation_config would have it served otherwise than it is sampled here."""
+        stops = stop_token_ids(self.model, self.tokenizer)
+        found = served_otherwise(self.model.generation_config, self.sampling, stops)
+        return f"The model's generation_config would serve it otherwise: {', '.join(found)}." if found else None
 
     def sampling_stats(self) -> dict[str, float]:
         """This process's `SamplingStats` since the condition's first batch, as a dictionary."""
