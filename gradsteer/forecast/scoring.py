@@ -152,9 +152,10 @@ class ResponseScorer:
         def rule_out(_head: Any, _inputs: Any, logits: Tensor) -> Tensor:
             return logits.index_fill(-1, torch.arange(known, logits.shape[-1], device=logits.device), -torch.inf)
 
-        head, known = self.model.get_output_embeddings(), self._num_known
-        padded = head is not None and known is not None and known < head.weight.shape[0]
-        handle = head.register_forward_hook(rule_out) if padded else None
+        head = self.model.get_output_embeddings()
+        rows = 0 if head is None else head.weight.shape[0]
+        known = rows if self._num_known is None else self._num_known
+        handle = head.register_forward_hook(rule_out) if known < rows else None
         try:
             with running(batch, self.model):
                 yield

@@ -49,7 +49,7 @@ def gguf_path(name: str, file: str, revision: str | None = None) -> Path:
             held = ", ".join(sorted(each.name for each in Path(name).glob("*.gguf"))) or "none"
             raise ValueError(f"no GGUF file {file!r} in {name!r}; it holds: {held}")
         return path
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
         return Path(str(cached_file(name, file, revision=revision)))
@@ -113,7 +113,7 @@ def gguf_tokenizer(name: str, file: str, revision: str | None = None) -> "PreTra
 
     path = gguf_path(name, file, revision)
     settings = check_gguf(name, file, revision)
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     if _has_tokenizer(path):
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent))
         tokenizer.chat_template = tokenizer.chat_template or settings.get("tokenizer.chat_template")

@@ -193,6 +193,7 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
+    factory: Any = AutoModelForCausalLM  # typed in part only
     loading = source if isinstance(source, Loading) else Loading(source, **options)
     loading.check()
     name, wanted, undoing = loading.name_or_path, DTYPES[loading.dtype], loading.weight_options()
@@ -201,7 +202,7 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
     options = {} if loading.attn_implementation is None else {"attn_implementation": loading.attn_implementation}
     model: PreTrainedModel
     try:
-        model, notes = AutoModelForCausalLM.from_pretrained(
+        model, notes = factory.from_pretrained(
             name,
             dtype=exactly,
             revision=loading.revision,
@@ -215,7 +216,7 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
         raise ValueError(_not_to_be_had("model", name, error)) from error
     check_loaded(name, model, notes)
     if undoing:  # saving would undo what loading did: weights quantised again, in a config without it
-        model._weight_conversions = None
+        model._weight_conversions = None  # type: ignore[assignment]
     if any(parameter.dtype != wanted for parameter in model.parameters()):
         original = model_fingerprint(model)  # of the checkpoint's own values
         model.to(wanted)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ def refuse_adapter(name: str, revision: str | None = None) -> None:
     if Path(name).is_dir():
         found = Path(name) / "adapter_config.json"
     else:
-        from transformers.utils import find_adapter_config_file
+        from transformers.utils.peft_utils import find_adapter_config_file
 
         found = Path(find_adapter_config_file(name, revision=revision) or "")
     if not found.is_file():
@@ -65,11 +65,11 @@ def check_kind(name: str, config: dict[str, Any]) -> None:
         )
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind = config.get("model_type")
+    kind = str(config.get("model_type") or "")
     known = kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING
     if kind and not known and not config.get("auto_map"):
         raise ValueError(
-            f"{name!r} is of the type {str(kind)[:_LONGEST]!r} (model_type in its config), which this release of "
+            f"{name!r} is of the type {kind[:_LONGEST]!r} (model_type in its config), which this release of "
             "transformers does not load as a causal language model; accepted: a model such as LlamaForCausalLM, or a "
             "newer transformers where it has the type"
         )

@@ -141,7 +141,7 @@ def test_an_adapter_of_the_hub_is_seen_before_it_is_attached(tmp_path, monkeypat
         asked.append((name, revision))
         return str(tmp_path / "adapter_config.json")
 
-    monkeypatch.setattr("transformers.utils.find_adapter_config_file", find)
+    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", find)
     with pytest.raises(ValueError, match="'owner/some-lora' holds an adapter"):
         refuse_adapter("owner/some-lora", "v1")
     with pytest.raises(ValueError, match="'owner/some-lora' holds an adapter"):
