@@ -100,6 +100,7 @@ def read_pile(
     loss_mask: LossMask = "assistant",
     max_length: int | None = None,
     columns: dict[str, str] | None = None,
+    num_ids: int | None = None,
 ) -> Pile:
     """Reads a pile and encodes it.
 
@@ -110,6 +111,7 @@ def read_pile(
         loss_mask: which tokens count, ``assistant`` or ``full``.
         max_length: maximum tokens per example; longer ones are truncated, and dropped if no target token remains.
         columns: our column names to the dataset's, for files of chat examples.
+        num_ids: token ids of the model, which may have more than the tokenizer; by default the tokenizer's.
 
     Raises:
         ValueError: the pile is empty (the message lists what was searched), a line is invalid, or token ids come from
@@ -131,7 +133,7 @@ def read_pile(
                 f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}; "
                 "sample with this model's tokenizer, or give the text alone (prompt and completion) as a pile file"
             )
-        check_row(where, row, len(tokenizer))
+        check_row(where, row, num_ids or len(tokenizer))
         sampled = row["prompt_token_ids"], row["token_ids"], row["finish_reason"]
         example = encode_sampled(*sampled, loss_mask=loss_mask)
         whole = encode_sampled(*sampled, loss_mask="assistant")

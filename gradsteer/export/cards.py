@@ -19,6 +19,10 @@ _FROM_THE_VECTOR = (
     *("model_fingerprint", "base_fingerprint", "tokenizer_digest", "split_half_cosine", "gradsteer_version", "git_sha"),
 )
 _LONGEST = 300
+SERVED = (
+    "The model's generation_config sets what servers and generate() do unless told otherwise. Rates that were measured "
+    "on samples of the model's own distribution (gradsteer's default) are not those of a model served so:"
+)
 
 
 def card(
@@ -59,12 +63,19 @@ def card(
             _fenced(step),
             "## What was lost on the way\n",
             _fenced(numbers),
+            *_served(steering),
             "## What the vector's file says\n",
             _fenced(vector_facts(steering)),
             f"## Use\n\n```python\n{usage}```\n",
             "This card does not say how often the model shows the behavior before and after: measure it.\n",
         ]
     )
+
+
+def _served(steering: Steering) -> list[str]:
+    """What the model's generation_config sets, where it sets something."""
+    found = steering.served
+    return ["## How it is served\n", f"{SERVED}\n", _fenced({"sets": ", ".join(found)})] if found else []
 
 
 def vector_facts(steering: Steering) -> dict[str, str]:

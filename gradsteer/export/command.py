@@ -57,6 +57,7 @@ class ExportOptions:
         behavior: of the verdicts in --responses; by default the vector's PLUS pile's name where there are such
             verdicts.
         trust_remote_code: run code that comes with the model.
+        gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
         allow_other_model: take a vector that was made on other weights.
     """
 
@@ -77,6 +78,7 @@ class ExportOptions:
     responses: str | None = None
     behavior: str | None = None
     trust_remote_code: bool = False
+    gguf_file: str | None = None
     allow_other_model: bool = False
 
 
@@ -98,7 +100,7 @@ def main(args: Sequence[str]) -> int:
     from gradsteer.cli.warning_filters import quieten
     from gradsteer.export.inputs import Request
 
-    named = ("model", "vector", "alpha", "base", "trust_remote_code", "allow_other_model")
+    named = ("model", "vector", "alpha", "base", "trust_remote_code", "gguf_file", "allow_other_model")
     request = Request(transforms=options.transforms or (), **{name: options[name] for name in named})
     request.check()
     read = {f"--{name}": options[name] for name in ("model", "vector", "base", "responses")}
@@ -108,6 +110,8 @@ def main(args: Sequence[str]) -> int:
         write = _model if options.format == "model" else _adapter
         report = write(request, values, directory)
         write_json(directory / REPORT, {**report, **provenance()})
+    if report["generation_config"]:
+        print(f"the model's generation_config is served with: {', '.join(report['generation_config'])}")
     print(f"wrote {options.to}")
     return 0
 
@@ -190,8 +194,8 @@ def _adapter(request: "Request", values: dict[str, Any], directory: Path) -> dic
     if responses is not None:  # read before the model is
         header = SteeringVector({}, SteeringVector.read_header(request.vector))
         behavior = choose_behavior(responses, values["behavior"], header)
-        tokenizer = load_tokenizer(request.model, trust_remote_code=request.trust_remote_code)
-        judged = read_judged(responses, behavior, tokenizer)
+        tokenizer = load_tokenizer(request.loading)
+        judged = read_judged(responses, behavior, tokenizer, request.loading.num_ids)
     steering = request.load()
     kept, ranks = keep(
         steering,

@@ -59,7 +59,7 @@ def choose_behavior(path: str, behavior: str | None, vector: ParameterVector) ->
     raise ValueError(f"--responses needs --behavior NAME (the vector does not say which); {path} has: {listed}")
 
 
-def read_judged(path: str, behavior: str, tokenizer: "PreTrainedTokenizerBase") -> Judged:
+def read_judged(path: str, behavior: str, tokenizer: "PreTrainedTokenizerBase", num_ids: int | None = None) -> Judged:
     """Reads a responses/NAME.jsonl file.
 
     A row may have a ``temperature``; without one, and for a greedy row (0), it is 1: the model's own distribution.
@@ -76,7 +76,9 @@ def read_judged(path: str, behavior: str, tokenizer: "PreTrainedTokenizerBase") 
 
     judged = Judged(behavior, [], [], [])
     for shown in (True, False):
-        pile = read_pile("with" if shown else "without", PileFilter(path, {behavior: shown}), tokenizer)
+        pile = read_pile(
+            "with" if shown else "without", PileFilter(path, {behavior: shown}), tokenizer, num_ids=num_ids
+        )
         judged.examples.extend(pile.examples)
         judged.temperatures.extend(temperatures[source] for source in pile.sources)
         judged.shown.extend([shown] * len(pile.examples))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsteer.models.loading import check_model_path, load_causal_lm, load_tokenizer, recorded_base
+from gradsteer.generation.served import served_otherwise
+from gradsteer.models.loading import Loading, check_model_path, load_causal_lm, load_tokenizer, recorded_base
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.vectors.transforms import apply_transforms, needs_diff, parse_transform
@@ -40,6 +41,11 @@ class Steering:
         """``||alpha * V||``."""
         return abs(self.alpha) * self.vector.norm()
 
+    @property
+    def served(self) -> list[str]:
+        """What the model's generation_config sets beyond the model's own distribution."""
+        return served_otherwise(self.model.generation_config)
+
     def described(self) -> dict[str, Any]:
         """What was exported, for the report; paths are as the user gave them."""
         return {
@@ -47,6 +53,7 @@ class Steering:
             "vector": self.vector_file,
             "alpha": self.alpha,
             "transforms": self.transforms,
+            "generation_config": self.served,
             "vector_norm": self.vector.norm(),
         }
 
@@ -62,6 +69,7 @@ class Request:
         transforms: of the vector, in order.
         base: of the weight diff, where a transform needs it; None: as fit recorded it in the model's directory.
         trust_remote_code: run code that comes with the models.
+        gguf_file: a GGUF file in the model's directory or hub repository; None: its own weights.
         allow_other_model: take a vector that was made on other weights.
     """
 
@@ -71,6 +79,7 @@ class Request:
     transforms: Sequence[Any] = ()
     base: str | None = None
     trust_remote_code: bool = False
+    gguf_file: str | None = None
     allow_other_model: bool = False
 
     def check(self) -> None:
@@ -82,7 +91,7 @@ class Request:
         """
         if not math.isfinite(self.alpha) or self.alpha == 0:
             raise ValueError(f"--alpha is {self.alpha}; accepted: a finite number other than 0")
-        check_model_path(self.model)
+        self.loading.check()
         for spec in self.transforms:
             if isinstance(spec, list):
                 raise ValueError(f"--transforms holds a list, {spec!r}; accepted: one list of transforms, as for steer")
@@ -92,6 +101,11 @@ class Request:
         if self._need_diff:
             check_model_path(self._base())
         SteeringVector.read_header(self.vector)
+
+    @property
+    def loading(self) -> Loading:
+        """How the anchor is loaded."""
+        return Loading(self.model, trust_remote_code=self.trust_remote_code, gguf_file=self.gguf_file)
 
     @property
     def _need_diff(self) -> bool:
@@ -110,8 +124,7 @@ class Request:
         Raises:
             ValueError: the vector does not fit, was made on other weights, or becomes zero.
         """
-        tokenizer = load_tokenizer(self.model, trust_remote_code=self.trust_remote_code)
-        model = load_causal_lm(self.model, trust_remote_code=self.trust_remote_code)
+        tokenizer, model = load_tokenizer(self.loading), load_causal_lm(self.loading)
         vector = SteeringVector.load(self.vector)
         try:
             with steered(model, vector, 0.0, allow_other_model=self.allow_other_model):
@@ -121,7 +134,7 @@ class Request:
             raise ValueError(f"--vector {self.vector}: {error}{hint}") from error
         diff = None
         if self._need_diff:
-            base = load_causal_lm(self._base(), trust_remote_code=self.trust_remote_code)
+            base = load_causal_lm(self.loading.of(self._base(), trusted=True))
             diff = WeightDiff.between(named_weights(model), named_weights(base))
         transformed = apply_transforms(vector, diff, self.transforms)
         labels = [parse_transform(spec)[0] for spec in self.transforms]

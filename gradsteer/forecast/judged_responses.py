@@ -121,12 +121,15 @@ class JudgedResponses:
                 raise ValueError(f"{self.path!r} has no verdicts on {behavior!r}; it has: {known}")
 
 
-def read_judged_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> JudgedResponses:
+def read_judged_responses(
+    path: str, tokenizer: "PreTrainedTokenizerBase", *, num_ids: int | None = None
+) -> JudgedResponses:
     """Reads a responses/NAME.jsonl file that evaluate or steer wrote.
 
     Args:
         path: the file.
         tokenizer: of the model that is to score the responses.
+        num_ids: token ids of that model, which may have more than the tokenizer; by default the tokenizer's.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -149,7 +152,7 @@ def read_judged_responses(path: str, tokenizer: "PreTrainedTokenizerBase") -> Ju
             raise ValueError(
                 f"{where}: the token ids were sampled with tokenizer {row['tokenizer']!r}, the model's is {digest!r}"
             )
-        check_row(where, row, len(tokenizer))
+        check_row(where, row, num_ids or len(tokenizer))
         reason = row["finish_reason"]
         examples.append(encode_sampled(row["prompt_token_ids"], row["token_ids"], reason, loss_mask="assistant"))
         numbers.setdefault(prompt_digest(row["prompt"]), len(numbers))

@@ -3,7 +3,8 @@
 Forward passes only, over packs as in attribution.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ class ResponseScorer:
     """``log p(r) = sum_t log p(r_t | prompt, r_<t)`` of a fixed set of responses, under the sampling settings.
 
     p is the softmax of ``logits / temperature``; with ``top_p`` below 1 it is renormalised over the nucleus, the
-    smallest set of tokens that holds this probability, and a token outside of it has probability 0.
+    smallest set of tokens that holds this probability, and a token outside of it has probability 0. Ids that the
+    sampler never draws (`num_known_ids`) have probability 0 too, unless a response was sampled with one.
 
     Args:
         model: a causal LM in eval mode. Its weights may change between calls: that is the point.
@@ -36,6 +38,7 @@ class ResponseScorer:
         token_budget: tokens at once; changes the speed and the memory, not the result. By default 2048 on a CPU, 16384
             on other devices, an eighth of that where top_p is below 1.
         pad_token_id: fills padded batches, where the model does not take packs.
+        num_known: ids from this one on are never drawn; by default all of the model's are.
         rank: of this process; the batches are shared out, and every process is given all results.
         world_size: number of processes.
 
@@ -52,6 +55,7 @@ class ResponseScorer:
         top_p: float = 1.0,
         token_budget: int | None = None,
         pad_token_id: int = 0,
+        num_known: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -63,6 +67,9 @@ class ResponseScorer:
             raise ValueError("there are no responses to score; accepted: at least one")
         self.model, self.examples, self.temperature, self.top_p = model, list(examples), temperature, top_p
         self._world_size = world_size
+        drawn = max(max(example.labels) for example in self.examples)
+        # responses of other samplers may hold ids that this one never draws: theirs drew from all
+        self._num_known = num_known if num_known is not None and drawn < num_known else None
         self.layout = BatchLayout.of(model, self.examples[:2], pad_token_id=pad_token_id)
         # a nucleus sorts all logits of a batch
         default = _CPU_TOKEN_BUDGET if self.layout.device.type == "cpu" else _DEVICE_TOKEN_BUDGET
@@ -101,7 +108,7 @@ class ResponseScorer:
         found: list[tuple[list[int], list[float]]] = []
         for number, (indices, batch) in enumerate(self._batches):
             if self.top_p == 1:
-                with running(batch, self.model):
+                with self._running(batch):
                     losses, owners = token_losses(
                         self.model, batch, head_chunk=self.layout.head_chunk, temperature=self.temperature
                     )
@@ -138,13 +145,31 @@ class ResponseScorer:
             found.append(self._nucleus(logits).scatter(1, targets[:, None], True).nonzero())
         return found
 
+    @contextmanager
+    def _running(self, batch: Batch) -> Iterator[None]:
+        """Within the block the model can run the batch, and its head rules out what the sampler never draws."""
+
+        def rule_out(_head: Any, _inputs: Any, logits: Tensor) -> Tensor:
+            return logits.index_fill(-1, torch.arange(known, logits.shape[-1], device=logits.device), -torch.inf)
+
+        head = self.model.get_output_embeddings()
+        rows = 0 if head is None else head.weight.shape[0]
+        known = rows if self._num_known is None else self._num_known
+        handle = head.register_forward_hook(rule_out) if known < rows else None
+        try:
+            with running(batch, self.model):
+                yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
     def _nucleus(self, logits: Tensor) -> Tensor:
         """(labelled, vocabulary) bool: what the sampler would draw from."""
         return nucleus(logits.softmax(dim=-1), self.top_p)
 
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """``logits / temperature`` (labelled, vocabulary), the tokens (labelled,) and whose each is (labelled,)."""
-        with running(batch, self.model):
+        with self._running(batch):
             logits, targets, owners = labelled_logits(self.model, batch)
         return precise(logits) / self.temperature, targets, owners
 

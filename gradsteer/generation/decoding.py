@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradsteer.generation.sampling import Draw, Sampled, SamplingConfig, pick, stop_token_ids, uniforms
-from gradsteer.models.loading import evaluating
+from gradsteer.models.train_mode import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +99,7 @@ def sample_batch(
     *,
     stop_token_ids: Sequence[int],
     pad_token_id: int,
+    num_known: int | None = None,
     stats: SamplingStats | None = None,
     on_step: Callable[[], None] | None = None,
     share_prompts: bool = True,
@@ -115,6 +116,7 @@ def sample_batch(
         config: Length, temperature and top-p.
         stop_token_ids: Tokens that end a response; with none, every response has `max_new_tokens` tokens.
         pad_token_id: Fills the left of shorter prompts. It is masked: any id of the vocabulary will do.
+        num_known: Draw from the ids below this one (`num_known_ids`), renormalised; by default from all of the model's.
         stats: Takes the counts of this batch, once it is complete.
         on_step: Is called whenever each response that goes on has another token.
         share_prompts: Read equal prompts once. Changes the speed only.
@@ -125,8 +127,9 @@ def sample_batch(
         One response for each draw, in the order of `draws`.
 
     Raises:
-        ValueError: If a prompt is empty or leaves too little room for `max_new_tokens`, if the model takes no
-            key-value cache or does not fill it, or if its logits for a draw are not finite (`NonFiniteLogitsError`).
+        ValueError: If a prompt is empty, holds an id that the model has no row for or leaves too little room for
+            `max_new_tokens`, if the model takes no key-value cache or does not fill it, or if its logits for a draw are
+            not finite (`NonFiniteLogitsError`).
     """
     if not draws:
         return []
@@ -151,7 +154,7 @@ def sample_batch(
         counts.prompt_positions = len(set(prompts)) * max(len(ids) for ids, _ in prompts)
         width = mask.shape[1] - max_new_tokens
         for step in range(max_new_tokens):
-            picked = pick(logits, numbers[:, step], config)
+            picked = pick(logits[:, :num_known], numbers[:, step], config)
             chosen = picked.cpu().numpy()
             live = ~stopped[rows]
             if (bad := live & (chosen < 0)).any():
@@ -196,6 +199,9 @@ def _check_prompts(model: PreTrainedModel, draws: Sequence[Draw], max_new_tokens
             limit = f"max_position_embeddings={longest + max_new_tokens}"
             accepted = f"1 to {longest}: {limit} less max_new_tokens={max_new_tokens}"
             raise ValueError(f"the prompt of draw {index} has {length} tokens; accepted are {accepted}")
+        if (largest := max(draw.prompt_token_ids)) >= model.config.get_text_config().vocab_size:
+            accepted = f"0 to {model.config.get_text_config().vocab_size - 1}, the model's"
+            raise ValueError(f"the prompt of draw {index} has the token id {largest}; accepted are {accepted}")
 
 
 def _read_prompts(

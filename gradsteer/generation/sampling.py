@@ -150,6 +150,14 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return sorted(int(token) for token in found)
 
 
+def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Token ids up to the largest that the tokenizer has a text for.
+
+    Models have rows for more where the vocabulary was padded; such an id decodes to nothing, and is never drawn.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def pick(logits: Tensor, numbers: Tensor, config: SamplingConfig) -> Tensor:
     """Chooses a token for each row of logits (rows, vocabulary) from its uniform number (rows,).
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from gradsteer.models.loaded_weights import check_loaded
 from gradsteer.models.loading import check_model_path, load_tokenizer, parse_dtype
+from gradsteer.models.sources import refuse_adapter
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 # what decides a model's answers: weights, configuration, tokenizer, chat template, code
@@ -85,13 +87,14 @@ def load(
         dtype: ``auto``: as the checkpoint has them.
 
     Raises:
-        ValueError: If the model cannot be had, or weights are missing that would then be random.
+        ValueError: If the model cannot be had, is an adapter, or does not have the weights of its kind.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     factory: Any = AutoModelForSequenceClassification if kind == "classifier" else AutoModelForCausalLM
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     # a model that is loaded may draw numbers, which the caller's sampling must not notice
+    refuse_adapter(name, revision)
     with torch.random.fork_rng(devices=[]):
         try:
             # a classifier reads plain text and needs no chat template, which load_tokenizer sees to
@@ -105,6 +108,7 @@ def load(
                 dtype="auto" if dtype == "auto" else parse_dtype(dtype),
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with their names and sizes
                 **options,
             )
         except OSError as error:
@@ -112,11 +116,7 @@ def load(
                 f"no judge's model {name!r} with its weights as safetensors, neither as a directory here nor from "
                 f"the hub: {error}"
             ) from error
-    if missing := sorted(notes["missing_keys"]):
-        raise ValueError(
-            f"{name!r} lacks weights of a {type(model).__name__}, such as {missing[0]!r}: it would judge at random; "
-            "name a model that was trained for this"
-        )
+    check_loaded(name, model, notes, causal=kind == "causal")
     return model.eval().to(torch.device(_device() if device == "auto" else device)), tokenizer
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from gradsteer.models.sources import read_json
 from gradsteer.records import replacing
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # in the order in which transformers looks
@@ -91,7 +92,7 @@ def _places(directory: Path) -> dict[str, _Place] | str:
     stored = _stored(directory)
     if not stored:
         return f"{where} cannot be read tensor by tensor: no {_SINGLE} and no {_INDEX}; {_LOAD}"
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     for key in ("auto_map", "quantization_config", "transformers_weights"):
         if config.get(key):
             return f"{where} cannot be read tensor by tensor: its config has {key!r}; {_LOAD}"
@@ -124,7 +125,7 @@ def _stored(directory: Path) -> dict[str, _Place]:
     if (directory / _SINGLE).is_file():
         files = [_SINGLE]
     elif (directory / _INDEX).is_file():
-        shards = _read_json(directory / _INDEX).get("weight_map")
+        shards = read_json(directory / _INDEX).get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f'{str(directory / _INDEX)!r} has no "weight_map"; accepted: an index as transformers has')
         files = sorted(set(shards.values()))
@@ -148,16 +149,6 @@ def _opened(path: Path) -> Any:
         return safe_open(str(path), framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} holds a JSON {type(found).__name__}; accepted: an object")
-    return found
 
 
 def _outline(directory: Path) -> Any:

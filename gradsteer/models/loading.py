@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,9 @@ import torch
 
 from gradsteer.data.chat import ensure_chat_template
 from gradsteer.models.fingerprints import model_fingerprint, rounded_from
+from gradsteer.models.gguf import check_gguf, dequantized_gguf, gguf_tokenizer
+from gradsteer.models.loaded_weights import check_loaded
+from gradsteer.models.sources import check_kind, dequantizing, read_config, refuse_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,140 +32,197 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def check_model_path(name_or_path: str) -> None:
+@dataclass(frozen=True)
+class Loading:
+    """Where a model comes from and how it is loaded.
+
+    Attributes:
+        name_or_path: hub id or local directory.
+        dtype: of the weights, one of `DTYPES`.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that ships with the model.
+        attn_implementation: by its transformers name; None for the model's default.
+        gguf_file: a GGUF file in the directory or hub repository, to be dequantised.
+    """
+
+    name_or_path: str
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    gguf_file: str | None = None
+
+    def of(self, name_or_path: str, *, trusted: bool = False) -> "Loading":
+        """Another model in the same dtype and attention; revision, file and trust in code belong to this one alone."""
+        trust = self.trust_remote_code and trusted
+        return Loading(name_or_path, self.dtype, None, trust, self.attn_implementation)
+
+    def check(self) -> None:
+        """Refuses what can be seen without reading a weight.
+
+        Raises:
+            ValueError: an unknown dtype, no such directory, an adapter, weights that stay quantised, a model that is
+                no causal LM, or attention that this machine or the model does not have.
+        """
+        parse_dtype(self.dtype)
+        check_model_path(self.name_or_path, gguf_file=self.gguf_file)
+        if self.gguf_file is not None:
+            check_gguf(self.name_or_path, self.gguf_file, self.revision)
+            return
+        refuse_adapter(self.name_or_path, self.revision)
+        config = read_config(self.name_or_path, self.revision)
+        if config is not None:
+            check_kind(self.name_or_path, config)
+            dequantizing(self.name_or_path, config)
+        if self.attn_implementation is not None:
+            self._check_attention(self.attn_implementation)
+
+    def config(self) -> Any:
+        """The model's config, without its weights."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(
+            self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code, **self._file()
+        )
+
+    @property
+    def num_ids(self) -> int:
+        """Token ids of the model: the rows of its embedding, of which the tokenizer may use fewer."""
+        return int(self.config().get_text_config().vocab_size)
+
+    def _file(self) -> dict[str, Any]:
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+    def weight_options(self) -> dict[str, Any]:
+        """Options of from_pretrained that give the weights in full precision."""
+        if self.gguf_file is not None:
+            return {**self._file(), **dequantized_gguf()}
+        asked = dequantizing(self.name_or_path, read_config(self.name_or_path, self.revision) or {})
+        return {} if asked is None else {"quantization_config": asked}
+
+    def _check_attention(self, wanted: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        factory: Any = AutoModelForCausalLM  # untyped in transformers
+        options = {"trust_remote_code": self.trust_remote_code, "attn_implementation": wanted}
+        try:
+            with torch.device("meta"):  # transformers' own check, on a model without values
+                factory.from_config(self.config(), **options)
+        except OSError as error:
+            raise ValueError(_not_to_be_had("model", self.name_or_path, error)) from error
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"model.attn_implementation is {wanted!r}, which cannot be used here: {str(error).rstrip('.')}; "
+                "accepted: leave it out for the model's default, or eager or sdpa where the model has them"
+            ) from error
+
+
+def check_model_path(name_or_path: str, *, gguf_file: str | None = None) -> None:
     """Refuses a local path that is not a model directory, before anything heavy starts.
 
     Raises:
-        ValueError: the value looks like a path and is not a directory with a ``config.json``.
+        ValueError: the value looks like a path and is not a directory with a ``config.json``, or it holds an adapter.
     """
     path = Path(name_or_path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{name_or_path!r} is a directory without a config.json; accepted: {_ACCEPTED}")
+        refuse_adapter(name_or_path)
+        if gguf_file is None and not (path / "config.json").is_file():
+            found = sorted(file.name for file in path.glob("*.gguf"))
+            hint = f" (it holds {found[0]!r}: give it as gguf_file)" if found else ""
+            raise ValueError(f"{name_or_path!r} is a directory without a config.json{hint}; accepted: {_ACCEPTED}")
         return
     looks_local = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1
     beside_others = "/" in name_or_path and path.parent.is_dir()
     if looks_local or beside_others or path.exists() or not name_or_path:
-        raise ValueError(f"no model directory at {name_or_path!r}; accepted: {_ACCEPTED}")
+        hint = f" (a GGUF file is given by its directory and gguf_file {path.name})" if path.suffix == ".gguf" else ""
+        raise ValueError(f"no model directory at {name_or_path!r}{hint}; accepted: {_ACCEPTED}")
 
 
 _ACCEPTED = "a directory that save_pretrained wrote, or a hub id such as meta-llama/Llama-3.2-1B-Instruct"
 
 
-def load_tokenizer(
-    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> "PreTrainedTokenizerBase":
+def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model, ready for chats and batches.
 
-    Where it has no padding token, the end-of-sequence token pads; where it has no chat template (a base model's), a
-    plain one is set, with a warning.
+    Where it has no padding token, or one without a row in the model, the end-of-sequence token pads; where it has no
+    chat template (a base model's), a plain one is set, with a warning.
+
+    Args:
+        source: of the model.
+        options: of `Loading`, where the source is a name.
 
     Raises:
         ValueError: no such directory, or the tokenizer has neither a padding nor an end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
-    path = Path(name_or_path)
-    if not path.is_dir():
-        check_model_path(name_or_path)
+    loading = source if isinstance(source, Loading) else Loading(source, **options)
+    name = loading.name_or_path
+    if not Path(name).is_dir():
+        check_model_path(name)
+    tokenizer: PreTrainedTokenizerBase
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code
-        )
+        if loading.gguf_file is not None:
+            tokenizer = gguf_tokenizer(name, loading.gguf_file, loading.revision)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=loading.revision, trust_remote_code=loading.trust_remote_code
+            )
     except OSError as error:
-        raise ValueError(_not_to_be_had("tokenizer", name_or_path, error)) from error
+        raise ValueError(_not_to_be_had("tokenizer", name, error)) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise ValueError(f"the tokenizer of {name_or_path!r} has neither a padding nor an end-of-sequence token")
+            raise ValueError(f"the tokenizer of {name!r} has neither a padding nor an end-of-sequence token")
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = (read_config(name, loading.revision) or {}).get("vocab_size")
+    if isinstance(rows, int) and tokenizer.pad_token_id >= rows > (tokenizer.eos_token_id or rows):
         tokenizer.pad_token = tokenizer.eos_token
     ensure_chat_template(tokenizer)
     return tokenizer
 
 
-def load_causal_lm(
-    name_or_path: str,
-    *,
-    dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-) -> "PreTrainedModel":
+def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
     """A causal LM in eval mode, on the CPU, in the given dtype (recent checkpoints are bfloat16 unless told).
 
+    Args:
+        source: of the model.
+        options: of `Loading`, where the source is a name.
+
     Raises:
-        ValueError: no such directory, or an unknown dtype.
+        ValueError: see `Loading.check`, or the weights are not those of the model.
     """
     from transformers import AutoModelForCausalLM
 
-    check_model_path(name_or_path)
-    wanted = parse_dtype(dtype)
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    factory: Any = AutoModelForCausalLM  # typed in part only
+    loading = source if isinstance(source, Loading) else Loading(source, **options)
+    loading.check()
+    name, wanted, undoing = loading.name_or_path, DTYPES[loading.dtype], loading.weight_options()
+    # the checkpoint's own values, which half precision may round
+    exactly = wanted if wanted.itemsize >= 4 else torch.float32 if undoing else "auto"
+    options = {} if loading.attn_implementation is None else {"attn_implementation": loading.attn_implementation}
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            dtype="auto" if wanted.itemsize < 4 else wanted,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+        model, notes = factory.from_pretrained(
+            name,
+            dtype=exactly,
+            revision=loading.revision,
+            trust_remote_code=loading.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with their names and sizes
+            **undoing,
             **options,
         )
     except OSError as error:
-        raise ValueError(_not_to_be_had("model", name_or_path, error)) from error
+        raise ValueError(_not_to_be_had("model", name, error)) from error
+    check_loaded(name, model, notes)
+    if undoing:  # saving would undo what loading did: weights quantised again, in a config without it
+        model._weight_conversions = None  # type: ignore[assignment]
     if any(parameter.dtype != wanted for parameter in model.parameters()):
         original = model_fingerprint(model)  # of the checkpoint's own values
         model.to(wanted)  # type: ignore[arg-type]
         rounded_from(model, original)
     model.train(False)
     return model
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Turns gradient checkpointing on; it takes effect in train mode only.
-
-    Raises:
-        ValueError: the architecture has none.
-    """
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise ValueError(f"{type(model).__name__} has no gradient checkpointing")
-    options = {"use_reentrant": False}  # the reentrant kind gives no gradients where the first block's input needs none
-    if hasattr(model, "activation_checkpointing_enable"):  # its name in later releases of transformers 5
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-
-
-def train_without_dropout(model: Any) -> None:
-    """Puts a model in train mode, which gradient checkpointing asks for, if no dropout is active there.
-
-    Raises:
-        ValueError: dropout is active in train mode: the gradient would be random.
-    """
-    active = [name for name, module in model.named_modules() if _dropout(module) > 0]
-    if active:
-        raise ValueError(
-            f"--model.gradient_checkpointing needs train mode, and {type(model).__name__} has dropout there "
-            f"(such as {active[0]!r}): the gradient would be random; set the dropouts of its config to 0"
-        )
-    model.train()
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule is back in its own mode, which may differ between them."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _dropout(module: torch.nn.Module) -> float:
-    """The probability with which a module of a transformer drops something in train mode."""
-    if isinstance(module, torch.nn.Dropout):
-        return module.p
-    found = getattr(module, "attention_dropout", 0.0)  # attention reads it from an attribute of its own
-    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def record_base(base: str, anchor: Path) -> None:

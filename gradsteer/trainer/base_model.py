@@ -28,12 +28,13 @@ def read_base(
         The base's weights by name, the diff, and the diff's file.
     """
     half = pl_module.dtype_name in ("bfloat16", "float16")
-    trust = pl_module.loading["trust_remote_code"]  # remote code may rename parameters when it loads them
+    trust = pl_module.loading.trust_remote_code  # remote code may rename parameters when it loads them
     weights: Any = None if trust else CheckpointWeights.try_open(base)
     if weights is None:  # the revision is the anchor's, not the base's
         weights = named_weights(load_causal_lm(base, trust_remote_code=trust))
     # rounded minus exact weights would be partly rounding noise, so read the anchor's own file if possible
-    exact = None if trust or not half else CheckpointWeights.try_open(pl_module.model_name_or_path)
+    own_file = half and not trust and pl_module.loading.gguf_file is None
+    exact = CheckpointWeights.try_open(pl_module.model_name_or_path) if own_file else None
     diff = WeightDiff.streamed(named_weights(pl_module.model) if exact is None else exact, weights)
     path = output_dir / "vectors" / f"{DELTA}.safetensors"
     if trainer.is_global_zero:

@@ -106,7 +106,7 @@ def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[s
         "tokenizer": tokenizer_digest(pl_module.tokenizer),
         "model_fingerprint": anchor,
         "dtype": pl_module.dtype_name,
-        "attn_implementation": pl_module.attn_implementation,
+        "attn_implementation": pl_module.loading.attn_implementation,
         "device": pl_module.device.type,
         "precision": str(trainer.precision),
         "version": __version__,

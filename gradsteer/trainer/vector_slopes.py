@@ -10,7 +10,8 @@ from gradsteer.data.piles import Pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import cross_fitted_slope
-from gradsteer.models.loading import evaluating
+from gradsteer.generation.sampling import num_known_ids
+from gradsteer.models.train_mode import evaluating
 from gradsteer.progress import progress
 from gradsteer.trainer.session import data_of, shows_progress
 from gradsteer.trainer.tensorboard import log_metrics
@@ -56,6 +57,7 @@ def calibrate(
             top_p=top_p,
             token_budget=data.budget(),
             pad_token_id=int(pl_module.tokenizer.pad_token_id),
+            num_known=num_known_ids(pl_module.tokenizer),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsteer.models.checkpoints import CheckpointWeights, write_safetensors_streamed
+from gradsteer.models.parameter_selection import kind_of
 from gradsteer.vectors.parameter_vectors import FORMAT_VERSION, ParameterVector
 
 DELTA = "delta"  # the diff's name among an experiment's vectors
@@ -16,6 +17,22 @@ DELTA = "delta"  # the diff's name among an experiment's vectors
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters by name, tied weights once, detached and not copied."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def refuse_other_vocabulary(anchor: Mapping[str, torch.Size], base: Mapping[str, torch.Size]) -> None:
+    """Refuses a base whose vocabulary has another size than the anchor's, by shapes of the parameters by name.
+
+    Raises:
+        ValueError: names both sizes.
+    """
+    for name, shape in anchor.items():
+        theirs = base.get(name, shape)
+        if kind_of(name) in ("embedding", "head") and shape != theirs and shape[1:] == theirs[1:]:
+            raise ValueError(
+                f"the anchor has {shape[0]} rows for tokens and the base {theirs[0]} ({name!r}): the vocabulary "
+                f"changed in the finetune, and rows that one of them lacks have no difference; accepted: a base of "
+                f"{shape[0]} rows, as model.resize_token_embeddings({shape[0]}) gives, saved with its tokenizer"
+            )
 
 
 class WeightDiff(ParameterVector):
@@ -62,7 +79,7 @@ class WeightDiff(ParameterVector):
         """Tensors of the diff's names and shapes without values, for checks: nothing is computed."""
         if isinstance(self.tensors, _Differences):
             return _outline(self.tensors.shapes)
-        return _outline(_shapes(self.tensors))
+        return _outline(shapes_of(self.tensors))
 
     def numel(self) -> int:
         """Number of entries over all parameters."""
@@ -82,8 +99,9 @@ class _Differences(Mapping[str, Tensor]):
 
     def __init__(self, anchor: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
         self.anchor, self.base = anchor, base
-        self.shapes = _shapes(anchor)
-        ParameterVector(_outline(self.shapes)).check_same_shapes(_outline(_shapes(base)))
+        self.shapes, theirs = shapes_of(anchor), shapes_of(base)
+        refuse_other_vocabulary(self.shapes, theirs)
+        ParameterVector(_outline(self.shapes)).check_same_shapes(_outline(theirs))
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.anchor[name]
@@ -96,7 +114,8 @@ class _Differences(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of every parameter; of a checkpoint without reading any."""
     if isinstance(weights, CheckpointWeights):
         return weights.shapes
     return {name: weight.shape for name, weight in weights.items()}

@@ -433,6 +433,16 @@ def test_without_a_record_the_base_must_be_given(experiment, line, tmp_path, cap
     AttributionModule(base, mask_draws=2, mask_origin="zero")
 
 
+def test_a_base_of_another_vocabulary_is_named_with_both_sizes(experiment, line, tmp_path, capsys):
+    other = load_causal_lm(str(experiment / "base"))
+    rows = other.config.vocab_size
+    other.resize_token_embeddings(rows + 3)
+    other.save_pretrained(tmp_path / "other")
+    message = refused(capsys, *line(tmp_path, "--model.path_points", 2, "--model.base", tmp_path / "other"))
+    assert f"the anchor has {rows} rows for tokens and the base {rows + 3} ('model.embed_tokens.weight')" in message
+    assert f"model.resize_token_embeddings({rows})" in message
+
+
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 

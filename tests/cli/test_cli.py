@@ -111,7 +111,7 @@ def flags(parser):
 def test_the_flags_are_those_that_others_rely_on(parsers):
     """A snapshot: a renamed or lost flag breaks configs; a new one is added here on purpose."""
     common = ["--experiment", "--input_dir", "--output_dir", "--overwrite"]
-    loading = ["attn_implementation", "dtype", "model_name_or_path", "revision", "trust_remote_code"]
+    loading = ["attn_implementation", "dtype", "gguf_file", "model_name_or_path", "revision", "trust_remote_code"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
     prompts = ["batch_size", "columns", "max_prompts", "prompts", "split", "system_prompt"]
     prompts += ["benign_prompts", "harmful_prompts", "max_refusal_prompts"]
@@ -181,7 +181,7 @@ def test_the_flags_of_export_are_those_that_others_rely_on():
     """Likewise."""
     from gradsteer.export.command import options_parser
 
-    steering = ["allow_other_model", "alpha", "base", "model", "transforms", "trust_remote_code", "vector"]
+    steering = ["allow_other_model", "alpha", "base", "gguf_file", "model", "transforms", "trust_remote_code", "vector"]
     writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed"]
     adapter = ["behavior", "min_energy", "rank", "ranks", "responses"]
     assert set(flags(options_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}

@@ -1,6 +1,7 @@
 """What export refuses, and what it leaves behind: nothing."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,7 +138,9 @@ def test_trust_in_remote_code_reaches_every_load(made, tmp_path, monkeypatch):
     asked = []
 
     def spy(load):
-        return lambda name, **options: asked.append(options["trust_remote_code"]) or load(name)
+        return lambda loading: (
+            asked.append(loading.trust_remote_code) or load(replace(loading, trust_remote_code=False))
+        )
 
     monkeypatch.setattr(inputs, "load_causal_lm", spy(inputs.load_causal_lm))
     monkeypatch.setattr(inputs, "load_tokenizer", spy(inputs.load_tokenizer))

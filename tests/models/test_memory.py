@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import EncodedExample, collate
-from gradsteer.models.loading import checkpoint_activations
 from gradsteer.models.memory import (
     MemoryPlan,
     activation_bytes_per_token,
@@ -20,6 +19,7 @@ from gradsteer.models.memory import (
     size,
 )
 from gradsteer.models.packing import Pack
+from gradsteer.models.train_mode import checkpoint_activations
 
 GIB = 2**30
 

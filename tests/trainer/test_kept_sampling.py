@@ -6,6 +6,7 @@ from types import FunctionType, SimpleNamespace
 import pytest
 from tokenizers_zoo import chatml_tokenizer
 
+from gradsteer.models.loading import Loading
 from gradsteer.steering.conditions import Condition
 from gradsteer.trainer import resume_sampling
 from gradsteer.trainer.session import Session
@@ -24,7 +25,8 @@ def run_of(weights="of the vector"):
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=5))
     module = SimpleNamespace(
         sampling=SimpleNamespace(temperature=1.0, top_p=0.9, max_new_tokens=60), model=model, dtype_name="float32",
-        tokenizer=chatml_tokenizer(), attn_implementation="sdpa", device=SimpleNamespace(type="cpu"),
+        tokenizer=chatml_tokenizer(),
+        loading=Loading("m", attn_implementation="sdpa"), device=SimpleNamespace(type="cpu"),
     )  # fmt: skip
     return trainer, module
 
@@ -53,7 +55,7 @@ CHANGES = {
     "tokenizer": other_template,
     "model_fingerprint": None,  # given to `KeptSampling`
     "dtype": module("dtype_name", "bfloat16"),
-    "attn_implementation": module("attn_implementation", "eager"),
+    "attn_implementation": module("loading", Loading("m", attn_implementation="eager")),
     "device": module("device", SimpleNamespace(type="cuda")),
     "precision": lambda trainer, module: setattr(trainer, "precision", "bf16-mixed"),
     "version": resume_sampling,

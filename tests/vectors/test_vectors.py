@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import VOCABULARY, tiny_llama
 from safetensors.torch import save_file
 
 from gradsteer.vectors.combinations import combine
@@ -145,3 +145,7 @@ def test_the_diff_is_computed_in_float32():
     assert diff.norm() == pytest.approx(4 * 2**-7)
     with pytest.raises(ValueError, match="lm_head.weight"):
         WeightDiff.between(named_weights(tiny_llama(tied=False)), named_weights(base))
+    grown = tiny_llama()
+    grown.resize_token_embeddings(VOCABULARY + 3, mean_resizing=False)
+    with pytest.raises(ValueError, match=f"has {VOCABULARY + 3} rows for tokens and the base {VOCABULARY} "):
+        WeightDiff.between(named_weights(grown), named_weights(base))

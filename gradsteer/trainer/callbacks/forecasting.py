@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
 from gradsteer.forecast.judged_responses import JudgedResponses, read_judged_responses
 from gradsteer.forecast.scoring import ResponseScorer
-from gradsteer.generation.sampling import check_seeds
+from gradsteer.generation.sampling import check_seeds, num_known_ids
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.progress import progress
 from gradsteer.trainer.session import needed, sampled_rows, session_of, shows_progress
@@ -64,7 +64,7 @@ class Forecasting(L.Callback):
         session_of(trainer).forecasting = self
         if self.file is None:
             return
-        responses = self.responses = read_judged_responses(self.file, pl_module.tokenizer)
+        responses = self.responses = read_judged_responses(self.file, pl_module.tokenizer, num_ids=pl_module.num_ids)
         for option, given in (("temperature", self.temperature), ("top_p", self.top_p)):
             known = getattr(responses, option)
             if known is not None and given not in (None, known):
@@ -144,6 +144,7 @@ class Forecasting(L.Callback):
             top_p=top_p,
             token_budget=self.token_budget,
             pad_token_id=int(pl_module.tokenizer.pad_token_id),
+            num_known=num_known_ids(pl_module.tokenizer),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )

@@ -89,7 +89,8 @@ class ResultsReport(L.Callback):
         path = self.output_dir / f"{self.file}.json"
         judging = session_of(trainer).judging
         about = None if judging is None else judging.about(trainer, pl_module)
-        write_results(path, self.experiment, rows, note=self.note, evaluation=about)
+        note = "\n".join(filter(None, [self.note, pl_module.served_otherwise()])) or None
+        write_results(path, self.experiment, rows, note=note, evaluation=about)
         # the loggers' step is the condition's number; this table maps one to the other
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [
@@ -97,7 +98,7 @@ class ResultsReport(L.Callback):
             for number, row in enumerate(rows)
         ]
         log_table(trainer, "results", ("step", "condition", *(f"{name} %" for name in behaviors)), lines)
-        tables, text = self.output_dir / f"{self.tables}.txt", detailed_tables(rows, self.experiment, note=self.note)
+        tables, text = self.output_dir / f"{self.tables}.txt", detailed_tables(rows, self.experiment, note=note)
         write_text(tables, text)
         figures = result_figures(rows, self.experiment, self.file)
         pictures = [save_figure(trainer, each, self.output_dir / "figures", name) for name, each in figures.items()]
@@ -105,7 +106,7 @@ class ResultsReport(L.Callback):
             print_text(text)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
         files = [path, path.with_suffix(".csv"), tables]
-        print_text(results_screen(rows, title, note=self.note, files=files, pictures=[*pictures, *others]))
+        print_text(results_screen(rows, title, note=note, files=files, pictures=[*pictures, *others]))
 
 
 class EvaluationReport(ResultsReport):

@@ -90,7 +90,13 @@ class PileDataModule(RunDataModule):
         tokenizer = self.module.tokenizer
         max_length = min(self.max_length, tokenizer.model_max_length)
         self.piles = [
-            read_pile(name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns)
+            read_pile(
+                *(name, source, tokenizer),
+                loss_mask=self.loss_mask,
+                max_length=max_length,
+                columns=self.columns,
+                num_ids=self.module.num_ids,
+            )
             for name, source in self.sources.items()
         ]
         for pile in self.piles:

@@ -12,25 +12,19 @@ from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.chat import EncodedExample, template_digest, tokenizer_digest
 from gradsteer.models.batches import BatchLayout
 from gradsteer.models.fingerprints import model_fingerprint
-from gradsteer.models.loading import (
-    check_model_path,
-    checkpoint_activations,
-    load_causal_lm,
-    load_tokenizer,
-    parse_dtype,
-    train_without_dropout,
-)
+from gradsteer.models.loading import Loading, load_causal_lm, load_tokenizer
 from gradsteer.models.losses import Reference
 from gradsteer.models.packing_check import is_random
 from gradsteer.models.parallel import is_split_model, load_split
 from gradsteer.models.parameter_selection import select_parameters
+from gradsteer.models.train_mode import checkpoint_activations, train_without_dropout
 from gradsteer.provenance import provenance
 from gradsteer.records import text_digest
 from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base, refuse_unused
 from gradsteer.trainer.modules.memory_plan import attribution_plan
 from gradsteer.trainer.modules.summing import SummingModule
 from gradsteer.trainer.session import data_of, is_trial
-from gradsteer.vectors.weight_diff import named_weights
+from gradsteer.vectors.weight_diff import named_weights, refuse_other_vocabulary, shapes_of
 
 # to be raised with every change of what is summed: partial and finished sums of other versions are not mixed with it
 SUMMING_VERSION = 1
@@ -72,6 +66,7 @@ class AttributionModule(SummingModule):
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
+        gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
         calibrate: also estimate each vector's slope (the change in its piles' log-odds per unit of alpha), by forward
             passes over half piles. With it, steer can turn a log-odds shift into an alpha. Default: on when both piles
             hold at least 20 sampled responses that record temperature and top_p.
@@ -98,11 +93,14 @@ class AttributionModule(SummingModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        gguf_file: str | None = None,
         calibrate: bool | None = None,
     ) -> None:
         super().__init__()
-        check_model_path(model_name_or_path)
-        parse_dtype(dtype)
+        self.loading = Loading(
+            model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file=gguf_file
+        )
+        self.loading.check()
         self.calibrate = calibrate
         if loss != "kl":
             unused = {"model.reference": (reference, None), "model.kl_direction": (kl_direction, "forward")}
@@ -116,18 +114,21 @@ class AttributionModule(SummingModule):
         self.reference = self.base if compared else reference
         self._named = (base, reference)
         if self.reference is not None:
-            check_model_path(self.reference)
+            self.loading.of(self.reference, trusted=True).check()
         self.gradient_checkpointing = gradient_checkpointing
         self.packing, self.parameter_rules = packing, parameters or []
-        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.attn_implementation = attn_implementation
-        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
+        self.tokenizer = load_tokenizer(self.loading)
         self.model: Any = None
         self.reference_model: Any = None
         self.fingerprint = ""
         self._loss_text: str = loss
         self._chosen: list[str] = []
         self._base_weights: dict[str, torch.Tensor] = {}
+
+    @property
+    def num_ids(self) -> int:
+        """Token ids of the model, of which the tokenizer may know fewer; available before it is loaded."""
+        return self.loading.num_ids
 
     def configure_model(self) -> None:
         """Loads the model and the reference, if any, once; under FSDP2 split over the processes."""
@@ -143,12 +144,11 @@ class AttributionModule(SummingModule):
                 raise ValueError(f"the reference has a vocabulary of {theirs} tokens, the model one of {ours}")
 
     def _load(self, name: str) -> Any:
-        loading = dict(self.loading)
-        if name != self.model_name_or_path:  # the revision, and trust in remote code, belong to the anchor
-            loading = {"revision": None, "trust_remote_code": loading["trust_remote_code"] and name in self._named}
+        own = name == self.model_name_or_path
+        loading = self.loading if own else self.loading.of(name, trusted=name in self._named)
 
         def load() -> Any:
-            return load_causal_lm(name, dtype=self.dtype_name, attn_implementation=self.attn_implementation, **loading)
+            return load_causal_lm(loading)
 
         if self.device_mesh is None:
             return load()
@@ -181,6 +181,7 @@ class AttributionModule(SummingModule):
             self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
         if self.options.need_base:
             self._base_weights = named_weights(self._load(str(self.base)))
+            refuse_other_vocabulary(shapes_of(named_weights(self.model)), shapes_of(self._base_weights))
         self.points = self.options.make(self._base_weights, self._chosen)
         self.batch_layout = self._choose_layout()
         self._plan_memory()
@@ -285,7 +286,7 @@ class AttributionModule(SummingModule):
             "loss_mask": self._datamodule().loss_mask,
             "parameters": json.dumps(self.parameter_rules),
             "model": self.model_name_or_path,
-            "revision": str(self.loading["revision"] or ""),
+            "revision": str(self.loading.revision or ""),
             "model_fingerprint": self.fingerprint,
             "tokenizer_digest": tokenizer_digest(self.tokenizer),
             "template_digest": template_digest(self.tokenizer),

@@ -1,6 +1,7 @@
 """The finetune: from a base model (or fresh weights) to the anchor."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -10,15 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.aggregation import MeanMetric
 
-from gradsteer.models.loading import (
-    check_model_path,
-    checkpoint_activations,
-    fresh_causal_lm,
-    load_causal_lm,
-    load_tokenizer,
-    parse_dtype,
-)
+from gradsteer.models.loading import Loading, fresh_causal_lm, load_causal_lm, load_tokenizer, parse_dtype
 from gradsteer.models.losses import example_losses
+from gradsteer.models.train_mode import checkpoint_activations
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -61,6 +56,7 @@ class FinetuneModule(L.LightningModule):
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
+        gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
     """
 
     def __init__(
@@ -78,6 +74,7 @@ class FinetuneModule(L.LightningModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        gguf_file: str | None = None,
     ) -> None:
         super().__init__()
         if (model_name_or_path is None) == (config is None):
@@ -91,8 +88,15 @@ class FinetuneModule(L.LightningModule):
             raise ValueError(f"model.warmup_steps is {warmup_steps}; accepted: 0 or more")
         if not 0 <= final_lr_fraction <= 1:
             raise ValueError(f"model.final_lr_fraction is {final_lr_fraction}; accepted: from 0 to 1")
+        if config is not None and gguf_file is not None:
+            raise ValueError(f"model.gguf_file is {gguf_file!r}, which has no effect with fresh weights (model.config)")
+        self.loading = Loading(
+            str(model_name_or_path or tokenizer),
+            *(dtype, revision, trust_remote_code, attn_implementation),
+            gguf_file=gguf_file,
+        )
         if model_name_or_path is not None:
-            check_model_path(model_name_or_path)
+            self.loading.check()
         parse_dtype(dtype)
         self.model_name_or_path, self.fresh_config = model_name_or_path, config
         self.optimizer_callable = optimizer
@@ -101,9 +105,10 @@ class FinetuneModule(L.LightningModule):
             raise ValueError(f"model.lr_reference_width is {lr_reference_width}; accepted: at least 1")
         self.lr_reference_width = lr_reference_width
         self.gradient_checkpointing = gradient_checkpointing
-        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.dtype_name, self.attn_implementation = dtype, attn_implementation
-        self.tokenizer = load_tokenizer(tokenizer or str(model_name_or_path), **self.loading)
+        self.dtype_name = dtype
+        self.tokenizer = load_tokenizer(
+            self.loading if tokenizer is None else replace(self.loading, name_or_path=tokenizer, gguf_file=None)
+        )
         self.model: Any = None
         self.val_loss = MeanMetric()
         self._last_batch: dict[str, Tensor] = {}
@@ -115,12 +120,7 @@ class FinetuneModule(L.LightningModule):
         if self.fresh_config is not None:
             self.model = fresh_causal_lm(self.fresh_config, dtype=self.dtype_name)
         else:
-            self.model = load_causal_lm(
-                str(self.model_name_or_path),
-                dtype=self.dtype_name,
-                attn_implementation=self.attn_implementation,
-                **self.loading,
-            )
+            self.model = load_causal_lm(self.loading)
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
 

@@ -18,7 +18,8 @@ from gradsteer.generation.decoding import (
     stop_token_ids,
 )
 from gradsteer.generation.memory import FittingParts, SamplingFootprint, footprint_of
-from gradsteer.generation.sampling import check_seeds
+from gradsteer.generation.sampling import check_seeds, num_known_ids
+from gradsteer.generation.served import served_otherwise
 from gradsteer.models.loading import DTYPES
 from gradsteer.progress import progress
 from gradsteer.trainer.modules.model import ModelModule
@@ -44,6 +45,7 @@ class GenerationModule(ModelModule):
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
+        gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
     """
 
     work = "sampling"  # for the progress lines
@@ -60,8 +62,9 @@ class GenerationModule(ModelModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        gguf_file: str | None = None,
     ) -> None:
-        super().__init__(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation)
+        super().__init__(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file)
         if num_samples < 1:
             raise ValueError(f"model.num_samples is {num_samples}; accepted: at least 1")
         self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
@@ -79,9 +82,7 @@ class GenerationModule(ModelModule):
         if self.model is not None:
             return self.model.config
         if self._config is None:
-            from transformers import AutoConfig
-
-            self._config = AutoConfig.from_pretrained(self.model_name_or_path, **self.loading)
+            self._config = self.loading.config()
         return self._config
 
     @property
@@ -96,7 +97,7 @@ class GenerationModule(ModelModule):
             from transformers import AutoModelForCausalLM
 
             with torch.device("meta"):
-                trusted = self.loading["trust_remote_code"]
+                trusted = self.loading.trust_remote_code
                 model = AutoModelForCausalLM.from_config(self.model_config, trust_remote_code=trusted)
         return footprint_of(
             self.model_config,
@@ -128,6 +129,12 @@ class GenerationModule(ModelModule):
         rows = [self._row(row, next(drawn)) if id(row) in fits else self._failed_row(row, limit) for row in batch]
         return {"responses": rows, "progress": f"{self.sampling_stats()['tokens_per_second']:,.0f} tokens/s"}
 
+    def served_otherwise(self) -> str | None:
+        """One line where the model's generation_config would have it served otherwise than it is sampled here."""
+        stops = stop_token_ids(self.model, self.tokenizer)
+        found = served_otherwise(self.model.generation_config, self.sampling, stops)
+        return f"The model's generation_config would serve it otherwise: {', '.join(found)}." if found else None
+
     def sampling_stats(self) -> dict[str, float]:
         """This process's `SamplingStats` since the condition's first batch, as a dictionary."""
         return self._stats.to_dict()
@@ -137,15 +144,15 @@ class GenerationModule(ModelModule):
             return []
         draws = [Draw(row["prompt_token_ids"], row["draw"], row["seed"]) for row in rows]
         stops, pad = stop_token_ids(self.model, self.tokenizer), int(self.tokenizer.pad_token_id)
-
+        known = num_known_ids(self.tokenizer)
         shown = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
 
         def work(part: Sequence[Draw]) -> list[Sampled]:
             longest = self.sampling.max_new_tokens
             with progress(f"{len(part)} responses", longest, unit="token", shown=shown) as tick:
                 return sample_batch(
-                    self.model, part, self.sampling, stop_token_ids=stops, pad_token_id=pad, stats=self._stats,
-                    on_step=tick,
+                    self.model, part, self.sampling, stop_token_ids=stops, pad_token_id=pad, num_known=known,
+                    stats=self._stats, on_step=tick,
                 )  # fmt: skip
 
         where = f"condition {self.loader_title(dataloader_idx)!r}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from gradsteer.models.loading import check_model_path, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.models.loading import Loading, load_causal_lm, load_tokenizer
 from gradsteer.trainer.session import session_of
 
 
@@ -17,6 +17,7 @@ class ModelModule(L.LightningModule):
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
+        gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
     """
 
     def __init__(
@@ -26,25 +27,26 @@ class ModelModule(L.LightningModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
+        gguf_file: str | None = None,
     ) -> None:
         super().__init__()
-        check_model_path(model_name_or_path)
-        parse_dtype(dtype)
+        self.loading = Loading(
+            model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file=gguf_file
+        )
+        self.loading.check()
         self.model_name_or_path, self.dtype_name = model_name_or_path, dtype
-        self.attn_implementation = attn_implementation
-        self.loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.tokenizer = load_tokenizer(model_name_or_path, **self.loading)
+        self.tokenizer = load_tokenizer(self.loading)
         self.model: Any = None
+
+    @property
+    def num_ids(self) -> int:
+        """Token ids of the model, of which the tokenizer may know fewer; available before it is loaded."""
+        return self.loading.num_ids
 
     def configure_model(self) -> None:
         """Loads the model, once."""
         if self.model is None:
-            self.model = load_causal_lm(
-                self.model_name_or_path,
-                dtype=self.dtype_name,
-                attn_implementation=self.attn_implementation,
-                **self.loading,
-            )
+            self.model = load_causal_lm(self.loading)
 
     def loader_title(self, dataloader_idx: int) -> str:
         """A data loader's name in the progress bar."""
