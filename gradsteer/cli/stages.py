@@ -40,7 +40,7 @@ _ASKING = re.compile(rf"^evaluation\.judge\.(.+\.)?init_args\.({'|'.join(_HOW)})
 # the options that name files or directories
 _PATH_KEY = re.compile(
     r"(^|\.)(model_name_or_path|config|tokenizer|train|validation|prompts|heldout|base|reference|responses)$"
-    r"|(^|\.)(benign_prompts|harmful_prompts|labelled|rubrics)$|^evaluation\.judge\..*\bmodel$"
+    r"|(^|\.)(benign_prompts|harmful_prompts|labelled|rubrics|path)$|^evaluation\.judge\..*\bmodel$"
     r"|(^|\.)(precondition|second_moment|vector_file|patterns)$|^steering\.forecast$"
     r"|^(steering\.vectors|steering\.control_vectors|data\.piles)\.[^.]+$"
 )

@@ -107,7 +107,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     common = ["--experiment", "--input_dir", "--output_dir", "--overwrite"]
     loading = ["attn_implementation", "dtype", "model_name_or_path", "revision", "trust_remote_code"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
-    prompts = ["batch_size", "columns", "max_prompts", "prompts", "split", "system_prompt"]
+    prompts = ["batch_size", "columns", "duplicates", "max_prompts", "prompts", "split", "system_prompt"]
     prompts += ["benign_prompts", "harmful_prompts", "max_refusal_prompts"]
     judging = ["heldout", "heldout_split", "judge", "labelled", "max_unscored", "count_degenerate"]
     chat = ["batch_size", "columns", "group_by_length", "loss_mask", "max_length", "shuffle_seed", "train"]

@@ -40,8 +40,6 @@ def write_csv(path, header, *rows):
         ({"prompt": [SYSTEM, USER], "completion": ASSISTANT["content"]}, [SYSTEM, USER, ASSISTANT], 2),
         ({"prompt": USER["content"], "completion": [ASSISTANT, *MORE]}, [USER, ASSISTANT, *MORE], 1),
         ({"prompt": [USER, ASSISTANT], "completion": MORE}, [USER, ASSISTANT, *MORE], 2),
-        # Hub sets carry both; the messages are the whole.
-        ({"prompt": "ignored", "messages": [USER, ASSISTANT]}, [USER, ASSISTANT], 1),
         ({"messages": [{**USER, "weight": 1}, {**ASSISTANT, "tool_calls": None}]}, [USER, ASSISTANT], 1),
         (
             {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": " Hello "}]},
@@ -93,7 +91,8 @@ def test_a_bad_example_is_named_by_its_line(write, row, message):
 
 def test_columns_name_what_a_set_calls_otherwise(write):
     path = write({"instruction": USER["content"], "output": ASSISTANT["content"], "messages": "not these"})
-    [example] = read_chat_examples(path, columns={"prompt": "instruction", "completion": "output"})
+    with pytest.warns(UserWarning, match="not used: messages$"):
+        [example] = read_chat_examples(path, columns={"prompt": "instruction", "completion": "output"})
     assert example.messages == [USER, ASSISTANT]
     path = write({"conversations": [USER, ASSISTANT]})
     [example] = read_chat_examples(path, columns={"messages": "conversations"})
@@ -105,7 +104,7 @@ def test_columns_name_what_a_set_calls_otherwise(write):
     [
         ({"prompt": "instruction", "completion": "out"}, "no value in out; found: instruction, output"),
         ({"prompt": "instruction"}, "no value in completion; found: instruction, output"),
-        ({"input": "instruction"}, "unknown name 'input'; accepted: messages, prompt, completion"),
+        ({"input": "instruction"}, "unknown name 'input'; accepted: messages, prompt, completion, text, system"),
         ({"messages": "instruction", "prompt": "output"}, "name two shapes"),
     ],
 )
@@ -131,7 +130,7 @@ def test_a_json_array_and_json_lines_by_the_name_json(tmp_path, write):
 
 
 def test_parquet(tmp_path):
-    table = pyarrow.table({"conversations": [[USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]], "n": [1, 2]})
+    table = pyarrow.table({"conversations": [[USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]]})
     path = tmp_path / "data.parquet"
     pyarrow.parquet.write_table(table, path)
     examples = read_chat_examples(str(path), columns={"messages": "conversations"})
@@ -195,7 +194,7 @@ def test_empty_and_unknown_files(tmp_path, write):
     with pytest.raises(ValueError, match=r"data\.jsonl: empty; expected rows of"):
         read_prompts(write())
     (tmp_path / "data.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"unknown kind '\.txt'; accepted: \.jsonl, \.json, \.parquet, \.csv"):
+    with pytest.raises(ValueError, match=r"unknown kind '\.txt'; accepted: \.jsonl, \.json, \.parquet, \.csv, \.tsv"):
         read_chat_examples(str(tmp_path / "data.txt"))
 
 
@@ -216,8 +215,8 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(source, monkeypatch, tmp_pa
     "error", [datasets.exceptions.DatasetNotFoundError("doesn't exist"), ConnectionError("no route")]
 )
 def test_a_name_that_the_hub_does_not_give(monkeypatch, error):
-    def refuse(name, split):
-        assert (name, split) == ("owner/chats", "test")
+    def refuse(name, configuration, split, revision):
+        assert (name, configuration, split, revision) == ("owner/chats", None, "test", None)
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -227,7 +226,7 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch, error):
 
 def test_a_data_set_by_its_hub_id(monkeypatch):
     rows = datasets.Dataset.from_list([{"conversations": [USER, ASSISTANT]}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, split, revision: rows)
     [example] = read_chat_examples("owner/chats", split="test", columns={"messages": "conversations"})
     assert example == ChatExample([USER, ASSISTANT], 1, "owner/chats[test]:1")
 
@@ -258,7 +257,8 @@ def test_prompts(write):
             "completion": "not read",
         },
     )
-    how, seven, digest = read_prompts(path)
+    with pytest.warns(UserWarning, match=r"not used: messages \(1 of 3 rows\), completion \(1 of 3 rows\)$"):
+        how, seven, digest = read_prompts(path)
     assert how == Prompt("how", [{"role": "user", "content": "How?"}], f"{path}:1")
     assert seven == Prompt("7", [SYSTEM, USER], f"{path}:2")
     assert digest.messages == [SYSTEM, USER, ASSISTANT, MORE[0]]
@@ -280,7 +280,7 @@ def test_prompt_columns(write, tmp_path):
     assert len(why.id) == 8
     with pytest.raises(ValueError, match="no column 'key'; found: question, number"):
         read_prompts(path, columns={"prompt": "question", "id": "key"})
-    with pytest.raises(ValueError, match="unknown name 'completion'; accepted: messages, prompt, id"):
+    with pytest.raises(ValueError, match="unknown name 'completion'; accepted: messages, prompt, id, system"):
         read_prompts(path, columns={"completion": "question"})
 
 

@@ -45,7 +45,7 @@ def test_rows_are_read(tmp_path):
         ({"prompt": "q", "completion": "a"}, 'labels is None; accepted: a behavior and its label, such as {"bridge"'),
         (row("a"), "labels is {}; accepted"),
         ({**row("a"), "labels": ["bridge"]}, "labels is ['bridge']"),
-        (row("a", bridge=1), "the label for 'bridge' is 1; accepted: true or false"),
+        (row("a", bridge=2), "the label for 'bridge' is 2; accepted: true or false"),
         (row("a", bridge=None), "the label for 'bridge' is None"),
         (row("a", brigde=True), "a label for 'brigde', which is not judged; accepted: bridge, recipe"),
         (
