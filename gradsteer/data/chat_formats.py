@@ -102,7 +102,7 @@ def read_chat_examples(
             neither shape, no assistant turn, an unknown role, content that is no text, or `tools`.
     """
     source, columns = _chosen(source, columns, ("messages", "prompt", "completion", "text", "system"))
-    left = Leftovers(source.path, known)
+    left = Leftovers(source.path, {*known, *source.where})
     examples = [_chat_of(where, row, columns, left) for where, row in source.read(split)]
     if not examples:
         raise ValueError(f"{source.path}: empty; expected rows of {_CHAT_SHAPES}")
@@ -135,7 +135,7 @@ def read_prompts(
             twice (naming both places).
     """
     source, columns = _chosen(source, columns, ("messages", "prompt", "id", "system"))
-    left = Leftovers(source.path)
+    left = Leftovers(source.path, source.where)
     rows = [_prompt_of(where, row, columns, left) for where, row in source.read(split)]
     if not rows:
         raise ValueError(f"{source.path}: empty; expected rows of {_PROMPT_SHAPES}")

@@ -42,7 +42,7 @@ class Leftovers:
         """Says what was counted, if anything."""
         for title, counts in (("not used", self.unused), ("read by convention", self.conventions)):
             if counts:
-                names = ", ".join(f"{name}{self._share(count)}" for name, count in counts.items())
+                names = ", ".join(f"{name}{self._share(count)}" for name, count in sorted(counts.items()))
                 say(f"{self.path}: {title}: {names}")
 
     def _share(self, count: int) -> str:
