@@ -167,6 +167,8 @@ def _chosen(source: str | DataSource, columns: Columns | None, accepted: tuple[s
     for name in columns:
         if name not in accepted:
             raise ValueError(f"columns: unknown name {name!r}; accepted: {', '.join(accepted)}")
+        if isinstance(columns[name], list) and (name in ("messages", "id") or not columns[name]):
+            raise ValueError(f"columns: {name} is {columns[name]}; accepted: one column")
     return source, columns
 
 
@@ -206,8 +208,7 @@ def _chat_of(where: str, row: Row, columns: Columns, left: Leftovers) -> ChatExa
 def _prompt_of(where: str, row: Row, columns: Columns, left: Leftovers) -> Prompt:
     names = _find_shape(row, columns, (("prompt",), ("messages",)), where, _PROMPT_SHAPES)
     id_column = columns.get("id", "id")
-    if not isinstance(id_column, str):
-        raise ValueError(f"columns: id is {id_column!r}; accepted: one column")
+    assert isinstance(id_column, str)
     [turns], system = _turns_of(where, row, names, columns, left, also=id_column)
     messages = [*system.messages, *turns.messages]
     if not turns.messages:

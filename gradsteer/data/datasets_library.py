@@ -43,7 +43,7 @@ def read_dataset(
                 raise ValueError(f"one set without configurations, split {str(rows.split)!r}; {given} has no effect")
         else:
             rows = datasets.load_dataset(path, name, split=split or default_split, revision=revision)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: {_advice(path, str(error))}") from error
     shown = split or default_split if name is None else f"{name}, {split or default_split}"
     for number, row in enumerate(rows, start=1):
@@ -62,20 +62,22 @@ def _advice(path: str, said: str) -> str:
     """What a failure to load means, and what to do."""
     said = said.partition("\nExample of usage")[0]
     lower = said.lower()
-    if "gated" in lower or "401" in said or "403" in said:
+    if "gated dataset" in lower or re.search(r"\b40[13]\b", said):
         return (
             f"the dataset's licence has to be accepted first, at https://huggingface.co/datasets/{path}; then log in "
             f"(hf auth login, or HF_TOKEN) ({said})"
         )
-    if "config" in lower:
+    if "config name is missing" in lower or "builderconfig" in lower:
         return f"{said.rstrip('. ')}. Say which: {{path: {path}, name: CONFIGURATION}}"
-    if "split" in lower:
+    if "unknown split" in lower:
         return f"{said.rstrip('. ')}. Say which: {{path: {path}, split: SPLIT}}"
-    if "revision" in lower:
+    if "scripts are no longer supported" in lower:
+        return f"{said}. Read the copy that the hub makes: {{path: {path}, revision: refs/convert/parquet}}"
+    if lower.startswith("revision"):
         return f"{said.rstrip('. ')}. Give another revision, or none"
     if Path(path).is_dir():
         return f"not readable as a dataset directory ({said})"
     return (
         f"no local file, and no dataset of that name ({said}); accepted: a file, or a hub id that "
-        f"https://huggingface.co/datasets/{path} shows, with a connection to the hub"
+        f"https://huggingface.co/datasets/{path} shows (a private one after hf auth login), with a connection"
     )

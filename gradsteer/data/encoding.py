@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_ADVICE = "a larger --data.max_length keeps up to the tokenizer's model_max_length"
-
-
 @dataclass
 class Truncation:
     """Counts over the examples of a set, as they are cut on the right.
@@ -60,12 +57,12 @@ class Truncation:
             return None
         return kept
 
-    def warning(self, name: str, advice: str = _ADVICE) -> str | None:
+    def warning(self, name: str, advice: str) -> str | None:
         """What to say of the set before anything is computed with it; None if no example is cut.
 
         Args:
             name: the set's.
-            advice: how to keep more.
+            advice: how to keep more, such as `advice_on` gives.
         """
         if not self.num_cut:
             return None
@@ -84,6 +81,12 @@ class Truncation:
             "stop_tokens_lost": self.stops_lost,
         }
         return {key: str(count) for key, count in counts.items()} if self.num_cut else {}
+
+
+def advice_on(max_length: int, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """How to keep more than a length limit, which the tokenizer's own caps."""
+    own = tokenizer.model_max_length
+    return "a larger --data.max_length keeps more" if max_length < own else "the tokenizer's model_max_length"
 
 
 def encode_examples(

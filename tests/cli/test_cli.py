@@ -1,10 +1,12 @@
 """The command line as users meet it: help, typing errors, flags, configs, bad input."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -426,3 +428,31 @@ def test_other_precisions_are_accepted_for_attribute(experiment, inputs, precisi
 
 def test_every_command_in_the_table_has_a_help_line():
     assert all(command.help and (command.module or command.plain) for command in COMMANDS.values())
+
+
+def test_a_data_source_is_a_path_or_a_mapping_and_no_file_is_taken_for_the_mapping(parsers, tmp_path):
+    where = {"toxicity": [1, None], "challenging": False}
+    source = {"path": "o/n", "name": "c", "split": "test", "where": where, "columns": {"completion": "rejected"}}
+    needed = ["--model.model_name_or_path", "m"]
+    found = parsers["attribute"].parse_args([*needed, "--data.piles.x", json.dumps(source)]).data.piles["x"]
+    assert {**vars(found), **source} == vars(found)
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in source.items()}
+    options = [word for key, value in words.items() for word in (f"--data.train.{key}", value)]
+    assert vars(parsers["fit"].parse_args(options).data.train) == vars(found)
+    for name, text in (("a.csv", "prompt\nWhy?\n"), ("a.jsonl", '{"path": "elsewhere"}\n')):
+        path = str(tmp_path / name)
+        Path(path).write_text(text)
+        assert parsers["fit"].parse_args(["--data.train", path]).data.train == path
+        assert parsers["attribute"].parse_args([*needed, "--data.piles.x", path]).data.piles == {"x": path}
+
+
+def test_what_the_terminal_cannot_show_does_not_end_the_run(monkeypatch):
+    bytes_, errors = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_, encoding="cp1252"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding="cp1252"))
+    assert main(["мост"]) == 2
+    print("мост")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    assert bytes_.getvalue().strip() == ascii("мост")[1:-1].encode()
+    assert b"unknown command" in errors.getvalue()

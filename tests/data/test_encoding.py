@@ -32,17 +32,19 @@ def test_what_a_limit_costs_is_counted_in_examples_target_tokens_and_stop_tokens
     assert (lost.num_examples, lost.num_cut, lost.num_targets) == (3, 2, sum(targets))
     assert lost.targets_lost == sum(targets) - kept
     assert lost.stops_lost == 1 + 2  # of the third the first turn's stop is kept
-    said = f"train: max_length={limit} cuts 2 of 3 examples: lost {lost.targets_lost:,} of {sum(targets):,} target tokens, 3 stop"
-    assert lost.warning("train").startswith(said)
+    said = (
+        f"train: max_length={limit} cuts 2 of 3 examples: lost {lost.targets_lost:,} of {sum(targets):,} target tokens"
+    )
+    assert lost.warning("train", "so").startswith(f"{said}, 3 stop tokens")
     assert lost.metadata() == {
         "examples_cut": "2", "target_tokens_lost": str(lost.targets_lost), "stop_tokens_lost": "3",
     }  # fmt: skip
     nothing = encode_examples(tokenizer, chats(SHORT, LONG), loss_mask="assistant", max_length=None)[1]
-    assert nothing.warning("train") is None
+    assert nothing.warning("train", "so") is None
     assert nothing.metadata() == {}
     [none], lost = encode_examples(tokenizer, chats(LONG), loss_mask="assistant", max_length=5)
     assert none is None
-    assert "; dropped 1 of 1 examples that keep no target token (" in lost.warning("train")
+    assert "; dropped 1 of 1 examples that keep no target token (" in lost.warning("train", "so")
 
 
 def test_a_reply_that_was_cut_at_sampling_has_no_stop_token_to_lose():

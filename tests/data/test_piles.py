@@ -235,14 +235,14 @@ def test_a_pile_chooses_its_own_rows_and_columns(by_length, tokenizer, tmp_path)
     rows = [{"prompt": "how?", "chosen": "bread", "rejected": "and bread", "harmful": n} for n in (0, 1)]
     path = str(write_lines(tmp_path / "pairs.jsonl", rows))
     said = []
-    piles = {
+    by_side = {
         side: read_pile(
             "x", DataSource(path, columns={"completion": side}, where={"harmful": 1}), tokenizer, say=said.append
         )
         for side in ("chosen", "rejected")
     }
-    assert [lines_of(pile) for pile in piles.values()] == [[2], [2]]
-    assert piles["rejected"].num_tokens > piles["chosen"].num_tokens
+    assert [lines_of(pile) for pile in by_side.values()] == [[2], [2]]
+    assert by_side["rejected"].num_tokens > by_side["chosen"].num_tokens
     assert said == [f"{path}: not used: rejected", f"{path}: not used: chosen"]
     with pytest.raises(ValueError, match=r"holds sampled responses; accepted: the file alone, or \{responses: "):
         read_pile("x", DataSource(str(by_length), where={"id": "p1"}), tokenizer)
@@ -255,7 +255,7 @@ def test_a_sampled_reply_that_the_limit_cuts_is_counted(by_length, tokenizer):
     lost = pile.truncation
     assert whole.num_tokens - pile.num_tokens == lost.targets_lost > 0
     assert (lost.num_examples, lost.num_cut) == (9, lost.stops_lost)
-    assert whole.truncation.warning("x") is None
+    assert whole.truncation.warning("x", "so") is None
 
 
 def test_raw_text_is_a_pile_under_the_full_mask(tokenizer, tmp_path):

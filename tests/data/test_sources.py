@@ -1,4 +1,4 @@
-"""Rows of public sets by their own schemas, from local folders in the layout of the hub, and which of them are chosen."""
+"""Rows of public sets by their own schemas, from local folders in the layout of the hub, and which are chosen."""
 
 import json
 

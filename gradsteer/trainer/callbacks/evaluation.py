@@ -108,7 +108,9 @@ class JudgeEvaluation(L.Callback):
         if (lost := truncation.warning("held-out text", "give shorter texts")) is not None:
             rank_zero_warn(lost)
         if not examples:
-            raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
+            raise ValueError(
+                f"evaluation.heldout {DataSource.of(self.heldout).path!r}: no example keeps a target token"
+            )
         self.heldout_examples = examples
         self._text = TextDivergence(examples, int(pl_module.tokenizer.pad_token_id))
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from gradsteer.data.chat import EncodedExample, collate
 from gradsteer.data.chat_formats import read_chat_examples
-from gradsteer.data.encoding import encode_examples
+from gradsteer.data.encoding import advice_on, encode_examples
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.progress import progress
 from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, RunDataModule
@@ -89,10 +89,11 @@ class ChatDataModule(RunDataModule):
             )
         self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
         kept = [example for example in encoded if example is not None]
-        if (lost := truncation.warning(name)) is not None:
+        if (lost := truncation.warning(name, advice_on(max_length, tokenizer))) is not None:
             rank_zero_warn(lost)
         if not kept:
-            raise ValueError(f"{name} data {source!r}: no example keeps a target token within {max_length} tokens")
+            path = DataSource.of(source).path
+            raise ValueError(f"{name} data {path!r}: no example keeps a target token within {max_length} tokens")
         tokens = sum(example.num_target_tokens for example in kept)
         rank_zero_info(f"{name}: {len(kept)} examples, {tokens} target tokens (loss mask: {self.loss_mask})")
         self.examples[name] = kept

@@ -10,6 +10,7 @@ from gradsteer.attribution.permutations import permuted_parts
 from gradsteer.attribution.pile_partition import Part, plan_parts
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import EncodedExample
+from gradsteer.data.encoding import advice_on
 from gradsteer.data.piles import Pile, PileFilter, read_pile
 from gradsteer.data.sources import SPELLED, Columns, DataSource
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
@@ -100,10 +101,11 @@ class PileDataModule(RunDataModule):
             )
             for name, source in self.sources.items()
         ]  # fmt: skip
+        advice = advice_on(max_length, tokenizer)
         for pile in self.piles:
             examples = f"{len(pile.examples)} of {pile.num_considered} examples"
             rank_zero_info(f"pile {pile.name}: {examples}, {pile.num_tokens} target tokens")
-            if (lost := pile.truncation.warning(f"pile {pile.name}")) is not None:
+            if (lost := pile.truncation.warning(f"pile {pile.name}", advice)) is not None:
                 rank_zero_warn(lost)
 
         self.calibrated = self._calibrated()

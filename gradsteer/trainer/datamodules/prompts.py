@@ -205,9 +205,10 @@ class PromptDataModule(RunDataModule):
         shortest = min(len(row["prompt_token_ids"]) for row in rows if row["set"] == "evaluation")
         if limit is not None and shortest > limit:
             raise ValueError(
-                f"data.prompts {self.prompts!r}: every prompt is too long: the shortest has {shortest} tokens, and the "
-                f"model takes {limit} before a response of max_new_tokens={module.sampling.max_new_tokens}; accepted: "
-                "shorter prompts, a smaller --model.max_new_tokens"
+                f"data.prompts {DataSource.of(self.prompts).path!r}: every prompt is too long: the shortest has "
+                f"{shortest} tokens, and the model takes {limit} before a response of "
+                f"max_new_tokens={module.sampling.max_new_tokens}; accepted: shorter prompts, a smaller "
+                "--model.max_new_tokens"
             )
 
     def _batch_size_by_memory(self) -> int:
