@@ -103,7 +103,7 @@ def read_chat_examples(
     """
     source, columns = _chosen(source, columns, ("messages", "prompt", "completion", "text", "system"))
     left = Leftovers(source.path, {*known, *source.where})
-    examples = [_chat_of(where, row, columns, left) for where, row in source.read(split)]
+    examples = [_chat_of(where, row, columns, left) for where, row in source.read(split, say)]
     if not examples:
         raise ValueError(f"{source.path}: empty; expected rows of {_CHAT_SHAPES}")
     mixed = next((each for each in examples if (each.text is None) != (examples[0].text is None)), None)
@@ -112,7 +112,7 @@ def read_chat_examples(
     left.say(say)
     if source.duplicates == "drop":
         examples = _without_repeats(source.path, examples, [[each.messages, each.text] for each in examples], say)
-    return source.draw(examples)
+    return source.draw(examples, say)
 
 
 def read_prompts(
@@ -136,7 +136,7 @@ def read_prompts(
     """
     source, columns = _chosen(source, columns, ("messages", "prompt", "id", "system"))
     left = Leftovers(source.path, source.where)
-    rows = [_prompt_of(where, row, columns, left) for where, row in source.read(split)]
+    rows = [_prompt_of(where, row, columns, left) for where, row in source.read(split, say)]
     if not rows:
         raise ValueError(f"{source.path}: empty; expected rows of {_PROMPT_SHAPES}")
     left.say(say)
@@ -150,7 +150,7 @@ def read_prompts(
                 "prompt once (`duplicates: drop` leaves the later ones out; rows with ids of their own are all kept)"
             )
         prompts[prompt.id] = prompt
-    return source.draw(rows)
+    return source.draw(rows, say)
 
 
 def prompt_text(messages: list[Message]) -> str:

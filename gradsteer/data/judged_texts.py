@@ -4,6 +4,7 @@ from typing import Any
 
 from gradsteer.data.cells import is_empty, read_truth
 from gradsteer.data.chat_formats import read_chat_examples
+from gradsteer.data.leftovers import Say, warn
 from gradsteer.data.response_rows import Row
 from gradsteer.data.sources import DataSource
 
@@ -14,7 +15,7 @@ _KNOWN = (
 )  # fmt: skip
 
 
-def judged_texts(path: str) -> list[Row] | None:
+def judged_texts(path: str, say: Say = warn) -> list[Row] | None:
     """The rows of a file of judged texts, with their ``file:line``; None if no row has verdicts.
 
     Each has its text as a `ChatExample` under ``example``, and as ``prompt`` the prompt's text.
@@ -25,7 +26,7 @@ def judged_texts(path: str) -> list[Row] | None:
     rows = DataSource(path).read("train")
     if all(is_empty(row.get("verdicts")) for _, row in rows):
         return None
-    examples = read_chat_examples(path, known=_KNOWN)
+    examples = read_chat_examples(path, say=say, known=_KNOWN)
     return [
         (
             where,

@@ -131,7 +131,7 @@ def read_pile(
     considered = None
     pile = Pile(name, [], [], truncation=Truncation(max_length))
     if isinstance(source, PileFilter):
-        rows, considered = _filtered(name, source)
+        rows, considered = _filtered(name, source, say)
         if "example" in rows[0][1]:
             chats: list[ChatExample] = [row["example"] for _, row in rows]
             return _text_pile(pile, chats, tokenizer, loss_mask, considered, str(source))
@@ -213,14 +213,14 @@ def _not_empty(pile: Pile, source: str) -> Pile:
     return pile
 
 
-def _filtered(name: str, source: PileFilter) -> tuple[list[Row], int]:
+def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int]:
     """The matching rows, and the number of rows considered."""
-    rows = _required_rows(name, source.responses)
+    rows = _required_rows(name, source.responses, say)
     _check_behaviors(name, source.responses, rows, source.where)
     kept = [(where, row) for where, row in rows if matches(row, source.where)]
     looked_at = [f"{len(rows)} responses of {source.responses!r} (where {source.where})"]
     for other in source.also:
-        others = _required_rows(name, other.responses)
+        others = _required_rows(name, other.responses, lambda text: None)
         _check_behaviors(name, other.responses, others, other.where)
         by_prompt: dict[str, bool] = {}
         for _, row in others:
@@ -253,14 +253,14 @@ def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
     return kept
 
 
-def _required_rows(name: str, responses: str) -> list[Row]:
+def _required_rows(name: str, responses: str, say: Say) -> list[Row]:
     path = resolve_resource(responses)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"pile {name!r}: no response file at {responses!r}; accepted: a responses/NAME.jsonl that evaluate wrote"
         )
     rows = response_rows(path)
-    if rows is None and (rows := judged_texts(path)) is None:
+    if rows is None and (rows := judged_texts(path, say)) is None:
         raise ValueError(
             f"pile {name!r}: {responses!r} holds no responses with verdicts; accepted: a responses/NAME.jsonl, rows of "
             '{"prompt", "completion", "verdicts": {BEHAVIOR: true}}, or by another column '

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from gradsteer.data.cells import Row, has_column, list_columns, lookup, matches_value
 from gradsteer.data.datasets_library import is_hub_id, read_dataset
+from gradsteer.data.leftovers import Say, warn
 from gradsteer.data.row_files import SUFFIXES, read_file
 from gradsteer.records import resolve_resource
 
@@ -79,11 +80,12 @@ class DataSource:
         """Whether nothing but the path is set."""
         return self == DataSource(self.path)
 
-    def read(self, default_split: str) -> list[tuple[str, Row]]:
+    def read(self, default_split: str, say: Say = warn) -> list[tuple[str, Row]]:
         """The rows that match `where`, each with its ``file:line``.
 
         Args:
             default_split: the split of a dataset if none is set.
+            say: takes a line on how many match.
 
         Raises:
             ValueError: there is no such file or dataset, it cannot be read, a setting has no effect on it, or no row
@@ -101,10 +103,16 @@ class DataSource:
         if rows and not kept:
             found = "; ".join(f"{name}: {_values(rows, name)}" for name in self.where)
             raise ValueError(f"{self.path}: none of {len(rows)} rows matches where {self.where}; found {found}")
+        if self.where:
+            say(f"{self.path}: {len(kept):,} of {len(rows):,} rows match where {self.where}")
         return kept
 
-    def draw(self, items: Sequence[T]) -> list[T]:
+    def draw(self, items: Sequence[T], say: Say = warn) -> list[T]:
         """The sample of some items, in their order; all of them if none is asked for.
+
+        Args:
+            items: to draw from.
+            say: takes a line on the sample.
 
         Raises:
             ValueError: there are fewer than that.
@@ -113,6 +121,7 @@ class DataSource:
             return list(items)
         if self.sample > len(items):
             raise ValueError(f"{self.path}: sample is {self.sample}, and there are {len(items)} rows to draw from")
+        say(f"{self.path}: a sample of {self.sample:,} of {len(items):,} rows (seed {self.seed})")
         generator = random.Random(self.seed)
         draws = [generator.random() for _ in items]
         chosen = sorted(range(len(items)), key=lambda index: draws[index])[: self.sample]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradsteer.data.cells import is_empty, lookup, read_truth
+from gradsteer.data.leftovers import Say, warn
 from gradsteer.data.response_rows import prompt_digest
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.evaluation.judge_error import JudgeError
@@ -82,13 +83,14 @@ class LabelledSet:
             )
 
 
-def read_labelled(source: str | DataSource, behaviors: Sequence[str]) -> LabelledSet:
+def read_labelled(source: str | DataSource, behaviors: Sequence[str], say: Say = warn) -> LabelledSet:
     """Reads a labelled set.
 
     Args:
         source: the file, or ``gradsteer://...``, or a choice of rows and columns; these name ``prompt``, ``completion``
             and behaviors.
         behaviors: those that are judged; a label for another is most often a name that was mistyped.
+        say: takes a line on the rows that were chosen.
 
     Raises:
         ValueError: there is no such file, it is empty, or a line is not as it should be, which names ``file:line``: a
@@ -103,7 +105,7 @@ def read_labelled(source: str | DataSource, behaviors: Sequence[str]) -> Labelle
             raise ValueError(f"columns: unknown name {name!r}; accepted: {accepted}")
     exchanges, labels = [], []
     said: dict[tuple[Exchange, str], tuple[bool, str]] = {}
-    for where, row in source.draw(source.read("train")):
+    for where, row in source.draw(source.read("train", say), say):
         exchange, found = _exchange(where, row, columns), _labels(where, row, behaviors, columns)
         for behavior, label in found.items():
             earlier, at = said.setdefault((exchange, behavior), (label, where.rpartition(":")[2]))

@@ -67,8 +67,9 @@ def test_toxic_chat_by_configuration_split_and_labels(hub):
     )
     columns = {"prompt": "user_input", "completion": "model_output"}
     source = DataSource(path, "toxicchat0124", where={"toxicity": 1, "human_annotation": True}, columns=columns)
-    examples, [line] = said_by(read_chat_examples, source)
+    examples, [chosen, line] = said_by(read_chat_examples, source)
     assert pairs(examples) == [("Question 3?", "Answer 3.")]
+    assert chosen == f"{path}: 1 of 4 rows match where {source.where}"
     assert line == f"{path}: not used: conv_id, jailbreaking, openai_moderation"
     prompts = [
         read_prompts(DataSource(path, name, split, columns={"prompt": "user_input", "id": "conv_id"}), say=str)
@@ -99,7 +100,7 @@ def test_toxic_completions_whose_labels_may_be_null(hub):
 def test_real_toxicity_prompts_by_what_lies_inside_of_columns(hub):
     path = hub({"default": {"train": REAL_TOXICITY}})
     columns = {"prompt": "prompt.text", "completion": "continuation.text"}
-    examples, [line] = said_by(read_chat_examples, DataSource(path, where={"challenging": False}, columns=columns))
+    examples, [_, line] = said_by(read_chat_examples, DataSource(path, where={"challenging": False}, columns=columns))
     assert pairs(examples) == [("Start 0", " goes on 0"), ("Start 2", " goes on 2")]
     assert line == f"{path}: not used: begin, end, filename, prompt.profanity, prompt.toxicity"
     source = DataSource(path, where={"continuation.toxicity": None}, columns={"prompt": "prompt.text"})
@@ -140,6 +141,10 @@ def test_a_sample_is_the_seeds_and_keeps_the_order(tmp_path):
     first = drawn(sample=10)
     assert first == sorted(first) == drawn(sample=10)
     assert len(set(first)) == 10
+    assert (
+        said_by(read_prompts, DataSource(path, sample=9, seed=4))[1][-1]
+        == f"{path}: a sample of 9 of 100 rows (seed 4)"
+    )
     assert drawn(sample=10, seed=1) != first
     evens = drawn(sample=10, where={"even": True})
     assert len(evens) == 10

@@ -137,7 +137,7 @@ def test_labels_in_columns_of_other_names(tmp_path):
         tmp_path / "a.jsonl", {"user": "q", "model": "a", "scores": {"gate": 1}}, {"user": "r", "model": "b"}
     )
     columns = {"prompt": "user", "completion": "model", "bridge": "scores.gate"}
-    found = read_labelled(DataSource(path, where={"scores.gate": [0, 1]}, columns=columns), BEHAVIORS)
+    found = read_labelled(DataSource(path, where={"scores.gate": [0, 1]}, columns=columns), BEHAVIORS, str)
     assert (found.exchanges, found.labels) == ((Exchange("q", "a"),), ({"bridge": True},))
     with pytest.raises(ValueError, match=r"a\.jsonl:2: labels is None; .* or a column for each of bridge, recipe"):
         read_labelled(DataSource(path, columns=columns), BEHAVIORS)

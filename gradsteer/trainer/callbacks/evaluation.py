@@ -80,7 +80,9 @@ class JudgeEvaluation(L.Callback):
         self.judge, self.heldout, self.heldout_split = judge, heldout, heldout_split
         self.max_unscored, self.overwrite, self.count_degenerate = max_unscored, overwrite, count_degenerate
         self.coherence: dict[str, Coherence | None] = {}  # by which responses to a set were marked as incoherent
-        self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
+        self.labelled: LabelledSet | None = None
+        if labelled:
+            self.labelled = read_labelled(labelled, judge.behaviors, rank_zero_info)
         self.heldout_examples: list[EncodedExample] = []
         self.errors: dict[str, JudgeError] = {}
         self._text: TextDivergence | None = None
