@@ -6,7 +6,7 @@ messages, and raw `{"text": ...}`. Messages are `{"role", "content"}`, or ShareG
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from gradsteer.data.leftovers import Leftovers, Say, warn
 from gradsteer.data.messages import ROLES as ROLES
 from gradsteer.data.messages import Message as Message
 from gradsteer.data.messages import Turns, parse_turns
+from gradsteer.data.row_shapes import columns_of, find_shape, value_of
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.records import text_digest
 
@@ -25,13 +26,6 @@ _CHAT_SHAPES = (
     'each side a string or a list of messages, or {"text": ...}'
 )
 _PROMPT_SHAPES = '{"prompt": "..."} or {"messages": [{"role": ..., "content": ...}, ...]}, optionally "id"'
-# columns of well-known sets -> the mapping that reads them
-_WELL_KNOWN = (
-    (("instruction", "output"), "{prompt: [instruction, input], completion: output}"),
-    (("conversations",), "{messages: conversations}"),
-    (("prompt", "chosen"), "{completion: chosen}"),
-    (("prompt", "response"), "{completion: response}"),
-)
 
 
 @dataclass(frozen=True)
@@ -183,12 +177,12 @@ def _without_repeats(path: str, rows: Sequence[T], contents: Sequence[Any], say:
 
 
 def _chat_of(where: str, row: Row, columns: Columns, left: Leftovers) -> ChatExample:
-    names = _find_shape(row, columns, (("messages",), ("prompt", "completion"), ("text",)), where, _CHAT_SHAPES)
+    names = find_shape(row, columns, (("messages",), ("prompt", "completion"), ("text",)), where, _CHAT_SHAPES)
     if "text" in names:
-        text = _value(row, names["text"])
+        text = value_of(row, names["text"])
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: text is {text!r:.80}; expected a text that is not blank")
-        left.count(unused_columns(row, set(_flat(names.values()))), ())
+        left.count(unused_columns(row, set(columns_of(names.values()))), ())
         return ChatExample([], 0, where, text)
     parts, system = _turns_of(where, row, names, columns, left)
     if all(message["role"] != "assistant" for message in parts[-1].messages):
@@ -206,7 +200,7 @@ def _chat_of(where: str, row: Row, columns: Columns, left: Leftovers) -> ChatExa
 
 
 def _prompt_of(where: str, row: Row, columns: Columns, left: Leftovers) -> Prompt:
-    names = _find_shape(row, columns, (("prompt",), ("messages",)), where, _PROMPT_SHAPES)
+    names = find_shape(row, columns, (("prompt",), ("messages",)), where, _PROMPT_SHAPES)
     id_column = columns.get("id", "id")
     assert isinstance(id_column, str)
     [turns], system = _turns_of(where, row, names, columns, left, also=id_column)
@@ -250,11 +244,11 @@ def _turns_of(
             f"{where}: tools is {row['tools']!r:.60}, which the prompt would not hold; accepted: rows without tools, "
             "such as {path: ..., where: {tools: null}}"
         )
-    parts = [parse_turns(_value(row, name), ours, where) for ours, name in names.items()]
+    parts = [parse_turns(value_of(row, name), ours, where) for ours, name in names.items()]
     system = _system_of(where, row, columns, parts[0])
-    used = {*_flat(names.values()), *([] if also is None else [also])}
+    used = {*columns_of(names.values()), *([] if also is None else [also])}
     if system is not None:
-        used.update(_flat([columns.get("system", "system")]))
+        used.update(columns_of([columns.get("system", "system")]))
         if "system" not in columns and system.messages:
             conventions.append("system, as the system turn")
     left.count([*unused_columns(row, used), *(key for part in parts for key in part.unused)], conventions)
@@ -264,7 +258,7 @@ def _turns_of(
 def _system_of(where: str, row: Row, columns: Columns, first: Turns) -> Turns | None:
     """The system turn that a column gives; no turns where the messages have it; None if the column holds none."""
     name = columns.get("system", "system")
-    text = _value(row, name)
+    text = value_of(row, name)
     if "system" in columns and not has_column(row, str(name)):
         raise ValueError(f"{where}: no column {name!r}; found: {list_columns(row)}")
     if not isinstance(text, str) or not text.strip():
@@ -277,39 +271,3 @@ def _system_of(where: str, row: Row, columns: Columns, first: Turns) -> Turns | 
             )
         return Turns()
     return Turns([{"role": "system", "content": text}])
-
-
-def _flat(names: Iterable[str | list[str]]) -> Iterator[str]:
-    for name in names:
-        yield from [name] if isinstance(name, str) else name
-
-
-def _value(row: Row, name: str | list[str]) -> Any:
-    """The value in a column; the texts of several, joined by a blank line."""
-    if isinstance(name, str):
-        return lookup(row, name)
-    texts = [lookup(row, each) for each in name]
-    return "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
-
-
-def _find_shape(row: Row, columns: Columns, shapes: tuple[tuple[str, ...], ...], where: str, accepted: str) -> Columns:
-    """Return our names to the row's for the first of `shapes` that the row, or else `columns`, has."""
-    # A mapped column takes precedence over whatever else the row contains.
-    mapped = [shape for shape in shapes if any(name in columns for name in shape)]
-    if len(mapped) > 1:
-        raise ValueError(f"columns: {columns} name two shapes; expected {accepted}")
-    for shape in mapped or shapes:
-        names = {name: columns.get(name, name) for name in shape}
-        if all(lookup(row, name) is not None for name in _first(names)):
-            return names
-    missing = _first({name: columns.get(name, name) for shape in mapped for name in shape})
-    lacking = [name for name in missing if lookup(row, name) is None]
-    problem = f"no value in {', '.join(lacking)}" if lacking else "unknown shape"
-    known = next((mapping for names, mapping in _WELL_KNOWN if all(has_column(row, each) for each in names)), None)
-    hint = "other names go in `columns`" + ("" if known is None else f", here {known}")
-    raise ValueError(f"{where}: {problem}; found: {list_columns(row)}; expected {accepted} ({hint})")
-
-
-def _first(names: Columns) -> list[str]:
-    """Each one's column, of several the first: the others may be empty."""
-    return [name if isinstance(name, str) else name[0] for name in names.values()]

@@ -137,7 +137,7 @@ def read_pile(
             return _text_pile(pile, chats, tokenizer, loss_mask, considered, str(source))
     else:
         source = DataSource.of(source)
-        found = None if source.encoding is not None else response_rows(resolve_resource(source.path))
+        found = None if source.encoding is not None else response_rows(str(source.local_path))
         if found is None:
             chats = read_chat_examples(source, columns=columns, say=say)
             return _text_pile(pile, chats, tokenizer, loss_mask, len(chats), source.path)

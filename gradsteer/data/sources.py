@@ -80,6 +80,11 @@ class DataSource:
         """Whether nothing but the path is set."""
         return self == DataSource(self.path)
 
+    @property
+    def local_path(self) -> Path:
+        """Where it lies on this machine, if it does."""
+        return Path(resolve_resource(self.path)).expanduser()
+
     def read(self, default_split: str, say: Say = warn) -> list[tuple[str, Row]]:
         """The rows that match `where`, each with its ``file:line``.
 
@@ -130,7 +135,7 @@ class DataSource:
     def _read_all(self, default_split: str) -> list[tuple[str, Row]]:
         if not self.path:  # an empty path would mean the current directory
             raise ValueError("source is empty; expected a file, a dataset directory or a hub dataset id")
-        path = Path(resolve_resource(self.path)).expanduser()
+        path = self.local_path
         if path.is_file():
             self._refuse("a file has none", "name", "split", "revision")
             return list(read_file(path, self.encoding))

@@ -82,6 +82,7 @@ def test_the_shapes_of_a_chat_example(write, row, messages, num_prompt_messages)
         ({"prompt": "a", "completion": None}, "unknown shape; found: prompt, completion; expected"),
         ({"instruction": "a", "output": "b"}, "unknown shape; found: instruction, output; expected"),
         ({}, "unknown shape; found: none"),
+        ({"Prompt": "a", " completion ": "b"}, r".* here \{prompt: 'Prompt', completion: ' completion '\}"),
     ],
 )
 def test_a_bad_example_is_named_by_its_line(write, row, message):
