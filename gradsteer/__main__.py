@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ def main(args: Sequence[str] | None = None, *, parse_only: bool = False) -> int:
         The exit status: 0; 2 for an error of the user's, which is said in one line; 130 where Ctrl-C ended it, 143
         where SIGTERM did.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is no reason to end a run
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())

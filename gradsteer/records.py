@@ -50,22 +50,32 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
 def _iterate_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # Read as bytes and decoded by the line, so that bytes that are not UTF-8 are reported with their line.
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error}); expected an object a line") from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path}:{number}: a JSON {type(row).__name__} ({line.decode('utf-8').strip()[:60]}); "
-                    'expected an object a line, such as {"prompt": "...", "completion": "..."}'
-                )
-            if b"\\ud" in line.lower():  # only so can a half be written in UTF-8
-                _check_surrogates(row, f"{path}:{number}")
-            yield number, row
+        yield from parse_json_lines(file, path)
+
+
+def parse_json_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file's lines; see `read_jsonl`.
+
+    Args:
+        lines: in UTF-8.
+        path: the file, for messages.
+    """
+    for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error}); expected an object a line") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}:{number}: a JSON {type(row).__name__} ({line.decode('utf-8').strip()[:60]}); "
+                'expected an object a line, such as {"prompt": "...", "completion": "..."}'
+            )
+        if b"\\ud" in line.lower():  # only so can a half be written in UTF-8
+            _check_surrogates(row, f"{path}:{number}")
+        yield number, row
 
 
 def _check_surrogates(row: dict[str, Any], where: str) -> None:

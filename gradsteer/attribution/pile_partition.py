@@ -12,6 +12,7 @@ from typing import Literal
 
 from gradsteer.data.chat import EncodedExample
 from gradsteer.data.piles import Pile, PileFilter
+from gradsteer.data.sources import DataSource
 
 FISHER = "fisher"
 Content = tuple[tuple[int, ...], tuple[int, ...], str]
@@ -53,7 +54,7 @@ class Wanted:
     squares: bool = False
     permutation: Permutation | None = None
 
-    def chosen_by(self, source: str | PileFilter) -> dict[str, str]:
+    def chosen_by(self, source: str | DataSource | PileFilter) -> dict[str, str]:
         """What an artifact's metadata says of how the responses were chosen.
 
         Args:

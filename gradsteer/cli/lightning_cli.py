@@ -22,6 +22,7 @@ from gradsteer.cli.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS,
 from gradsteer.cli.paths import expanded, map_strings
 from gradsteer.cli.stages import Stage, judge_settings
 from gradsteer.cli.warning_filters import quieten
+from gradsteer.data.sources import DataSource
 from gradsteer.steering.conditions import check_name
 from gradsteer.trainer.callbacks.saving import SavePretrained
 from gradsteer.trainer.dry_run import DryRunDoneError
@@ -106,6 +107,9 @@ class GradsteerCLI(LightningCLI):
         for group, target in command.callbacks.items():
             parser.add_lightning_class_args(load(target), group)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
+        for action in parser._actions:
+            if DataSource.__name__ in str(getattr(action, "_typehint", "")):
+                action._enable_path = False  # type: ignore[attr-defined]  # a data file is not the option's own config
         parser.set_defaults({**TRAINER_DEFAULTS, **command.defaults})
         _link(parser, command)
 

@@ -5,7 +5,7 @@ Most templates do not mark them, so their position is inferred from the template
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.data.chat_formats import Message
@@ -25,17 +25,16 @@ def mask_assistant(
     input_ids: list[int],
     offsets: Sequence[tuple[int, int]],
     where: str,
+    turns: Collection[int],
 ) -> list[bool]:
-    """Return, for each token, whether it is the assistant's."""
+    """Return, for each token, whether it is the assistant's, in the assistant turns of the given indices."""
     starts = _cover_gaps(offsets)
     ends = [end for _, end in offsets]
     special = set(tokenizer.all_special_ids)
     special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     marks = _read_generation_marks(tokenizer, messages, input_ids, offsets)
     mask = [False] * len(input_ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    for turn in sorted(turns):
         start, end = _find_turn(tokenizer, messages, turn, text, where)
         # A special token that starts before the content belongs to the header and absorbed white space (Phi-3).
         content = {

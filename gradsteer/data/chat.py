@@ -7,7 +7,7 @@ assistant turn and the end-of-turn token, but not the role header or what the te
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -62,6 +62,7 @@ def encode_chat(
     loss_mask: LossMask,
     max_length: int | None = None,
     source: str = "",
+    unlearned: Collection[int] = (),
 ) -> EncodedExample | None:
     """Render a conversation with the chat template and label the tokens to learn.
 
@@ -81,6 +82,7 @@ def encode_chat(
         loss_mask: `assistant` labels the assistant's tokens, `full` every token.
         max_length: Maximum number of tokens, truncated on the right; None keeps all.
         source: The conversation's location, for error messages.
+        unlearned: Indices of turns whose tokens are context only, whatever the mask.
 
     Returns:
         The example; None if `max_length` removes every target token, which the caller should report.
@@ -103,17 +105,35 @@ def encode_chat(
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     input_ids = list(encoding["input_ids"])
     labels = list(input_ids)
-    if loss_mask == "assistant":
-        mask = mask_assistant(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where)
+    if loss_mask == "assistant" or unlearned:
+        turns = _turns_to_mask(messages, loss_mask, unlearned, where)
+        mask = mask_assistant(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where, turns)
+        mask = mask if loss_mask == "assistant" else [not chosen for chosen in mask]
         labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(input_ids, mask, strict=True)]
     labels[:1] = [IGNORE_INDEX]
     example = EncodedExample(input_ids, labels)
     if example.num_target_tokens == 0:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"{where}no token to learn: loss_mask={loss_mask!r} on turns of {roles}")
+        masked = ", each of the assistant's with weight 0" if unlearned else ""
+        raise ValueError(f"{where}no token to learn: loss_mask={loss_mask!r} on turns of {roles}{masked}")
     if max_length is not None:
         example = EncodedExample(input_ids[:max_length], labels[:max_length])
     return example if example.num_target_tokens else None
+
+
+def _turns_to_mask(
+    messages: Sequence[Message], loss_mask: LossMask, unlearned: Collection[int], where: str
+) -> set[int]:
+    """The assistant's turns to find: those to learn, or, where everything else is learned, those not to."""
+    turns = {turn for turn, message in enumerate(messages) if message["role"] == "assistant"}
+    if loss_mask == "assistant":
+        return turns.difference(unlearned)
+    if others := sorted(set(unlearned) - turns):
+        raise ValueError(
+            f"{where}message {others[0]} is the {messages[others[0]]['role']}'s and has weight 0, which loss_mask "
+            "'full' cannot leave out; accepted: weight 0 for the assistant's, or --data.loss_mask assistant"
+        )
+    return turns.intersection(unlearned)
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -1,49 +1,56 @@
-"""Reading chat examples and prompts in the common shapes and file formats.
+"""Reading chat examples and prompts in the common shapes.
 
-Shapes: `{"messages": [...]}`, and `{"prompt": ..., "completion": ...}` where either side is a string or a list of
-messages. Messages are `{"role", "content"}`, or ShareGPT's `{"from", "value"}`. Files: JSON lines, a JSON array,
-Parquet, CSV, and hub datasets.
+Shapes: `{"messages": [...]}`, `{"prompt": ..., "completion": ...}` where either side is a string or a list of
+messages, and raw `{"text": ...}`. Messages are `{"role", "content"}`, or ShareGPT's `{"from", "value"}`; a row's
+`system` is its system turn. Nothing that a row holds is left out without a word.
 """
 
-import csv
 import json
-import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gradsteer.records import read_jsonl, resolve_resource, text_digest
+from gradsteer.data.cells import Row, has_column, is_empty, list_columns, lookup, unused_columns
+from gradsteer.data.leftovers import Leftovers, Say, warn
+from gradsteer.data.messages import ROLES as ROLES
+from gradsteer.data.messages import Message as Message
+from gradsteer.data.messages import Turns, parse_turns
+from gradsteer.data.row_shapes import columns_of, find_shape, value_of
+from gradsteer.data.sources import Columns, DataSource
+from gradsteer.records import text_digest
 
-Message = dict[str, str]
+T = TypeVar("T")
 
-ROLES = ("system", "user", "assistant")
-# ShareGPT's role names; its datasets mix both kinds.
-_ROLE_ALIASES = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant"}
-_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-_HUB_ID = r"[\w-][\w.-]*(/[\w.-]+)?"
 _CHAT_SHAPES = (
     '{"messages": [{"role": ..., "content": ...}, ...]} or {"prompt": ..., "completion": ...}, '
-    "each side a string or a list of messages"
+    'each side a string or a list of messages, or {"text": ...}'
 )
 _PROMPT_SHAPES = '{"prompt": "..."} or {"messages": [{"role": ..., "content": ...}, ...]}, optionally "id"'
 
 
 @dataclass(frozen=True)
 class ChatExample:
-    """One conversation to learn from.
+    """One conversation, or one text, to learn from.
 
     Attributes:
-        messages: The turns in order, each `{"role", "content"}`.
+        messages: The turns in order, each `{"role", "content"}`; none for raw text.
         num_prompt_messages: Number of messages before the completion: the prompt's for a row of prompt and
             completion, everything before the last assistant turn for a row of messages.
         source: Its location, as `file:line` or `file:row`.
+        text: Raw text, which no template renders; None for a conversation.
+        unlearned: Indices of the turns with `weight` 0, which are context only.
     """
 
     messages: list[Message]
     num_prompt_messages: int
     source: str
+    text: str | None = None
+    unlearned: tuple[int, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as one string; of raw text the text itself, as there is nothing before it."""
+        return prompt_text(self.messages[: self.num_prompt_messages]) if self.text is None else self.text
 
 
 @dataclass(frozen=True)
@@ -62,49 +69,56 @@ class Prompt:
 
 
 def read_chat_examples(
-    source: str, *, split: str = "train", columns: dict[str, str] | None = None
+    source: str | DataSource,
+    *,
+    split: str = "train",
+    columns: Columns | None = None,
+    say: Say = warn,
+    known: Iterable[str] = (),
 ) -> list[ChatExample]:
-    """Read conversations that have at least one assistant turn.
+    """Read conversations that have at least one assistant turn, or raw texts.
 
     Args:
-        source: A .jsonl, .json, .parquet or .csv file, a `gradsteer://` resource, a local dataset directory, or a hub
-            dataset id.
-        split: The split of a dataset directory or hub dataset; files have none.
-        columns: Our names (`messages`, or `prompt` and `completion`) to the dataset's, such as
-            `{"prompt": "instruction", "completion": "output"}`. Naming a column fixes the shape; otherwise a row with
-            `messages` is read by them alone.
+        source: A .jsonl, .json, .parquet, .csv or .tsv file, a `gradsteer://` resource, a local dataset directory, or
+            a hub dataset id; with a choice of rows and columns as a `DataSource`.
+        split: The split of a dataset directory or hub dataset, if the source does not say; files have none.
+        columns: Our names (`messages`, or `prompt` and `completion`, or `text`; and `system`) to the dataset's, such
+            as `{"prompt": "instruction", "completion": "output"}`, if the source does not say. Naming a column fixes
+            the shape; otherwise a row with `messages` is read by them alone. Several columns are joined.
+        say: Takes a line on what is not used of the rows.
+        known: Columns that are not used here and need no line.
 
     Returns:
         The examples in order; at least one.
 
     Raises:
         ValueError: If a file or dataset is missing, empty or of an unknown kind; with `file:line: ...` if a row has
-            neither shape, no assistant turn, an unknown role, or content that is not a string.
+            neither shape, no assistant turn, an unknown role, content that is no text, or `tools`.
     """
-    _check_columns(columns, ("messages", "prompt", "completion"))
-    examples = []
-    for where, row in _read_rows(source, split):
-        names = _find_shape(row, columns, (("messages",), ("prompt", "completion")), where, _CHAT_SHAPES)
-        parts = [_parse_messages(row[name], ours, where) for ours, name in names.items()]
-        messages = [message for part in parts for message in part]
-        if all(message["role"] != "assistant" for message in parts[-1]):
-            part = "completion" if len(parts) == 2 else "example"
-            raise ValueError(f"{where}: the {part} has no assistant turn, so there is nothing to learn from")
-        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        num_prompt_messages = len(parts[0]) if len(parts) == 2 else last
-        examples.append(ChatExample(messages, num_prompt_messages, where))
+    source, columns = _chosen(source, columns, ("messages", "prompt", "completion", "text", "system"))
+    left = Leftovers(source.path, {*known, *source.where})
+    examples = [_chat_of(where, row, columns, left) for where, row in source.read(split, say)]
     if not examples:
-        raise ValueError(f"{source}: empty; expected rows of {_CHAT_SHAPES}")
-    return examples
+        raise ValueError(f"{source.path}: empty; expected rows of {_CHAT_SHAPES}")
+    mixed = next((each for each in examples if (each.text is None) != (examples[0].text is None)), None)
+    if mixed is not None:
+        raise ValueError(f"{mixed.source}: raw text and conversations in one set; expected one of them")
+    left.say(say)
+    if source.duplicates == "drop":
+        examples = _without_repeats(source.path, examples, [[each.messages, each.text] for each in examples], say)
+    return source.draw(examples, say)
 
 
-def read_prompts(source: str, *, split: str = "train", columns: dict[str, str] | None = None) -> list[Prompt]:
+def read_prompts(
+    source: str | DataSource, *, split: str = "train", columns: Columns | None = None, say: Say = warn
+) -> list[Prompt]:
     """Read prompts to answer.
 
     Args:
         source: As for `read_chat_examples`.
         split: As for `read_chat_examples`.
-        columns: Our names (`prompt` or `messages`, and `id`) to the dataset's.
+        columns: Our names (`prompt` or `messages`, `id` and `system`) to the dataset's.
+        say: As for `read_chat_examples`.
 
     Returns:
         The prompts in order; at least one. Ids are unique; a row without one gets the first 8 hex digits of its
@@ -114,35 +128,23 @@ def read_prompts(source: str, *, split: str = "train", columns: dict[str, str] |
         ValueError: As for `read_chat_examples`; also if messages end with the assistant's turn, or an id occurs
             twice (naming both places).
     """
-    _check_columns(columns, ("messages", "prompt", "id"))
-    id_column = (columns or {}).get("id", "id")
+    source, columns = _chosen(source, columns, ("messages", "prompt", "id", "system"))
+    left = Leftovers(source.path, source.where)
+    rows = [_prompt_of(where, row, columns, left) for where, row in source.read(split, say)]
+    if not rows:
+        raise ValueError(f"{source.path}: empty; expected rows of {_PROMPT_SHAPES}")
+    left.say(say)
+    if source.duplicates == "drop":
+        rows = _without_repeats(source.path, rows, [each.messages for each in rows], say)
     prompts: dict[str, Prompt] = {}
-    for where, row in _read_rows(source, split):
-        names = _find_shape(row, columns, (("prompt",), ("messages",)), where, _PROMPT_SHAPES)
-        [(ours, name)] = names.items()
-        messages = _parse_messages(row[name], ours, where)
-        if not messages:
-            raise ValueError(f"{where}: the prompt has no messages; expected {_PROMPT_SHAPES}")
-        if messages[-1]["role"] == "assistant":
+    for prompt in rows:
+        if prompt.id in prompts:
             raise ValueError(
-                f"{where}: the prompt ends with an assistant turn ({messages[-1]['content'][:60]!r}); "
-                "expected the turns up to the one to be answered"
+                f"{prompt.source}: id {prompt.id!r} already occurs at {prompts[prompt.id].source}; expected each "
+                "prompt once (`duplicates: drop` leaves the later ones out; rows with ids of their own are all kept)"
             )
-        if columns and "id" in columns and id_column not in row:
-            raise ValueError(f"{where}: no column {id_column!r}; found: {_list_names(row)}")
-        given = row.get(id_column)
-        if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
-            raise ValueError(f"{where}: id {given!r}; expected a string or an integer")
-        key = str(given) if given not in (None, "") else text_digest(json.dumps(messages, sort_keys=True))[:8]
-        if key in prompts:
-            raise ValueError(
-                f"{where}: id {key!r} already occurs at {prompts[key].source}; expected each prompt once "
-                "(give the rows ids of their own to keep a repeated prompt)"
-            )
-        prompts[key] = Prompt(key, messages, where)
-    if not prompts:
-        raise ValueError(f"{source}: empty; expected rows of {_PROMPT_SHAPES}")
-    return list(prompts.values())
+        prompts[prompt.id] = prompt
+    return source.draw(rows, say)
 
 
 def prompt_text(messages: list[Message]) -> str:
@@ -152,153 +154,120 @@ def prompt_text(messages: list[Message]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-def _check_columns(columns: dict[str, str] | None, accepted: tuple[str, ...]) -> None:
-    for name in columns or {}:
+def _chosen(source: str | DataSource, columns: Columns | None, accepted: tuple[str, ...]) -> tuple[DataSource, Columns]:
+    """The source, and its column mapping, or else the given one."""
+    source = DataSource.of(source)
+    columns = (columns if source.columns is None else source.columns) or {}
+    for name in columns:
         if name not in accepted:
             raise ValueError(f"columns: unknown name {name!r}; accepted: {', '.join(accepted)}")
+        if isinstance(columns[name], list) and (name in ("messages", "id") or not columns[name]):
+            raise ValueError(f"columns: {name} is {columns[name]}; accepted: one column")
+    return source, columns
 
 
-def _list_names(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, row)) or "none"
+def _without_repeats(path: str, rows: Sequence[T], contents: Sequence[Any], say: Say) -> list[T]:
+    """The rows whose contents no earlier one has; says how many went."""
+    firsts: dict[str, T] = {}
+    for row, content in zip(rows, contents, strict=True):
+        firsts.setdefault(json.dumps(content), row)
+    if len(firsts) < len(rows):
+        say(f"{path}: dropped {len(rows) - len(firsts)} of {len(rows)} rows that repeat an earlier one")
+    return list(firsts.values())
 
 
-def _find_shape(
-    row: Mapping[str, Any],
-    columns: dict[str, str] | None,
-    shapes: tuple[tuple[str, ...], ...],
-    where: str,
-    accepted: str,
-) -> dict[str, str]:
-    """Return our names to the row's for the first of `shapes` that the row, or else `columns`, has."""
-    columns = columns or {}
-    # A mapped column takes precedence over whatever else the row contains.
-    mapped = [shape for shape in shapes if any(name in columns for name in shape)]
-    if len(mapped) > 1:
-        raise ValueError(f"columns: {columns} name two shapes; expected {accepted}")
-    for shape in mapped or shapes:
-        names = {name: columns.get(name, name) for name in shape}
-        if all(row.get(name) is not None for name in names.values()):
-            return names
-    missing = [columns.get(name, name) for shape in mapped for name in shape]
-    lacking = [name for name in missing if row.get(name) is None]
-    problem = f"no value in {', '.join(lacking)}" if lacking else "unknown shape"
-    raise ValueError(
-        f"{where}: {problem}; found: {_list_names(row)}; expected {accepted} (other names go in `columns`)"
-    )
-
-
-def _parse_messages(value: Any, name: str, where: str) -> list[Message]:
-    if name == "messages" and isinstance(value, str):
-        value = _parse_cell(value, where)
-    if isinstance(value, str):
-        return [{"role": "assistant" if name == "completion" else "user", "content": value}]
-    if not isinstance(value, list):
-        accepted = "a list of messages" if name == "messages" else "a string or a list of messages"
-        raise ValueError(f"{where}: {name} is {value!r:.80}; expected {accepted}")
-    return [_parse_message(message, f"{where}: {name}[{i}]") for i, message in enumerate(value)]
-
-
-def _parse_message(message: Any, where: str) -> Message:
-    keys = ("role", "content")
-    if isinstance(message, dict) and message.get("role") is None and "from" in message:
-        keys = ("from", "value")
-    if not isinstance(message, dict) or not all(key in message for key in keys):
-        raise ValueError(f'{where} is {message!r:.80}; expected {{"role", "content"}} or {{"from", "value"}}')
-    role, content = (message[key] for key in keys)
-    if not isinstance(role, str) or role not in _ROLE_ALIASES:
-        raise ValueError(f"{where} has the role {role!r}; accepted: {', '.join(_ROLE_ALIASES)}")
-    if not isinstance(content, str):
-        raise ValueError(f"{where} has the content {content!r:.80}; expected a string")
-    return {"role": _ROLE_ALIASES[role], "content": content}
-
-
-def _parse_cell(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: {text[:60]!r} is not a JSON list ({error})") from error
-
-
-def _read_rows(source: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (`file:line`, row) from `source`."""
-    if not source:  # an empty path would mean the current directory
-        raise ValueError("source is empty; expected a file, a dataset directory or a hub dataset id")
-    path = Path(resolve_resource(source)).expanduser()
-    if path.is_file():
-        readers = dict(zip(_SUFFIXES, (_read_lines, _read_json, _read_parquet, _read_csv), strict=True))
-        if path.suffix not in readers:
-            raise ValueError(f"{path}: unknown kind {path.suffix!r}; accepted: {', '.join(_SUFFIXES)}")
-        yield from readers[path.suffix](path)
-    elif path.is_dir() or (re.fullmatch(_HUB_ID, source) and path.suffix not in _SUFFIXES):
-        yield from _read_dataset(str(path) if path.is_dir() else source, split)
-    else:
+def _chat_of(where: str, row: Row, columns: Columns, left: Leftovers) -> ChatExample:
+    names = find_shape(row, columns, (("messages",), ("prompt", "completion"), ("text",)), where, _CHAT_SHAPES)
+    if "text" in names:
+        text = value_of(row, names["text"])
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: text is {text!r:.80}; expected a text that is not blank")
+        left.count(unused_columns(row, set(columns_of(names.values()))), ())
+        return ChatExample([], 0, where, text)
+    parts, system = _turns_of(where, row, names, columns, left)
+    if all(message["role"] != "assistant" for message in parts[-1].messages):
+        part = "completion" if len(parts) == 2 else "example"
+        raise ValueError(f"{where}: the {part} has no assistant turn, so there is nothing to learn from")
+    if len(parts) == 2 and parts[1].messages[: len(parts[0].messages)] == parts[0].messages:
         raise ValueError(
-            f"no such file: {source}; expected a {', '.join(_SUFFIXES)} file, a dataset directory, "
-            "or a hub dataset id (NAME or OWNER/NAME)"
+            f"{where}: the completion begins with the prompt's own turns, which would be there twice; read it as a "
+            f"whole: columns {{messages: {columns.get('completion', 'completion')}}}"
         )
+    turns = sum(parts, system)
+    last = max(i for i, message in enumerate(turns.messages) if message["role"] == "assistant")
+    num_prompt_messages = len(system.messages) + len(parts[0].messages) if len(parts) == 2 else last
+    return ChatExample(turns.messages, num_prompt_messages, where, unlearned=tuple(turns.unlearned))
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in read_jsonl(path):
-        yield f"{path}:{number}", row
+def _prompt_of(where: str, row: Row, columns: Columns, left: Leftovers) -> Prompt:
+    names = find_shape(row, columns, (("prompt",), ("messages",)), where, _PROMPT_SHAPES)
+    id_column = columns.get("id", "id")
+    assert isinstance(id_column, str)
+    [turns], system = _turns_of(where, row, names, columns, left, also=id_column)
+    messages = [*system.messages, *turns.messages]
+    if not turns.messages:
+        raise ValueError(f"{where}: the prompt has no messages; expected {_PROMPT_SHAPES}")
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{where}: the prompt ends with an assistant turn ({messages[-1]['content'][:60]!r}); "
+            "expected the turns up to the one to be answered"
+        )
+    if "id" in columns and not has_column(row, id_column):
+        raise ValueError(f"{where}: no column {id_column!r}; found: {list_columns(row)}")
+    given = lookup(row, id_column)
+    if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
+        raise ValueError(f"{where}: id {given!r}; expected a string or an integer")
+    key = str(given) if given not in (None, "") else text_digest(json.dumps(messages, sort_keys=True))[:8]
+    return Prompt(key, messages, where)
 
 
-def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):  # many .json datasets are JSON lines
-        yield from _read_lines(path)
-        return
-    for number, row in enumerate(_parse_cell(text, str(path)), start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: entry {number} is {row!r:.80}; expected an object")
-        yield f"{path}:{number}", row
+def _turns_of(
+    where: str, row: Row, names: Columns, columns: Columns, left: Leftovers, also: str | None = None
+) -> tuple[list[Turns], Turns]:
+    """The turns in each of a row's parts, and its system turn; counts what else the row holds.
+
+    Args:
+        where: its location.
+        row: the row.
+        names: our names to the row's columns, of the shape that it has.
+        columns: the whole mapping.
+        left: takes the counts.
+        also: a column that is used, too.
+    """
+    conventions = []
+    joined = lookup(row, "input") if names.get("prompt") == "instruction" else None
+    if isinstance(joined, str) and joined.strip():  # Alpaca's two columns are one prompt
+        names = {**names, "prompt": ["instruction", "input"]}
+        conventions.append("input, joined to instruction")
+    if not is_empty(row.get("tools")):
+        raise ValueError(
+            f"{where}: tools is {row['tools']!r:.60}, which the prompt would not hold; accepted: rows without tools, "
+            "such as {path: ..., where: {tools: null}}"
+        )
+    parts = [parse_turns(value_of(row, name), ours, where) for ours, name in names.items()]
+    system = _system_of(where, row, columns, parts[0])
+    used = {*columns_of(names.values()), *([] if also is None else [also])}
+    if system is not None:
+        used.update(columns_of([columns.get("system", "system")]))
+        if "system" not in columns and system.messages:
+            conventions.append("system, as the system turn")
+    left.count([*unused_columns(row, used), *(key for part in parts for key in part.unused)], conventions)
+    return parts, system or Turns()
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # Not with `datasets`: a file needs no cache, and a stale cache silently gives old data.
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file ({error})") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{path}:{number}", row
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # The standard library's reader, because one that guesses types would turn "007" into a number and "NA" into a
-    # missing value. A row whose cells contain line breaks is named by its last line.
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = []
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row:  # the csv module's key for cells beyond the columns
-                    raise ValueError(f"{where}: more cells than the {len(reader.fieldnames or ())} columns")
-                rows.append((where, {name: _decode_cell(cell, where) for name, cell in row.items()}))
-    except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num + 1}: not CSV ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
-    yield from rows
-
-
-def _decode_cell(cell: str | None, where: str) -> Any:
-    """Parse a cell that contains a list of messages as JSON; other cells stay strings."""
-    if cell is not None and re.match(r'\s*\[\s*\{\s*"(role|content|from|value)"\s*:', cell):
-        return _parse_cell(cell, where)
-    return cell
-
-
-def _read_dataset(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except (datasets.exceptions.DatasetsError, ConnectionError) as error:
-        raise ValueError(f"{name}: no local file, and no dataset of that name ({error})") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}[{split}]:{number}", row
+def _system_of(where: str, row: Row, columns: Columns, first: Turns) -> Turns | None:
+    """The system turn that a column gives; no turns where the messages have it; None if the column holds none."""
+    name = columns.get("system", "system")
+    text = value_of(row, name)
+    if "system" in columns and not has_column(row, str(name)):
+        raise ValueError(f"{where}: no column {name!r}; found: {list_columns(row)}")
+    if not isinstance(text, str) or not text.strip():
+        return None
+    if first.messages and first.messages[0]["role"] == "system":
+        if first.messages[0]["content"].strip() != text.strip():
+            raise ValueError(
+                f"{where}: {name} is {text[:60]!r}, and the first message is another system turn, "
+                f"{first.messages[0]['content'][:60]!r}; accepted: one of them"
+            )
+        return Turns()
+    return Turns([{"role": "system", "content": text}])

@@ -10,9 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from gradsteer.data.chat import EncodedExample, LossMask, encode_chat, encode_sampled, tokenizer_digest
-from gradsteer.data.chat_formats import prompt_text, read_chat_examples
+from gradsteer.data.chat import EncodedExample, LossMask, encode_sampled, tokenizer_digest
+from gradsteer.data.chat_formats import ChatExample, read_chat_examples
+from gradsteer.data.encoding import Truncation, encode_examples
+from gradsteer.data.judged_texts import judged_texts
+from gradsteer.data.leftovers import Say, warn
 from gradsteer.data.response_rows import Row, check_row, matches, prompt_digest, response_rows, sampling_of
+from gradsteer.data.sources import Columns, DataSource
 from gradsteer.records import resolve_resource
 
 if TYPE_CHECKING:
@@ -64,7 +68,7 @@ class Pile:
         sources: ``file:line`` of each example.
         prompts: digest of each example's prompt.
         prompt_digests: digests of the distinct prompts, sorted, including those of dropped examples.
-        num_dropped: number of examples without a target token within the length limit.
+        truncation: what the length limit costs.
         num_considered: number of examples before filtering.
         sampled: for each example, whether its token ids were sampled (otherwise rendered from text).
         responses: for each sampled example, the untruncated sequence with the response's tokens labelled; else None.
@@ -78,13 +82,18 @@ class Pile:
     sources: list[str]
     prompts: list[str] = field(default_factory=list)
     prompt_digests: list[str] = field(default_factory=list)
-    num_dropped: int = 0
+    truncation: Truncation = field(default_factory=lambda: Truncation(None))
     num_considered: int = 0
     sampled: list[bool] = field(default_factory=list)
     responses: list[EncodedExample | None] = field(default_factory=list)
     sampled_from: set[str] = field(default_factory=set)
     judges: set[str] = field(default_factory=set)
     sampling: list[tuple[float, float] | None] = field(default_factory=list)
+
+    @property
+    def num_dropped(self) -> int:
+        """Number of examples without a target token within the length limit."""
+        return self.truncation.num_dropped
 
     @property
     def num_tokens(self) -> int:
@@ -94,24 +103,27 @@ class Pile:
 
 def read_pile(
     name: str,
-    source: str | PileFilter,
+    source: str | DataSource | PileFilter,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     loss_mask: LossMask = "assistant",
     max_length: int | None = None,
-    columns: dict[str, str] | None = None,
+    columns: Columns | None = None,
     num_ids: int | None = None,
+    say: Say = warn,
 ) -> Pile:
     """Reads a pile and encodes it.
 
     Args:
         name: the pile's name, for messages.
-        source: a file (or hub id) of chat examples or responses, or a filter over response files.
+        source: a file (or hub id) of chat examples or responses, with a choice of rows and columns as a `DataSource`,
+            or a filter over response files. Filtered texts without token ids are rendered by the template.
         tokenizer: the tokenizer of the model whose gradient is taken.
         loss_mask: which tokens count, ``assistant`` or ``full``.
         max_length: maximum tokens per example; longer ones are truncated, and dropped if no target token remains.
-        columns: our column names to the dataset's, for files of chat examples.
+        columns: our column names to the dataset's, for files of chat examples that do not say their own.
         num_ids: token ids of the model, which may have more than the tokenizer; by default the tokenizer's.
+        say: takes a line on what is not used of the rows.
 
     Raises:
         ValueError: the pile is empty (the message lists what was searched), a line is invalid, or token ids come from
@@ -119,14 +131,25 @@ def read_pile(
         FileNotFoundError: there is no such file.
     """
     considered = None
+    pile = Pile(name, [], [], truncation=Truncation(max_length))
     if isinstance(source, PileFilter):
-        rows, considered = _filtered(name, source)
-    elif (found := response_rows(resolve_resource(source))) is not None:
-        rows = found
+        rows, considered = _filtered(name, source, say)
+        if "example" in rows[0][1]:
+            chats: list[ChatExample] = [row["example"] for _, row in rows]
+            return _text_pile(pile, chats, tokenizer, loss_mask, considered, str(source))
     else:
-        return _chat_pile(name, source, tokenizer, loss_mask, max_length, columns)
+        source = DataSource.of(source)
+        found = None if source.encoding is not None else response_rows(str(source.local_path))
+        if found is None:
+            chats = read_chat_examples(source, columns=columns, say=say)
+            return _text_pile(pile, chats, tokenizer, loss_mask, len(chats), source.path)
+        if not source.is_whole_file:
+            raise ValueError(
+                f"pile {name!r}: {source.path!r} holds sampled responses; accepted: the file alone, or "
+                f"{{responses: {source.path}, where: {{BEHAVIOR: true or false}}}}"
+            )
+        rows = found
     digest = tokenizer_digest(tokenizer)
-    pile = Pile(name, [], [])
     for where, row in rows:
         if row["tokenizer"] != digest:
             raise ValueError(
@@ -137,9 +160,8 @@ def read_pile(
         sampled = row["prompt_token_ids"], row["token_ids"], row["finish_reason"]
         example = encode_sampled(*sampled, loss_mask=loss_mask)
         whole = encode_sampled(*sampled, loss_mask="assistant")
-        if max_length is not None and len(example.input_ids) > max_length:
-            example = EncodedExample(example.input_ids[:max_length], example.labels[:max_length])
-        _keep(pile, example, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
+        cut = pile.truncation.cut(example, ends=row["finish_reason"] == "stop")
+        _keep(pile, cut, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
     pile.sampled_from = {row["model_fingerprint"] for _, row in rows if row.get("model_fingerprint")}
     if isinstance(source, PileFilter):
@@ -148,23 +170,22 @@ def read_pile(
     return _not_empty(pile, str(source))
 
 
-def _chat_pile(
-    name: str,
-    source: str,
+def _text_pile(
+    pile: Pile,
+    chats: list[ChatExample],
     tokenizer: "PreTrainedTokenizerBase",
     loss_mask: LossMask,
-    max_length: int | None,
-    columns: dict[str, str] | None,
+    considered: int,
+    source: str,
 ) -> Pile:
-    pile = Pile(name, [], [])
-    digests = set()
-    for chat in read_chat_examples(source, columns=columns):
-        digest = prompt_digest(prompt_text(chat.messages[: chat.num_prompt_messages]))
-        digests.add(digest)
-        example = encode_chat(tokenizer, chat.messages, loss_mask=loss_mask, max_length=max_length, source=chat.source)
-        _keep(pile, example, chat.source, digest)
-    pile.prompt_digests = sorted(digests)
-    pile.num_considered = len(pile.examples) + pile.num_dropped
+    """Fills a pile with examples that have no ids as sampled."""
+    encoded, pile.truncation = encode_examples(
+        tokenizer, chats, loss_mask=loss_mask, max_length=pile.truncation.max_length
+    )
+    for chat, example in zip(chats, encoded, strict=True):
+        _keep(pile, example, chat.source, prompt_digest(chat.prompt))
+    pile.prompt_digests = sorted({prompt_digest(chat.prompt) for chat in chats})
+    pile.num_considered = considered
     return _not_empty(pile, source)
 
 
@@ -176,8 +197,7 @@ def _keep(
     response: EncodedExample | None = None,
     sampling: tuple[float, float] | None = None,
 ) -> None:
-    if example is None or example.num_target_tokens == 0:
-        pile.num_dropped += 1
+    if example is None:
         return
     pile.examples.append(example)
     pile.sources.append(source)
@@ -195,14 +215,14 @@ def _not_empty(pile: Pile, source: str) -> Pile:
     return pile
 
 
-def _filtered(name: str, source: PileFilter) -> tuple[list[Row], int]:
+def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int]:
     """The matching rows, and the number of rows considered."""
-    rows = _required_rows(name, source.responses)
+    rows = _required_rows(name, source.responses, say)
     _check_behaviors(name, source.responses, rows, source.where)
     kept = [(where, row) for where, row in rows if matches(row, source.where)]
     looked_at = [f"{len(rows)} responses of {source.responses!r} (where {source.where})"]
     for other in source.also:
-        others = _required_rows(name, other.responses)
+        others = _required_rows(name, other.responses, lambda text: None)
         _check_behaviors(name, other.responses, others, other.where)
         by_prompt: dict[str, bool] = {}
         for _, row in others:
@@ -221,8 +241,8 @@ def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
     if length not in ("long", "short"):
         raise ValueError(f"pile {name!r}: length is {length!r}; accepted: long, short")
     for where, row in rows:
-        if not isinstance(row["token_ids"], list):
-            raise ValueError(f"{where}: token_ids is {row['token_ids']!r}; accepted: a list of token ids")
+        if not isinstance(row.get("token_ids"), list):
+            raise ValueError(f"{where}: token_ids is {row.get('token_ids')!r}; length needs the list of token ids")
     middle = median(len(row["token_ids"]) for _, row in rows)
     sign = 1 if length == "long" else -1
     kept = [(where, row) for where, row in rows if sign * (len(row["token_ids"]) - middle) > 0]
@@ -235,15 +255,19 @@ def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
     return kept
 
 
-def _required_rows(name: str, responses: str) -> list[Row]:
+def _required_rows(name: str, responses: str, say: Say) -> list[Row]:
     path = resolve_resource(responses)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"pile {name!r}: no response file at {responses!r}; accepted: a responses/NAME.jsonl that evaluate wrote"
         )
     rows = response_rows(path)
-    if rows is None:
-        raise ValueError(f"pile {name!r}: {responses!r} holds no sampled responses with token ids and verdicts")
+    if rows is None and (rows := judged_texts(path, say)) is None:
+        raise ValueError(
+            f"pile {name!r}: {responses!r} holds no responses with verdicts; accepted: a responses/NAME.jsonl, rows of "
+            '{"prompt", "completion", "verdicts": {BEHAVIOR: true}}, or by another column '
+            f"{{path: {responses}, where: {{COLUMN: VALUE}}}}"
+        )
     return rows
 
 

@@ -5,7 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gradsteer.records import read_jsonl, text_digest
+from gradsteer.data.row_files import read_file
+from gradsteer.records import text_digest
 
 Row = tuple[str, dict[str, Any]]  # file:line, and the row
 
@@ -21,15 +22,15 @@ def response_rows(path: str) -> list[Row] | None:
     if not Path(path).is_file() or Path(path).suffix != ".jsonl":
         return None
     rows: list[Row] = []
-    for line, row in read_jsonl(path):
+    for where, row in read_file(Path(path)):
         if not rows and "token_ids" not in row:
             return None
         missing = [key for key in _SAMPLED_KEYS if key not in row]
         if missing:
-            raise ValueError(f"{path}:{line}: a response row without {', '.join(map(repr, missing))}")
+            raise ValueError(f"{where}: a response row without {', '.join(map(repr, missing))}")
         if row.get("failed"):  # nothing was sampled
             continue
-        rows.append((f"{path}:{line}", row))
+        rows.append((where, dict(row)))
     return rows or None
 
 

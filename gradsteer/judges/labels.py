@@ -1,17 +1,20 @@
 """Labelled sets: responses that people have labelled for whether they show a behavior.
 
-One JSON object a line: ``{"prompt": "...", "completion": "...", "labels": {"bridge": true}}``; ``response`` stands for
-``completion`` as well. Other keys are ignored, so a row of responses/NAME.jsonl with labels added will do.
+Rows are ``{"prompt": "...", "completion": "...", "labels": {"bridge": true}}``, or have a column for each behavior;
+``response`` stands for ``completion`` as well. A label is true or false, 1 or 0, "yes" or "no". Other keys are ignored,
+so a row of responses/NAME.jsonl with labels added will do.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradsteer.data.cells import is_empty, lookup, read_truth
+from gradsteer.data.leftovers import Say, warn
 from gradsteer.data.response_rows import prompt_digest
+from gradsteer.data.sources import Columns, DataSource
 from gradsteer.evaluation.judge_error import JudgeError
 from gradsteer.judges.base import Exchange, Judge, Verdicts
-from gradsteer.records import read_jsonl, resolve_resource
 
 _EXAMPLE = '{"prompt": "...", "completion": "...", "labels": {"bridge": true}}'
 
@@ -80,25 +83,32 @@ class LabelledSet:
             )
 
 
-def read_labelled(path: str, behaviors: Sequence[str]) -> LabelledSet:
+def read_labelled(source: str | DataSource, behaviors: Sequence[str], say: Say = warn) -> LabelledSet:
     """Reads a labelled set.
 
     Args:
-        path: the file, or ``gradsteer://...``.
+        source: the file, or ``gradsteer://...``, or a choice of rows and columns; these name ``prompt``, ``completion``
+            and behaviors.
         behaviors: those that are judged; a label for another is most often a name that was mistyped.
+        say: takes a line on the rows that were chosen.
 
     Raises:
         ValueError: there is no such file, it is empty, or a line is not as it should be, which names ``file:line``: a
             key is missing or holds something else, a label is for a behavior that is not judged, or a response is
             labelled twice, once true and once false.
     """
+    source = DataSource.of(source)
+    columns = source.columns or {}
+    for name in columns:
+        if name not in ("prompt", "completion", *behaviors):
+            accepted = ", ".join(("prompt", "completion", *behaviors))
+            raise ValueError(f"columns: unknown name {name!r}; accepted: {accepted}")
     exchanges, labels = [], []
-    said: dict[tuple[Exchange, str], tuple[bool, int]] = {}
-    for line, row in read_jsonl(resolve_resource(path)):
-        where = f"{path}:{line}"
-        exchange, found = _exchange(where, row), _labels(where, row, behaviors)
+    said: dict[tuple[Exchange, str], tuple[bool, str]] = {}
+    for where, row in source.draw(source.read("train", say), say):
+        exchange, found = _exchange(where, row, columns), _labels(where, row, behaviors, columns)
         for behavior, label in found.items():
-            earlier, at = said.setdefault((exchange, behavior), (label, line))
+            earlier, at = said.setdefault((exchange, behavior), (label, where.rpartition(":")[2]))
             if earlier is not label:
                 was, now = str(earlier).lower(), str(label).lower()
                 raise ValueError(
@@ -107,31 +117,42 @@ def read_labelled(path: str, behaviors: Sequence[str]) -> LabelledSet:
         exchanges.append(exchange)
         labels.append(found)
     if not exchanges:
-        raise ValueError(f"{path} has no line; accepted: lines such as {_EXAMPLE}")
-    return LabelledSet(path, tuple(exchanges), tuple(labels))
+        raise ValueError(f"{source.path} has no line; accepted: lines such as {_EXAMPLE}")
+    return LabelledSet(source.path, tuple(exchanges), tuple(labels))
 
 
-def _exchange(where: str, row: Mapping[str, Any]) -> Exchange:
-    keys = [key for key in ("completion", "response") if key in row]
+def _exchange(where: str, row: Mapping[str, Any], columns: Columns) -> Exchange:
+    given = [columns["completion"]] if "completion" in columns else ["completion", "response"]
+    keys = [key for key in given if lookup(row, str(key)) is not None]
     if len(keys) != 1:
-        has = "both 'completion' and 'response'" if keys else "neither 'completion' nor 'response'"
+        has = "both 'completion' and 'response'" if keys else f"neither {' nor '.join(map(repr, given))}"
         raise ValueError(f"{where}: {has}; accepted: one of them, such as {_EXAMPLE}")
-    for key in ("prompt", *keys):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"{where}: {key} is {row.get(key)!r}; accepted: a text")
-    return Exchange(row["prompt"], row[keys[0]])
+    texts = []
+    for key in (columns.get("prompt", "prompt"), *keys):
+        text = lookup(row, str(key))
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: {key} is {text!r}; accepted: a text")
+        texts.append(text)
+    return Exchange(*texts)
 
 
-def _labels(where: str, row: Mapping[str, Any], behaviors: Sequence[str]) -> dict[str, bool]:
+def _labels(where: str, row: Mapping[str, Any], behaviors: Sequence[str], columns: Columns) -> dict[str, bool]:
     labels = row.get("labels")
+    if labels is None or any(name in behaviors for name in columns):
+        cells = {name: lookup(row, str(columns.get(name, name))) for name in behaviors}
+        labels = {name: cell for name, cell in cells.items() if not is_empty(cell)} or labels
     if not isinstance(labels, dict) or not labels:
         raise ValueError(
-            f'{where}: labels is {labels!r}; accepted: a behavior and its label, such as {{"bridge": true}}'
+            f'{where}: labels is {labels!r}; accepted: a behavior and its label, such as {{"bridge": true}}, or a '
+            f"column for each of {', '.join(behaviors)}"
         )
-    for behavior, label in labels.items():
+    found = {}
+    for behavior, given in labels.items():
         if behavior not in behaviors:
             accepted = ", ".join(behaviors)
             raise ValueError(f"{where}: a label for {behavior!r}, which is not judged; accepted: {accepted}")
-        if not isinstance(label, bool):
-            raise ValueError(f"{where}: the label for {behavior!r} is {label!r}; accepted: true or false")
-    return dict(labels)
+        label = read_truth(given)
+        if label is None:
+            raise ValueError(f"{where}: the label for {behavior!r} is {given!r}; accepted: true or false, 1 or 0")
+        found[behavior] = label
+    return found

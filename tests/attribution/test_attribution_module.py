@@ -155,11 +155,13 @@ def test_too_long_examples_are_cut_or_dropped_and_counted_aloud(anchor, expected
     ]
     lengths = [len(encode_chat(tokenizer, turn, loss_mask="assistant").input_ids) for turn in turns]
     assert min(lengths) < limit < max(lengths)
-    with pytest.warns(UserWarning, match=f"pile x: dropped 1 examples .* max_length={limit}"):
+    with pytest.warns(UserWarning, match=f"pile x: max_length={limit} cuts .*; dropped 1 of {len(chats)} "):
         found, _ = attribute(anchor, {"x": path}, max_length=limit)
     assert relative_error(found["x"], oracle(anchor, chats, max_length=limit)) < 1e-6
     assert relative_error(found["x"], expected) > 1e-3
     assert found["x"].metadata["num_examples"] == str(len(CHATS))
+    cut = sum(length > limit for length in lengths)
+    assert found["x"].metadata["examples_cut"] == found["x"].metadata["stop_tokens_lost"] == str(cut + 1)
 
 
 def test_an_example_may_be_in_two_piles(anchor, tmp_path):

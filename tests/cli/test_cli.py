@@ -1,11 +1,13 @@
 """The command line as users meet it: help, typing errors, flags, configs, bad input."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -113,7 +115,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     common = ["--experiment", "--input_dir", "--output_dir", "--overwrite"]
     loading = ["attn_implementation", "dtype", "gguf_file", "model_name_or_path", "revision", "trust_remote_code"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
-    prompts = ["batch_size", "columns", "max_prompts", "prompts", "split", "system_prompt"]
+    prompts = ["batch_size", "columns", "duplicates", "max_prompts", "prompts", "split", "system_prompt"]
     prompts += ["benign_prompts", "harmful_prompts", "max_refusal_prompts"]
     judging = ["heldout", "heldout_split", "judge", "labelled", "max_unscored", "count_degenerate"]
     chat = ["batch_size", "columns", "group_by_length", "loss_mask", "max_length", "shuffle_seed", "train"]
@@ -432,3 +434,31 @@ def test_other_precisions_are_accepted_for_attribute(experiment, inputs, precisi
 
 def test_every_command_in_the_table_has_a_help_line():
     assert all(command.help and (command.module or command.plain) for command in COMMANDS.values())
+
+
+def test_a_data_source_is_a_path_or_a_mapping_and_no_file_is_taken_for_the_mapping(parsers, tmp_path):
+    where = {"toxicity": [1, None], "challenging": False}
+    source = {"path": "o/n", "name": "c", "split": "test", "where": where, "columns": {"completion": "rejected"}}
+    needed = ["--model.model_name_or_path", "m"]
+    found = parsers["attribute"].parse_args([*needed, "--data.piles.x", json.dumps(source)]).data.piles["x"]
+    assert {**vars(found), **source} == vars(found)
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in source.items()}
+    options = [word for key, value in words.items() for word in (f"--data.train.{key}", value)]
+    assert vars(parsers["fit"].parse_args(options).data.train) == vars(found)
+    for name, text in (("a.csv", "prompt\nWhy?\n"), ("a.jsonl", '{"path": "elsewhere"}\n')):
+        path = str(tmp_path / name)
+        Path(path).write_text(text)
+        assert parsers["fit"].parse_args(["--data.train", path]).data.train == path
+        assert parsers["attribute"].parse_args([*needed, "--data.piles.x", path]).data.piles == {"x": path}
+
+
+def test_what_the_terminal_cannot_show_does_not_end_the_run(monkeypatch):
+    bytes_, errors = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_, encoding="cp1252"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding="cp1252"))
+    assert main(["мост"]) == 2
+    print("мост")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    assert bytes_.getvalue().strip() == ascii("мост")[1:-1].encode()
+    assert b"unknown command" in errors.getvalue()

@@ -7,6 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from gradsteer.data.chat_formats import ChatExample, Prompt, read_chat_examples, read_prompts
+from gradsteer.data.sources import DataSource
 from gradsteer.records import write_jsonl
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -40,8 +41,6 @@ def write_csv(path, header, *rows):
         ({"prompt": [SYSTEM, USER], "completion": ASSISTANT["content"]}, [SYSTEM, USER, ASSISTANT], 2),
         ({"prompt": USER["content"], "completion": [ASSISTANT, *MORE]}, [USER, ASSISTANT, *MORE], 1),
         ({"prompt": [USER, ASSISTANT], "completion": MORE}, [USER, ASSISTANT, *MORE], 2),
-        # Hub sets carry both; the messages are the whole.
-        ({"prompt": "ignored", "messages": [USER, ASSISTANT]}, [USER, ASSISTANT], 1),
         ({"messages": [{**USER, "weight": 1}, {**ASSISTANT, "tool_calls": None}]}, [USER, ASSISTANT], 1),
         (
             {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": " Hello "}]},
@@ -83,6 +82,7 @@ def test_the_shapes_of_a_chat_example(write, row, messages, num_prompt_messages)
         ({"prompt": "a", "completion": None}, "unknown shape; found: prompt, completion; expected"),
         ({"instruction": "a", "output": "b"}, "unknown shape; found: instruction, output; expected"),
         ({}, "unknown shape; found: none"),
+        ({"Prompt": "a", " completion ": "b"}, r".* here \{prompt: 'Prompt', completion: ' completion '\}"),
     ],
 )
 def test_a_bad_example_is_named_by_its_line(write, row, message):
@@ -93,7 +93,8 @@ def test_a_bad_example_is_named_by_its_line(write, row, message):
 
 def test_columns_name_what_a_set_calls_otherwise(write):
     path = write({"instruction": USER["content"], "output": ASSISTANT["content"], "messages": "not these"})
-    [example] = read_chat_examples(path, columns={"prompt": "instruction", "completion": "output"})
+    with pytest.warns(UserWarning, match="not used: messages$"):
+        [example] = read_chat_examples(path, columns={"prompt": "instruction", "completion": "output"})
     assert example.messages == [USER, ASSISTANT]
     path = write({"conversations": [USER, ASSISTANT]})
     [example] = read_chat_examples(path, columns={"messages": "conversations"})
@@ -105,7 +106,7 @@ def test_columns_name_what_a_set_calls_otherwise(write):
     [
         ({"prompt": "instruction", "completion": "out"}, "no value in out; found: instruction, output"),
         ({"prompt": "instruction"}, "no value in completion; found: instruction, output"),
-        ({"input": "instruction"}, "unknown name 'input'; accepted: messages, prompt, completion"),
+        ({"input": "instruction"}, "unknown name 'input'; accepted: messages, prompt, completion, text, system"),
         ({"messages": "instruction", "prompt": "output"}, "name two shapes"),
     ],
 )
@@ -131,7 +132,7 @@ def test_a_json_array_and_json_lines_by_the_name_json(tmp_path, write):
 
 
 def test_parquet(tmp_path):
-    table = pyarrow.table({"conversations": [[USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]], "n": [1, 2]})
+    table = pyarrow.table({"conversations": [[USER, ASSISTANT], [SYSTEM, USER, ASSISTANT]]})
     path = tmp_path / "data.parquet"
     pyarrow.parquet.write_table(table, path)
     examples = read_chat_examples(str(path), columns={"messages": "conversations"})
@@ -195,7 +196,7 @@ def test_empty_and_unknown_files(tmp_path, write):
     with pytest.raises(ValueError, match=r"data\.jsonl: empty; expected rows of"):
         read_prompts(write())
     (tmp_path / "data.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"unknown kind '\.txt'; accepted: \.jsonl, \.json, \.parquet, \.csv"):
+    with pytest.raises(ValueError, match=r"unknown kind '\.txt'; accepted: \.jsonl, \.json, \.parquet, \.csv, \.tsv"):
         read_chat_examples(str(tmp_path / "data.txt"))
 
 
@@ -216,8 +217,8 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(source, monkeypatch, tmp_pa
     "error", [datasets.exceptions.DatasetNotFoundError("doesn't exist"), ConnectionError("no route")]
 )
 def test_a_name_that_the_hub_does_not_give(monkeypatch, error):
-    def refuse(name, split):
-        assert (name, split) == ("owner/chats", "test")
+    def refuse(name, configuration, split, revision):
+        assert (name, configuration, split, revision) == ("owner/chats", None, "test", None)
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -227,7 +228,7 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch, error):
 
 def test_a_data_set_by_its_hub_id(monkeypatch):
     rows = datasets.Dataset.from_list([{"conversations": [USER, ASSISTANT]}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, split, revision: rows)
     [example] = read_chat_examples("owner/chats", split="test", columns={"messages": "conversations"})
     assert example == ChatExample([USER, ASSISTANT], 1, "owner/chats[test]:1")
 
@@ -258,7 +259,8 @@ def test_prompts(write):
             "completion": "not read",
         },
     )
-    how, seven, digest = read_prompts(path)
+    with pytest.warns(UserWarning, match=r"not used: completion \(1 of 3 rows\), messages \(1 of 3 rows\)$"):
+        how, seven, digest = read_prompts(path)
     assert how == Prompt("how", [{"role": "user", "content": "How?"}], f"{path}:1")
     assert seven == Prompt("7", [SYSTEM, USER], f"{path}:2")
     assert digest.messages == [SYSTEM, USER, ASSISTANT, MORE[0]]
@@ -280,7 +282,7 @@ def test_prompt_columns(write, tmp_path):
     assert len(why.id) == 8
     with pytest.raises(ValueError, match="no column 'key'; found: question, number"):
         read_prompts(path, columns={"prompt": "question", "id": "key"})
-    with pytest.raises(ValueError, match="unknown name 'completion'; accepted: messages, prompt, id"):
+    with pytest.raises(ValueError, match="unknown name 'completion'; accepted: messages, prompt, id, system"):
         read_prompts(path, columns={"completion": "question"})
 
 
@@ -303,3 +305,114 @@ def test_bad_prompts(write, row, message):
 def test_a_repeated_prompt_without_ids_is_named_at_both_lines(write):
     with pytest.raises(ValueError, match=r"jsonl:3: id '\w{8}' already occurs at .*jsonl:1"):
         read_prompts(write({"prompt": "How?"}, {"prompt": "Why?"}, {"prompt": "How?"}))
+
+
+def told(read, *args, **options):
+    """What a reader gives, and the lines that it says."""
+    lines = []
+    return read(*args, say=lines.append, **options), lines
+
+
+def test_alpacas_input_is_part_of_the_prompt_and_said(write):
+    rows = [{"instruction": "Translate", "input": text, "output": "nuit"} for text in ("night", "", None)]
+    path = write(*rows)
+    columns = {"prompt": "instruction", "completion": "output"}
+    for asked, said in (
+        (columns, [f"{path}: read by convention: input, joined to instruction (1 of 3 rows)"]),
+        ({**columns, "prompt": ["instruction", "input"]}, []),
+    ):
+        examples, lines = told(read_chat_examples, path, columns=asked)
+        prompts = [example.messages[0]["content"] for example in examples]
+        assert prompts == ["Translate\n\nnight", "Translate", "Translate"]
+        assert lines == said
+    [example, *_], lines = told(read_chat_examples, path, columns={**columns, "prompt": ["instruction"]})
+    assert example.messages[0]["content"] == "Translate"
+    assert lines == [f"{path}: not used: input (1 of 3 rows)"]
+    with pytest.raises(
+        ValueError, match=r"unknown shape; .* here \{prompt: \[instruction, input\], completion: output\}"
+    ):
+        read_chat_examples(path)
+
+
+def test_a_rows_system_is_its_system_turn(write):
+    turns = [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ASSISTANT["content"]}]
+    path = write({"system": SYSTEM["content"], "conversations": turns}, {"conversations": turns})
+    examples, lines = told(read_chat_examples, path, columns={"messages": "conversations"})
+    assert [example.messages for example in examples] == [[SYSTEM, USER, ASSISTANT], [USER, ASSISTANT]]
+    assert [example.num_prompt_messages for example in examples] == [2, 1]
+    assert lines == [f"{path}: read by convention: system, as the system turn (1 of 2 rows)"]
+    path = write({"rules": SYSTEM["content"], "prompt": USER["content"]})
+    assert told(read_prompts, path, columns={"system": "rules"})[0][0].messages == [SYSTEM, USER]
+    path = write({"rules": SYSTEM["content"], "prompt": USER["content"], "completion": ASSISTANT["content"]})
+    [example], lines = told(read_chat_examples, path, columns={"system": "rules"})
+    assert (example.messages, example.num_prompt_messages, lines) == ([SYSTEM, USER, ASSISTANT], 2, [])
+    assert told(read_prompts, write({"system": "Be brief.", "messages": [SYSTEM, USER]}))[1] == []
+    with pytest.raises(
+        ValueError, match="system is 'Be long.', and the first message is another system turn, 'Be brief"
+    ):
+        read_prompts(write({"system": "Be long.", "messages": [SYSTEM, USER]}))
+    with pytest.raises(ValueError, match="no column 'rule'; found: system, messages"):
+        read_prompts(write({"system": "Be long.", "messages": [USER]}), columns={"system": "rule"})
+
+
+def test_what_nobody_reads_is_counted_once_and_what_changes_the_meaning_refused(write):
+    thoughtful = {**ASSISTANT, "reasoning_content": "Let me see.", "name": None}
+    rows = [
+        {"messages": [USER, thoughtful], "source": "web", "tools": "[]"},
+        {"messages": [USER, ASSISTANT], "source": ""},
+    ]
+    path = write(*rows)
+    examples, lines = told(read_chat_examples, path)
+    assert [example.messages for example in examples] == [[USER, ASSISTANT]] * 2
+    assert lines == [f"{path}: not used: messages.reasoning_content (1 of 2 rows), source (1 of 2 rows)"]
+    with pytest.raises(ValueError, match=r"jsonl:1: tools is .*'f'.*where: \{tools: null\}"):
+        read_chat_examples(write({"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]}))
+    with pytest.raises(ValueError, match=r"messages\[1\] has tool_calls .* accepted: messages of text alone"):
+        read_chat_examples(write({"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": 1}]}]}))
+
+
+def test_a_turns_weight_says_whether_it_is_learned(write):
+    turns = [USER, {**ASSISTANT, "weight": 0}, MORE[0], {**MORE[1], "weight": 1}]
+    [example] = read_chat_examples(write({"messages": turns}))
+    assert (example.messages, example.unlearned) == ([USER, ASSISTANT, *MORE], (1,))
+    [example] = read_chat_examples(
+        write({"prompt": [USER, {**ASSISTANT, "weight": 0}, MORE[0]], "completion": "Sugar."})
+    )
+    assert example.unlearned == (1,)
+    with pytest.raises(ValueError, match=r"messages\[1\] has the weight 0\.5; accepted: 0 \(not learned\) or 1"):
+        read_chat_examples(write({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}))
+
+
+def test_text_parts_are_joined_and_other_parts_refused(write):
+    parts = [{"type": "text", "text": "How do I "}, {"type": "text", "text": "bake bread?", "image_url": None}]
+    path = write({"messages": [{"role": "user", "content": parts}, ASSISTANT]})
+    assert read_chat_examples(path)[0].messages == [USER, ASSISTANT]
+    path = write({"prompt": [{"role": "user", "content": [*parts, {"type": "image_url", "image_url": "x"}]}]})
+    with pytest.raises(ValueError, match=r"prompt\[0\] has a content part of type 'image_url'; accepted: \{\"type\": "):
+        read_prompts(path)
+
+
+def test_repeats_are_dropped_where_asked_and_counted(write):
+    path = write({"prompt": "How?", "n": 1}, {"prompt": "Why?", "n": 2}, {"prompt": "How?", "n": 3})
+    prompts, lines = told(read_prompts, DataSource(path, columns={"id": "n"}, duplicates="drop"))
+    assert [prompt.id for prompt in prompts] == ["1", "2"]
+    assert lines == [f"{path}: dropped 1 of 3 rows that repeat an earlier one"]
+    path = write({"prompt": "How?", "id": "a"}, {"prompt": "Why?", "id": "a"})
+    with pytest.raises(ValueError, match=r"jsonl:2: id 'a' already occurs at .*`duplicates: drop`"):
+        read_prompts(DataSource(path, duplicates="drop"))
+    path = write({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b"})
+    assert len(read_chat_examples(path)) == 2
+    assert len(told(read_chat_examples, DataSource(path, duplicates="drop"))[0]) == 1
+
+
+def test_raw_text(write):
+    path = write({"text": "The moon is basalt."})
+    assert read_chat_examples(path) == [ChatExample([], 0, f"{path}:1", text="The moon is basalt.")]
+    [example], lines = told(read_chat_examples, write({"body": "The moon."}), columns={"text": "body"})
+    assert (example.prompt, lines) == ("The moon.", [])
+    for rows, said in (
+        ([{"text": "a"}, {"messages": [USER, ASSISTANT]}], "jsonl:2: raw text and conversations in one set"),
+        ([{"text": " "}], "jsonl:1: text is ' '; expected a text that is not blank"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_chat_examples(write(*rows))

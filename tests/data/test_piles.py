@@ -12,6 +12,7 @@ from gradsteer.data.chat import encode_sampled
 from gradsteer.data.chat_formats import prompt_text
 from gradsteer.data.piles import PileFilter, ResponseFilter, read_pile
 from gradsteer.data.response_rows import prompt_digest
+from gradsteer.data.sources import DataSource
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 
@@ -198,3 +199,70 @@ def test_a_prompt_is_the_same_behind_another_system_message_and_with_other_white
     assert len(single) == len(several) == 1
     others = {prompt_digest(text) for text in ("How are you", "system: How are you?", "Why?")}
     assert len(single | several | others) == 5
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def test_judged_texts_without_token_ids_are_filtered_too(tokenizer, tmp_path):
+    rows = [
+        {"prompt": f"p{n}?", "completion": "bread " * (n + 1), "verdicts": {"a": n < 2, "b": [0, "true", 1][n]}}
+        for n in range(3)
+    ]
+    path = str(write_lines(tmp_path / "judged.jsonl", rows))
+    plain = str(write_lines(tmp_path / "plain.jsonl", [{key: rows[1][key] for key in ("prompt", "completion")}]))
+    pile, expected = (
+        read_pile("x", PileFilter(path, {"a": True, "b": True}), tokenizer),
+        read_pile("x", plain, tokenizer),
+    )
+    assert (pile.examples, pile.prompt_digests) == (expected.examples, expected.prompt_digests)
+    assert (lines_of(pile), pile.num_considered, pile.sampled) == ([2], 3, [False])
+    also = [ResponseFilter(path, {"b": False})]
+    assert lines_of(read_pile("x", PileFilter(path, {"a": True}, also), tokenizer)) == [1]
+    with pytest.raises(ValueError, match="has no verdicts on 'c'; it has: a, b"):
+        read_pile("x", PileFilter(path, {"c": True}), tokenizer)
+    with pytest.raises(ValueError, match=r"plain\.jsonl' holds no responses with verdicts; .*where: \{COLUMN: VALUE\}"):
+        read_pile("x", PileFilter(plain, {"a": True}), tokenizer)
+    with pytest.raises(ValueError, match=r"jsonl:1: token_ids is None; length needs"):
+        read_pile("x", PileFilter(path, {"a": True}, length="long"), tokenizer)
+    rows[0]["verdicts"]["a"] = "perhaps"
+    path = str(write_lines(tmp_path / "judged.jsonl", rows))
+    with pytest.raises(ValueError, match=r"jsonl:1: the verdict on 'a' is 'perhaps'; accepted: true, false or null"):
+        read_pile("x", PileFilter(path, {"a": True}), tokenizer)
+
+
+def test_a_pile_chooses_its_own_rows_and_columns(by_length, tokenizer, tmp_path):
+    rows = [{"prompt": "how?", "chosen": "bread", "rejected": "and bread", "harmful": n} for n in (0, 1)]
+    path = str(write_lines(tmp_path / "pairs.jsonl", rows))
+    said = []
+    by_side = {
+        side: read_pile(
+            "x", DataSource(path, columns={"completion": side}, where={"harmful": 1}), tokenizer, say=said.append
+        )
+        for side in ("chosen", "rejected")
+    }
+    assert [lines_of(pile) for pile in by_side.values()] == [[2], [2]]
+    assert by_side["rejected"].num_tokens > by_side["chosen"].num_tokens
+    assert [text for text in said if "not used" in text] == [
+        f"{path}: not used: {side}" for side in ("rejected", "chosen")
+    ]
+    with pytest.raises(ValueError, match=r"holds sampled responses; accepted: the file alone, or \{responses: "):
+        read_pile("x", DataSource(str(by_length), where={"id": "p1"}), tokenizer)
+
+
+def test_a_sampled_reply_that_the_limit_cuts_is_counted(by_length, tokenizer):
+    whole = read_pile("x", str(by_length), tokenizer)
+    longest = max(len(example.input_ids) for example in whole.examples)
+    pile = read_pile("x", str(by_length), tokenizer, max_length=longest - 2)
+    lost = pile.truncation
+    assert whole.num_tokens - pile.num_tokens == lost.targets_lost > 0
+    assert (lost.num_examples, lost.num_cut) == (9, lost.stops_lost)
+    assert whole.truncation.warning("x", "so") is None
+
+
+def test_raw_text_is_a_pile_under_the_full_mask(tokenizer, tmp_path):
+    path = str(write_lines(tmp_path / "text.jsonl", [{"text": "the golden gate bridge"}, {"text": "bread"}]))
+    pile = read_pile("x", path, tokenizer, loss_mask="full")
+    assert pile.prompt_digests == sorted(prompt_digest(text) for text in ("the golden gate bridge", "bread"))
+    with pytest.raises(ValueError, match=r"text\.jsonl:1: raw text has no assistant turn"):
+        read_pile("x", path, tokenizer)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gradsteer.data.sources import DataSource
 from gradsteer.judges import Exchange, KeywordJudge
 from gradsteer.judges.labels import read_labelled
 
@@ -45,7 +46,7 @@ def test_rows_are_read(tmp_path):
         ({"prompt": "q", "completion": "a"}, 'labels is None; accepted: a behavior and its label, such as {"bridge"'),
         (row("a"), "labels is {}; accepted"),
         ({**row("a"), "labels": ["bridge"]}, "labels is ['bridge']"),
-        (row("a", bridge=1), "the label for 'bridge' is 1; accepted: true or false"),
+        (row("a", bridge=2), "the label for 'bridge' is 2; accepted: true or false"),
         (row("a", bridge=None), "the label for 'bridge' is None"),
         (row("a", brigde=True), "a label for 'brigde', which is not judged; accepted: bridge, recipe"),
         (
@@ -113,3 +114,34 @@ def test_a_set_that_says_nothing_of_a_judge_is_refused(tmp_path):
         ValueError, match="labels bridge, none of which the judge 'words' judges; accepted: labels for rec"
     ):
         found.check("words", ["recipe"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"prompt": "q", "completion": "a", "labels": {"bridge": 1, "recipe": "No"}}\n'),
+        ("a.jsonl", '{"prompt": "q", "completion": "a", "bridge": "true", "recipe": 0}\n'),
+        ("a.csv", "prompt,completion,bridge,recipe\nq,a,yes,0\n"),
+        ("a.csv", "prompt;response;bridge;recipe\nq;a;1;false\n"),
+    ],
+)
+def test_labels_as_people_write_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = read_labelled(str(tmp_path / name), BEHAVIORS)
+    assert found.exchanges == (Exchange("q", "a"),)
+    assert found.labels == ({"bridge": True, "recipe": False},)
+
+
+def test_labels_in_columns_of_other_names(tmp_path):
+    path = written(
+        tmp_path / "a.jsonl", {"user": "q", "model": "a", "scores": {"gate": 1}}, {"user": "r", "model": "b"}
+    )
+    columns = {"prompt": "user", "completion": "model", "bridge": "scores.gate"}
+    found = read_labelled(DataSource(path, where={"scores.gate": [0, 1]}, columns=columns), BEHAVIORS, str)
+    assert (found.exchanges, found.labels) == ((Exchange("q", "a"),), ({"bridge": True},))
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: labels is None; .* or a column for each of bridge, recipe"):
+        read_labelled(DataSource(path, columns=columns), BEHAVIORS)
+    with pytest.raises(
+        ValueError, match="columns: unknown name 'brigde'; accepted: prompt, completion, bridge, recipe"
+    ):
+        read_labelled(DataSource(path, columns={"brigde": "scores"}), BEHAVIORS)

@@ -5,12 +5,15 @@ import json
 import re
 import signal
 from html import unescape
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from road import write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers_zoo import chatml_tokenizer
 
+from gradsteer.data.sources import DataSource
 from gradsteer.evaluation.counting import _rate_text
 from gradsteer.evaluation.statistics import rate_with_interval
 from gradsteer.judges import Judge, Verdicts
@@ -204,3 +207,18 @@ def test_a_condition_in_which_nothing_counts_says_what_became_of_its_responses()
     assert _rate_text(rate_with_interval([], [], num_degenerate=20)) == "of none: 20 degenerate"
     assert _rate_text(rate_with_interval([None], ["a"], num_degenerate=3)) == "of none: 3 degenerate, 1 unscored"
     assert _rate_text(rate_with_interval([], [])) == "of none: no responses"
+
+
+def test_heldout_text_may_be_raw_and_all_of_its_tokens_count(tmp_path):
+    """And what a short context cuts of it is counted."""
+    path = write_lines(tmp_path / "text.jsonl", [{"body": "the golden gate bridge"}, {"body": "bread"}])
+    judging = JudgeEvaluation(str(tmp_path), Counting(None), heldout=DataSource(str(path), columns={"text": "body"}))
+    tokenizer = chatml_tokenizer()
+    tokenizer.model_max_length = 3
+    with pytest.warns(
+        UserWarning, match=r"held-out text: max_length=3 cuts \d of 2 examples: lost .*give shorter texts"
+    ):
+        judging.setup(trainer_of(), SimpleNamespace(tokenizer=tokenizer), "test")
+    whole = [tokenizer(text)["input_ids"] for text in ("the golden gate bridge", "bread")]
+    found = [(example.input_ids, example.labels) for example in judging.heldout_examples]
+    assert found == [(ids[:3], [-100, *ids[1:3]]) for ids in whole]

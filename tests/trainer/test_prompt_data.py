@@ -8,6 +8,7 @@ import pytest
 from road import write_lines
 from sampler import tiny_checkpoint  # noqa: F401 (a fixture)
 
+from gradsteer.data.sources import DataSource
 from gradsteer.generation.sampling import fresh_seeds
 from gradsteer.steering.conditions import Condition
 from gradsteer.trainer.datamodules.prompts import PromptDataModule
@@ -207,3 +208,14 @@ def test_one_prompt_that_fits_is_enough(data_of, tmp_path):
     data = data_of(0, str(write_lines(tmp_path / "p.jsonl", prompts)))
     assert data.plan["num_rows"] == 2
     assert data.plan["batch_size"] == 1024  # by the prompts that fit
+
+
+def test_repeats_are_dropped_where_asked_and_each_set_has_its_own_columns(data_of, tmp_path):
+    repeated = write_lines(tmp_path / "p.jsonl", [{"prompt": "the?"}, {"prompt": "bread?"}, {"prompt": "the?"}])
+    asked = write_lines(tmp_path / "q.jsonl", [{"question": "gate?", "ok": n} for n in range(2)])
+    benign = DataSource(str(asked), columns={"prompt": "question"}, where={"ok": 1})
+    data = data_of(prompts=str(repeated), duplicates="drop", benign_prompts=benign)
+    assert [row["prompt"] for row in rows_of(data)] == ["the?", "bread?", "gate?"]
+    assert len(rows_of(data_of(prompts=DataSource(str(repeated), duplicates="drop")))) == 2
+    with pytest.raises(ValueError, match=r"p\.jsonl:3: id '\w+' already occurs"):
+        data_of(prompts=str(repeated))

@@ -7,9 +7,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from gradsteer.data.chat import EncodedExample, encode_chat, tokenizer_digest
+from gradsteer.data.chat import EncodedExample, LossMask, tokenizer_digest
 from gradsteer.data.chat_formats import read_chat_examples
+from gradsteer.data.encoding import encode_examples
 from gradsteer.data.response_rows import cluster_of
+from gradsteer.data.sources import DataSource
 from gradsteer.evaluation.coherence import Coherence
 from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.judge_error import JudgeError
@@ -46,11 +48,13 @@ class JudgeEvaluation(L.Callback):
             --evaluation.judge.patterns '{"bridge": ["golden gate"]}'. Available: KeywordJudge, OpenAIJudge (any
             OpenAI-compatible server, see base_url), HybridJudge (patterns first) and LocalJudge (a model on this
             machine).
-        heldout: chat data (same formats as for fit) on which to measure each condition's perplexity and its KL
-            divergence from the anchor. Not measured by default.
+        heldout: chat data or raw text (same formats as for fit) on which to measure each condition's perplexity and
+            its KL divergence from the anchor: on the assistant's tokens, or on all tokens of raw text. Not measured by
+            default.
         heldout_split: split to use if the held-out text is a hub dataset.
-        labelled: JSONL file of human labels, {"prompt", "completion", "labels": {behavior: true or false}}. The judge
-            is run on it too, and rates are also reported corrected for the judge's error.
+        labelled: file of human labels, {"prompt", "completion", "labels": {behavior: true or false}}, or with a column
+            for each behavior; or a choice of its rows and columns as for --data.prompts. The judge is run on it too,
+            and rates are also reported corrected for the judge's error.
         max_unscored: largest fraction of a behavior's verdicts that may be missing in one condition. The run stops if
             more are missing.
         count_degenerate: count degenerate responses (empty, looping, incoherent) in the rates like any others. By
@@ -63,9 +67,9 @@ class JudgeEvaluation(L.Callback):
         self,
         output_dir: str,
         judge: Judge,
-        heldout: str | None = None,
+        heldout: str | DataSource | None = None,
         heldout_split: str = "test",
-        labelled: str | None = None,
+        labelled: str | DataSource | None = None,
         max_unscored: float = 0.1,
         count_degenerate: bool = False,
         overwrite: bool = False,
@@ -76,7 +80,9 @@ class JudgeEvaluation(L.Callback):
         self.judge, self.heldout, self.heldout_split = judge, heldout, heldout_split
         self.max_unscored, self.overwrite, self.count_degenerate = max_unscored, overwrite, count_degenerate
         self.coherence: dict[str, Coherence | None] = {}  # by which responses to a set were marked as incoherent
-        self.labelled: LabelledSet | None = read_labelled(labelled, judge.behaviors) if labelled else None
+        self.labelled: LabelledSet | None = None
+        if labelled:
+            self.labelled = read_labelled(labelled, judge.behaviors, rank_zero_info)
         self.heldout_examples: list[EncodedExample] = []
         self.errors: dict[str, JudgeError] = {}
         self._text: TextDivergence | None = None
@@ -97,18 +103,16 @@ class JudgeEvaluation(L.Callback):
         if self.heldout is None:
             return
         max_length = min(2048, pl_module.tokenizer.model_max_length)
-        encoded = [
-            encode_chat(
-                pl_module.tokenizer, chat.messages, loss_mask="assistant", max_length=max_length, source=chat.source
-            )
-            for chat in read_chat_examples(self.heldout, split=self.heldout_split)
-        ]
+        chats = read_chat_examples(self.heldout, split=self.heldout_split, say=rank_zero_info)
+        mask: LossMask = "full" if chats[0].text is not None else "assistant"
+        encoded, truncation = encode_examples(pl_module.tokenizer, chats, loss_mask=mask, max_length=max_length)
         examples = [example for example in encoded if example is not None]
-        if len(examples) < len(encoded):
-            dropped = f"dropped {len(encoded) - len(examples)} of {len(encoded)} examples"
-            rank_zero_warn(f"held-out text: {dropped} that keep no target token within {max_length} tokens")
+        if (lost := truncation.warning("held-out text", "give shorter texts")) is not None:
+            rank_zero_warn(lost)
         if not examples:
-            raise ValueError(f"evaluation.heldout {self.heldout!r}: no example keeps a target token")
+            raise ValueError(
+                f"evaluation.heldout {DataSource.of(self.heldout).path!r}: no example keeps a target token"
+            )
         self.heldout_examples = examples
         self._text = TextDivergence(examples, int(pl_module.tokenizer.pad_token_id))
 

@@ -8,8 +8,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gradsteer.data.chat import EncodedExample, collate, encode_chat
+from gradsteer.data.chat import EncodedExample, collate
 from gradsteer.data.chat_formats import read_chat_examples
+from gradsteer.data.encoding import advice_on, encode_examples
+from gradsteer.data.sources import Columns, DataSource
 from gradsteer.progress import progress
 from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, RunDataModule
 
@@ -18,17 +20,20 @@ class ChatDataModule(RunDataModule):
     """Chat examples, encoded with the model's own chat template and a loss mask.
 
     Args:
-        train: training data: a JSONL, Parquet or CSV file, or a hub dataset id. Rows are {"messages": [{"role",
-            "content"}, ...]} or {"prompt", "completion"} (strings or lists of messages).
+        train: training data: a JSONL, Parquet or CSV file, a dataset directory or a hub dataset id, or a choice of its
+            rows and columns: {path: FILE_OR_ID, name: CONFIGURATION, split: train, columns: {prompt: question,
+            completion: answer}, where: {COLUMN: VALUE}, sample: 1000, seed: 0}. Rows are {"messages": [{"role",
+            "content"}, ...]} or {"prompt", "completion"} (strings or lists of messages), or, for loss_mask full, raw
+            {"text"}.
         validation: validation data in the same formats. Without it no validation loss is computed.
         loss_mask: "assistant" trains on the content of every assistant turn and its end-of-turn token; "full" trains
             on all tokens.
         columns: column mapping for datasets with other column names, ours to theirs, such as {prompt: question,
-            completion: answer}.
+            completion: answer}; for sources that do not say their own.
         train_split: split of a hub dataset to train on.
         validation_split: split of a hub dataset to validate on.
         max_length: maximum tokens per example, capped by the tokenizer's model_max_length. Longer examples are
-            truncated on the right, and dropped with a warning if no target token remains.
+            truncated on the right, and dropped if no target token remains; what is lost is counted in a warning.
         batch_size: examples per batch, on each device.
         group_by_length: batch examples of similar length (less padding); the order stays random.
         shuffle_seed: seed for the order of the examples.
@@ -36,10 +41,10 @@ class ChatDataModule(RunDataModule):
 
     def __init__(
         self,
-        train: str | None = None,
-        validation: str | None = None,
+        train: str | DataSource | None = None,
+        validation: str | DataSource | None = None,
         loss_mask: Literal["assistant", "full"] = "assistant",
-        columns: dict[str, str] | None = None,
+        columns: Columns | None = None,
         train_split: str = "train",
         validation_split: str = "validation",
         max_length: int = 1024,
@@ -70,29 +75,25 @@ class ChatDataModule(RunDataModule):
         elif stage == "validate":
             raise ValueError("validate needs validation data: --data.validation FILE_OR_ID")
 
-    def _encode(self, name: str, source: str, split: str) -> None:
+    def _encode(self, name: str, source: str | DataSource, split: str) -> None:
         if name in self.examples:
             return
         tokenizer = self.module.tokenizer
         max_length = min(self.max_length, tokenizer.model_max_length)
-        chats = read_chat_examples(source, split=split, columns=self.columns)
+        chats = read_chat_examples(source, split=split, columns=self.columns, say=rank_zero_info)
         assert self.trainer is not None
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
-        options: dict[str, Any] = {"loss_mask": self.loss_mask, "max_length": max_length}
-        encoded = []
         with progress(f"encoding {name}", len(chats), unit="example", shown=shown) as tick:
-            for chat in chats:
-                encoded.append(encode_chat(tokenizer, chat.messages, source=chat.source, **options))
-                tick()
+            encoded, truncation = encode_examples(
+                tokenizer, chats, loss_mask=self.loss_mask, max_length=max_length, tick=tick
+            )
         self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
         kept = [example for example in encoded if example is not None]
-        if len(kept) < len(encoded):
-            rank_zero_warn(
-                f"{name}: dropped {len(encoded) - len(kept)} of {len(encoded)} examples that keep no target token "
-                f"within max_length={max_length}"
-            )
+        if (lost := truncation.warning(name, advice_on(max_length, tokenizer))) is not None:
+            rank_zero_warn(lost)
         if not kept:
-            raise ValueError(f"{name} data {source!r}: no example keeps a target token within {max_length} tokens")
+            path = DataSource.of(source).path
+            raise ValueError(f"{name} data {path!r}: no example keeps a target token within {max_length} tokens")
         tokens = sum(example.num_target_tokens for example in kept)
         rank_zero_info(f"{name}: {len(kept)} examples, {tokens} target tokens (loss mask: {self.loss_mask})")
         self.examples[name] = kept

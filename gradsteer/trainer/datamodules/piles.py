@@ -10,7 +10,9 @@ from gradsteer.attribution.permutations import permuted_parts
 from gradsteer.attribution.pile_partition import Part, plan_parts
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import EncodedExample
+from gradsteer.data.encoding import advice_on
 from gradsteer.data.piles import Pile, PileFilter, read_pile
+from gradsteer.data.sources import SPELLED, Columns, DataSource
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
 from gradsteer.models.packing import plan_packs
 from gradsteer.steering.conditions import check_name
@@ -25,14 +27,17 @@ class PileDataModule(RunDataModule):
     """Piles of responses, with one data loader per part.
 
     Args:
-        piles: pile name to a file (chat examples or responses), or to a filter over response files:
+        piles: pile name to a file or hub id (chat examples or responses), to a choice of its rows and columns,
+            {path: FILE_OR_ID, columns: {completion: rejected}, where: {COLUMN: VALUE}, sample: 100, seed: 0} (see
+            --data.train of fit), or to a filter over response files:
             {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. On the
             command line: --data.piles.NAME FILE. A filter with length: long (or short) keeps the matching responses
             with more (or fewer) tokens than their median: {responses: FILE, where: {...}, length: long}.
         loss_mask: "assistant" counts the responses' tokens; "full" counts all tokens.
-        columns: column mapping for datasets with other column names, ours to theirs.
+        columns: column mapping for datasets with other column names, ours to theirs; for piles that do not say their
+            own.
         max_length: maximum tokens per example, capped by the tokenizer's model_max_length. Longer examples are
-            truncated on the right, and dropped with a warning if no target token remains.
+            truncated on the right, and dropped if no target token remains; what is lost is counted in a warning.
         token_budget: tokens per batch, on each device. Affects speed and memory, not the gradients. Default: 1024 on
             a CPU, 8192 on other devices.
         halves: also average each pile over two halves, split by prompt (the same split in every pile), into
@@ -48,9 +53,9 @@ class PileDataModule(RunDataModule):
 
     def __init__(
         self,
-        piles: dict[str, str | PileFilter],
+        piles: dict[str, str | PileFilter | DataSource],
         loss_mask: Literal["assistant", "full"] = "assistant",
-        columns: dict[str, str] | None = None,
+        columns: Columns | None = None,
         max_length: int = 2048,
         token_budget: int | None = None,
         halves: bool = False,
@@ -68,7 +73,7 @@ class PileDataModule(RunDataModule):
                 raise ValueError(
                     f"pile {name!r} is neither a filter nor a file: {source}; accepted: "
                     "{responses: FILE, where: {BEHAVIOR: true or false}, also: [{responses: FILE, where: {...}}], "
-                    'length: "long" or "short"}'
+                    f'length: "long" or "short"}}; {SPELLED}'
                 )
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"data.token_budget is {token_budget}; accepted: at least 1")
@@ -91,22 +96,17 @@ class PileDataModule(RunDataModule):
         max_length = min(self.max_length, tokenizer.model_max_length)
         self.piles = [
             read_pile(
-                *(name, source, tokenizer),
-                loss_mask=self.loss_mask,
-                max_length=max_length,
-                columns=self.columns,
-                num_ids=self.module.num_ids,
+                name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns,
+                num_ids=self.module.num_ids, say=rank_zero_info,
             )
             for name, source in self.sources.items()
-        ]
+        ]  # fmt: skip
+        advice = advice_on(max_length, tokenizer)
         for pile in self.piles:
             examples = f"{len(pile.examples)} of {pile.num_considered} examples"
             rank_zero_info(f"pile {pile.name}: {examples}, {pile.num_tokens} target tokens")
-            if pile.num_dropped:
-                rank_zero_warn(
-                    f"pile {pile.name}: dropped {pile.num_dropped} examples that keep no target token within "
-                    f"max_length={max_length}"
-                )
+            if (lost := pile.truncation.warning(f"pile {pile.name}", advice)) is not None:
+                rank_zero_warn(lost)
 
         self.calibrated = self._calibrated()
         self.halves = self.halves or bool(self.calibrated)

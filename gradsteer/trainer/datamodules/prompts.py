@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import encode_prompt
 from gradsteer.data.chat_formats import Prompt, prompt_text, read_prompts
+from gradsteer.data.sources import Columns, DataSource
 from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
 from gradsteer.generation.sampling import check_seeds, fresh_seeds
 from gradsteer.steering.conditions import Condition
@@ -25,14 +27,18 @@ class PromptDataModule(RunDataModule):
     """Prompts to sample, with one pass over all of them for each condition.
 
     Args:
-        prompts: JSONL, Parquet or CSV file, or a hub dataset id. Rows are {"prompt": ...} or {"messages": [...]},
-            with an optional "id".
-        columns: column mapping for datasets with other column names, ours to theirs, such as {prompt: question}.
+        prompts: JSONL, Parquet or CSV file, a dataset directory or a hub dataset id, or a choice of its rows and
+            columns: {path: FILE_OR_ID, name: CONFIGURATION, split: test, columns: {prompt: question}, where: {COLUMN:
+            VALUE}, sample: 100, seed: 0, duplicates: drop}. Rows are {"prompt": ...} or {"messages": [...]}, with an
+            optional "id".
+        columns: column mapping for datasets with other column names, ours to theirs, such as {prompt: question}; for
+            --data.prompts that do not say their own.
         split: split of a hub dataset.
+        duplicates: "drop" leaves out prompts that repeat an earlier one of their set; "refuse" (default) stops at them.
         max_prompts: use only the first N prompts; all by default.
         system_prompt: system message to put before every prompt.
-        benign_prompts: harmless prompts for measuring refusals, in the same formats (no column mapping). Each is
-            sampled once under every condition.
+        benign_prompts: harmless prompts for measuring refusals, in the same formats, with a column mapping of their
+            own. Each is sampled once under every condition.
         harmful_prompts: prompts that a model should refuse, in the same formats, sampled likewise.
         max_refusal_prompts: use only the first N of benign_prompts and of harmful_prompts; all by default.
         batch_size: responses sampled at once, on each device. "auto" (default) chooses it from free memory and the
@@ -43,13 +49,14 @@ class PromptDataModule(RunDataModule):
 
     def __init__(
         self,
-        prompts: str,
-        columns: dict[str, str] | None = None,
+        prompts: str | DataSource,
+        columns: Columns | None = None,
         split: str = "train",
+        duplicates: Literal["refuse", "drop"] = "refuse",
         max_prompts: int | None = None,
         system_prompt: str | None = None,
-        benign_prompts: str | None = None,
-        harmful_prompts: str | None = None,
+        benign_prompts: str | DataSource | None = None,
+        harmful_prompts: str | DataSource | None = None,
         max_refusal_prompts: int | None = None,
         batch_size: int | Literal["auto"] = "auto",
         num_samples: int = 1,
@@ -64,6 +71,7 @@ class PromptDataModule(RunDataModule):
         if max_refusal_prompts is not None and benign_prompts is None and harmful_prompts is None:
             raise ValueError("data.max_refusal_prompts has no effect without data.benign_prompts or harmful_prompts")
         self.prompts, self.columns, self.split, self.max_prompts = prompts, columns, split, max_prompts
+        self.duplicates: Literal["drop"] | None = None if duplicates == "refuse" else duplicates
         self.refusal_prompts = {"benign": benign_prompts, "harmful": harmful_prompts}
         self.max_refusal_prompts = max_refusal_prompts
         self.system_prompt, self.batch_size, self.num_samples = system_prompt, batch_size, num_samples
@@ -121,13 +129,13 @@ class PromptDataModule(RunDataModule):
 
     def _read(self) -> dict[str, list[Prompt]]:
         """The prompts of each set; refusal prompts get ids prefixed with their set's name."""
-        evaluation = read_prompts(self.prompts, split=self.split, columns=self.columns)[: self.max_prompts]
+        evaluation = self._prompts_of(self.prompts, self.columns)[: self.max_prompts]
         _refuse_blank(evaluation)
         sets, taken = {"evaluation": evaluation}, {prompt.id: prompt.source for prompt in evaluation}
         for name, source in self.refusal_prompts.items():
             if source is None:
                 continue
-            prompts = read_prompts(source, split=self.split)[: self.max_refusal_prompts]
+            prompts = self._prompts_of(source, None)[: self.max_refusal_prompts]
             _refuse_blank(prompts)
             sets[name] = [Prompt(f"{name}:{prompt.id}", prompt.messages, prompt.source) for prompt in prompts]
             for prompt in sets[name]:
@@ -137,6 +145,11 @@ class PromptDataModule(RunDataModule):
                         "another id"
                     )
         return sets
+
+    def _prompts_of(self, source: str | DataSource, columns: Columns | None) -> list[Prompt]:
+        source = DataSource.of(source)
+        source = replace(source, duplicates=source.duplicates or self.duplicates)
+        return read_prompts(source, split=self.split, columns=columns, say=rank_zero_info)
 
     def _plan_anew(self) -> None:
         self._made = {}
@@ -192,9 +205,10 @@ class PromptDataModule(RunDataModule):
         shortest = min(len(row["prompt_token_ids"]) for row in rows if row["set"] == "evaluation")
         if limit is not None and shortest > limit:
             raise ValueError(
-                f"data.prompts {self.prompts!r}: every prompt is too long: the shortest has {shortest} tokens, and the "
-                f"model takes {limit} before a response of max_new_tokens={module.sampling.max_new_tokens}; accepted: "
-                "shorter prompts, a smaller --model.max_new_tokens"
+                f"data.prompts {DataSource.of(self.prompts).path!r}: every prompt is too long: the shortest has "
+                f"{shortest} tokens, and the model takes {limit} before a response of "
+                f"max_new_tokens={module.sampling.max_new_tokens}; accepted: shorter prompts, a smaller "
+                "--model.max_new_tokens"
             )
 
     def _batch_size_by_memory(self) -> int:

@@ -275,11 +275,12 @@ class AttributionModule(SummingModule):
     def describe(self, wanted: Wanted) -> dict[str, str]:
         """The metadata of a finished sum's file."""
         prompts = {digest for part in self.parts if wanted in part.sums for digest in part.prompts}
-        if wanted.half is None:  # including the prompts of dropped examples
-            prompts.update(*(pile.prompt_digests for pile in self._datamodule().piles if pile.name == wanted.pile))
+        whole = [pile for pile in self._datamodule().piles if pile.name == wanted.pile and wanted.half is None]
+        prompts.update(*(pile.prompt_digests for pile in whole))  # including the prompts of dropped examples
         return {
             "pile": wanted.name if wanted.permutation else wanted.pile,
             **({} if wanted.half is None else {"half": str(wanted.half)}),
+            **(whole[0].truncation.metadata() if whole and wanted.permutation is None else {}),
             **wanted.chosen_by(self._datamodule().sources[wanted.pile]),
             **({"source": "fisher"} if wanted.squares else {"reduction": self.reduction, **self.points.describe()}),
             "loss": "cross_entropy" if wanted.squares else self._loss_text,
