@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.data.chat_formats import Message
+from gradsteer.data.template_options import fold_system, template_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,8 +111,12 @@ def _read_generation_marks(
 ) -> list[bool] | None:
     if not re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
         return None
+    options = template_options(tokenizer)
     encoding: Any = tokenizer.apply_chat_template(
-        list(messages), return_dict=True, return_assistant_tokens_mask=True, date_string=TEMPLATE_DATE
+        fold_system(messages) if options.system_role == "fold" else list(messages),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        **{"date_string": TEMPLATE_DATE, **options.kwargs},
     )
     assert list(encoding["input_ids"]) == input_ids
     marks = [bool(mark) for mark in encoding["assistant_masks"]]
@@ -127,7 +132,7 @@ def render(
     where: str = "",
     add_generation_prompt: bool = False,
 ) -> str:
-    """Renders messages with the tokenizer's chat template.
+    """Renders messages with the tokenizer's chat template and its `template_options`.
 
     Raises:
         ValueError: the tokenizer has no template, there are no messages, or the template rejects them.
@@ -142,15 +147,18 @@ def render(
         )
     if not messages:
         raise ValueError(f"{where}no messages; expected at least one {{'role', 'content'}}")
+    options = template_options(tokenizer)
     try:
         text = tokenizer.apply_chat_template(
-            list(messages),
+            fold_system(messages, where) if options.system_role == "fold" else list(messages),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            date_string=TEMPLATE_DATE,
+            **{"date_string": TEMPLATE_DATE, **options.kwargs},
         )
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"{where}the chat template refuses turns of {roles}: {error}") from error
+        folding = "; --data.system_role fold puts the system text into the user's first turn"
+        hint = folding if "system" in roles and options.system_role != "fold" else ""
+        raise ValueError(f"{where}the chat template refuses turns of {roles}: {error}{hint}") from error
     assert isinstance(text, str)
     return text

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gradsteer.data.assistant_mask import mask_assistant, render
 from gradsteer.data.chat_formats import Message
+from gradsteer.data.prompt_check import check_bos, check_system_turns, own_bos
+from gradsteer.data.template_options import template_options
 from gradsteer.records import text_digest
 
 if TYPE_CHECKING:
@@ -98,10 +100,12 @@ def encode_chat(
             f"{where}{type(tokenizer).__name__} is not a fast tokenizer and cannot say which characters its "
             "tokens stand for; load one that has a tokenizer.json"
         )
+    check_system_turns(tokenizer, messages, where)
     text = render(tokenizer, messages, where)
-    # The template writes the BOS token itself where the model wants one.
+    # The template writes the BOS token itself where the model wants one (`gradsteer.data.prompt_check`).
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     input_ids = list(encoding["input_ids"])
+    check_bos(tokenizer, input_ids, where)
     labels = list(input_ids)
     if loss_mask == "assistant":
         mask = mask_assistant(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where)
@@ -124,8 +128,9 @@ def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
 def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
     r"""Give a tokenizer without a chat template `DEFAULT_CHAT_TEMPLATE`, with a warning.
 
-    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token after each assistant turn. A
-    model has to be finetuned with it before it uses it.
+    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token after each assistant turn; before
+    them the BOS token, where the tokenizer puts one before a text by itself. A model has to be finetuned with it
+    before it uses it.
 
     Args:
         tokenizer: Changed in place, so that saving it saves the template too.
@@ -140,7 +145,8 @@ def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
         return False
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no eos_token to end a turn with")
-    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    bos = "" if own_bos(tokenizer) is None else "{{ bos_token }}"
+    tokenizer.chat_template = bos + DEFAULT_CHAT_TEMPLATE
     warnings.warn(
         f"the tokenizer {tokenizer.name_or_path!r} has no chat template; using plain 'User: ...' and "
         f"'Assistant: ...' lines, each answer ended by {tokenizer.eos_token}",
@@ -161,10 +167,15 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
         Token ids; with a BOS token only if the template writes one.
 
     Raises:
-        ValueError: If the tokenizer has no chat template or the template rejects the messages.
+        ValueError: If the tokenizer has no chat template or the template rejects the messages, leaves a system turn
+            or the assistant's header out, or has no BOS token where the tokenizer puts one by itself.
     """
-    text = render(tokenizer, messages, f"{source}: " if source else "", add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    where = f"{source}: " if source else ""
+    check_system_turns(tokenizer, messages, where)
+    text = render(tokenizer, messages, where, add_generation_prompt=True)
+    token_ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    check_bos(tokenizer, token_ids, where)
+    return token_ids
 
 
 def encode_sampled(
@@ -215,8 +226,12 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def template_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the chat template's digest (16 hex digits), for keys and metadata that must change with it."""
-    return _short_digest(json.dumps(tokenizer.chat_template, sort_keys=True))
+    """Return the chat template's digest (16 hex digits), for keys and metadata that must change with it.
+
+    It covers the options that conversations are rendered with, too, where any are given.
+    """
+    template, options = tokenizer.chat_template, template_options(tokenizer).given
+    return _short_digest(json.dumps([template, options] if options else template, sort_keys=True))
 
 
 def _short_digest(text: str) -> str:

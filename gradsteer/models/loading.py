@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradsteer.data.chat import ensure_chat_template
+from gradsteer.data.prompt_check import complete_template
 from gradsteer.models.fingerprints import model_fingerprint, rounded_from
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def load_tokenizer(
     """The tokenizer of a model, ready for chats and batches.
 
     Where it has no padding token, the end-of-sequence token pads; where it has no chat template (a base model's), a
-    plain one is set, with a warning.
+    plain one is set, with a warning; a BOS token or an assistant's header that its template leaves out is added to it.
 
     Raises:
         ValueError: no such directory, or the tokenizer has neither a padding nor an end-of-sequence token.
@@ -77,6 +78,7 @@ def load_tokenizer(
             raise ValueError(f"the tokenizer of {name_or_path!r} has neither a padding nor an end-of-sequence token")
         tokenizer.pad_token = tokenizer.eos_token
     ensure_chat_template(tokenizer)
+    complete_template(tokenizer)
     return tokenizer
 
 

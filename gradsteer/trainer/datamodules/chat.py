@@ -32,6 +32,7 @@ class ChatDataModule(RunDataModule):
         batch_size: examples per batch, on each device.
         group_by_length: batch examples of similar length (less padding); the order stays random.
         shuffle_seed: seed for the order of the examples.
+        template: see `RunDataModule`.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class ChatDataModule(RunDataModule):
         batch_size: int = 8,
         group_by_length: bool = True,
         shuffle_seed: int = 0,
+        **template: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**template)
         if max_length < 2:
             raise ValueError(f"data.max_length is {max_length}; accepted: at least 2 tokens")
         if batch_size < 1:
@@ -61,6 +63,7 @@ class ChatDataModule(RunDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads and encodes the files, before the model is loaded."""
+        self.use_template()
         if stage == "fit":
             if self.train is None:
                 raise ValueError("fit needs training data: --data.train FILE_OR_ID")
@@ -77,6 +80,8 @@ class ChatDataModule(RunDataModule):
         max_length = min(self.max_length, tokenizer.model_max_length)
         chats = read_chat_examples(source, split=split, columns=self.columns)
         assert self.trainer is not None
+        if name == "train" and (prompt := chats[0].messages[: chats[0].num_prompt_messages]):
+            self.show_first(prompt, chats[0].source)
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
         options: dict[str, Any] = {"loss_mask": self.loss_mask, "max_length": max_length}
         encoded = []

@@ -44,6 +44,7 @@ class PileDataModule(RunDataModule):
             on. Each costs as much as both piles. A single one still holds a random share of V, so compare several.
         permutation_seed: seed for the shuffling.
         vectors: vector name to its two piles, for the permutations.
+        template: see `RunDataModule`.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class PileDataModule(RunDataModule):
         permutations: int = 0,
         permutation_seed: int = 0,
         vectors: dict[str, list[str]] | None = None,
+        **template: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**template)
         if not piles:
             raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
         for name, source in piles.items():
@@ -87,7 +89,7 @@ class PileDataModule(RunDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads and encodes all piles, before the model is loaded."""
-        tokenizer = self.module.tokenizer
+        tokenizer = self.use_template()
         max_length = min(self.max_length, tokenizer.model_max_length)
         self.piles = [
             read_pile(name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns)
