@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradsteer.data.chat_formats import Message
 from gradsteer.data.template_options import fold_system, template_options
+from gradsteer.data.thoughts import answer_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +27,10 @@ def mask_assistant(
     input_ids: list[int],
     offsets: Sequence[tuple[int, int]],
     where: str,
+    *,
+    answers_only: bool = False,
 ) -> list[bool]:
-    """Return, for each token, whether it is the assistant's."""
+    """Return, for each token, whether it is the assistant's; of a thought's turn, if asked, the answer's alone."""
     starts = _cover_gaps(offsets)
     ends = [end for _, end in offsets]
     special = set(tokenizer.all_special_ids)
@@ -38,6 +41,10 @@ def mask_assistant(
         if message["role"] != "assistant":
             continue
         start, end = _find_turn(tokenizer, messages, turn, text, where)
+        thought = answer_start(text[start:end]) if answers_only else 0
+        if thought is None:
+            continue
+        start += thought
         # A special token that starts before the content belongs to the header and absorbed white space (Phi-3).
         content = {
             i

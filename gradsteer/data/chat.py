@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100  # the label of positions where nothing is learned
 
-LossMask = Literal["assistant", "full"]
+LossMask = Literal["assistant", "answer", "full"]
 FinishReason = Literal["stop", "length"]
 
 # No space after the last "Assistant:": byte-level tokenizers merge a space into the next word, so a prompt that
@@ -80,7 +80,8 @@ def encode_chat(
     Args:
         tokenizer: A fast tokenizer with a chat template.
         messages: The turns, `{"role", "content"}`.
-        loss_mask: `assistant` labels the assistant's tokens, `full` every token.
+        loss_mask: `assistant` labels the assistant's tokens, `answer` those of them behind a turn's thought (see
+            `gradsteer.data.thoughts`), `full` every token.
         max_length: Maximum number of tokens, truncated on the right; None keeps all.
         source: The conversation's location, for error messages.
 
@@ -107,8 +108,11 @@ def encode_chat(
     input_ids = list(encoding["input_ids"])
     check_bos(tokenizer, input_ids, where)
     labels = list(input_ids)
-    if loss_mask == "assistant":
-        mask = mask_assistant(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where)
+    if loss_mask != "full":
+        mask = mask_assistant(
+            *(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where),
+            answers_only=loss_mask == "answer",
+        )
         labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(input_ids, mask, strict=True)]
     labels[:1] = [IGNORE_INDEX]
     example = EncodedExample(input_ids, labels)
@@ -184,6 +188,7 @@ def encode_sampled(
     finish_reason: FinishReason,
     *,
     loss_mask: LossMask,
+    num_thought_tokens: int = 0,
 ) -> EncodedExample:
     """Join a prompt and a response by their ids as sampled; rendering the text again would move spaces.
 
@@ -192,7 +197,8 @@ def encode_sampled(
         token_ids: What it wrote; with the end-of-turn token if and only if `finish_reason` is `stop`, so that a reply
             truncated at the length limit gets no end-of-turn token.
         finish_reason: `stop` or `length`.
-        loss_mask: `assistant` labels the response, `full` every token.
+        loss_mask: `assistant` labels the response, `answer` what is behind its thought, `full` every token.
+        num_thought_tokens: how many of the response's tokens are its thought's.
 
     Returns:
         The example.
@@ -206,7 +212,8 @@ def encode_sampled(
         raise ValueError("token_ids is empty; expected the ids of the sampled response")
     input_ids = [*prompt_token_ids, *token_ids]
     labels = list(input_ids)
-    num_ignored = len(prompt_token_ids) if loss_mask == "assistant" else 0
+    num_ignored = 0 if loss_mask == "full" else len(prompt_token_ids)
+    num_ignored += num_thought_tokens if loss_mask == "answer" else 0
     labels[: max(1, num_ignored)] = [IGNORE_INDEX] * max(1, num_ignored)
     return EncodedExample(input_ids, labels)
 

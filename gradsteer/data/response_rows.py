@@ -83,8 +83,9 @@ def is_unanswered(row: Mapping[str, Any]) -> bool:
 
 def answer_token_ids(row: Mapping[str, Any]) -> list[int]:
     """The sampled tokens of a row's answer; all of them where the reply holds no thought."""
-    found: list[int] = row["token_ids"][row.get("num_thought_tokens", 0) :]
-    return found
+    found: list[int] = row["token_ids"]
+    count = row.get("num_thought_tokens", 0)
+    return found[count:] if type(count) is int else found  # another value is refused by `check_row`
 
 
 def sampling_of(where: str, row: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -54,6 +54,18 @@ def split_text(text: str, *, opened: bool = False) -> tuple[str, str | None] | N
     return None
 
 
+def answer_start(text: str) -> int | None:
+    """Where the answer begins in the text of an assistant's turn, special tokens included: behind its thought.
+
+    Returns:
+        0 for a text without a thought; None for a thought without an answer.
+    """
+    split = _split_harmony(text, "") or split_text(text)
+    if split is None:
+        return 0
+    return None if split[1] is None else len(text) - len(split[1])
+
+
 def split_reply(
     tokenizer: "PreTrainedTokenizerBase", prompt_token_ids: Sequence[int], token_ids: Sequence[int]
 ) -> Reply | None:

@@ -224,8 +224,8 @@ def behind_system_prompt(
         num_prompt = len(example.input_ids) - example.num_target_tokens
         if example.input_ids[:num_prompt] != plain:
             raise ValueError(
-                f"{responses.path!r}: the prompt {text[:60]!r} is more than one turn of a user; a system prompt is "
-                "forecast for single turns only"
+                f"{responses.path!r}: the prompt {text[:60]!r} is more than one turn of a user, or was rendered with "
+                "other --data.template_kwargs; a system prompt is forecast for single turns only"
             )
         examples.append(encode_sampled(behind, example.input_ids[num_prompt:], "stop", loss_mask="assistant"))
     return examples

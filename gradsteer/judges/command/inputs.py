@@ -96,6 +96,8 @@ def read_response_file(path: str, *, stored: bool) -> ResponseFile:
         for key in ("prompt", "completion"):
             if not isinstance(row.get(key), str) and not (key == "completion" and row.get("failed")):
                 raise ValueError(f"{where}: {key} is {row.get(key)!r}; accepted: a text")
+        if not isinstance(row.get("answer"), str | None):
+            raise ValueError(f"{where}: answer is {row['answer']!r}; accepted: a text, or null for a reply without one")
         places.append(where)
         rows.append(row)
     if not rows:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from gradsteer.data.chat import EncodedExample, encode_chat, tokenizer_digest
 from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.data.response_rows import cluster_of, is_unanswered
+from gradsteer.data.template_options import template_options
 from gradsteer.evaluation.coherence import Coherence
 from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.judge_error import JudgeError
@@ -248,6 +249,7 @@ class JudgeEvaluation(L.Callback):
             "top_p": pl_module.sampling.top_p,
             "max_new_tokens": pl_module.sampling.max_new_tokens,
             "heldout_digest": None if self._text is None else self._text.digest,
+            **template_options(pl_module.tokenizer).given,
             "version": __version__,
         }
 

@@ -21,8 +21,8 @@ class ChatDataModule(RunDataModule):
         train: training data: a JSONL, Parquet or CSV file, or a hub dataset id. Rows are {"messages": [{"role",
             "content"}, ...]} or {"prompt", "completion"} (strings or lists of messages).
         validation: validation data in the same formats. Without it no validation loss is computed.
-        loss_mask: "assistant" trains on the content of every assistant turn and its end-of-turn token; "full" trains
-            on all tokens.
+        loss_mask: "assistant" trains on the content of every assistant turn and its end-of-turn token; "answer"
+            leaves out thoughts (what a turn holds up to </think>); "full" trains on all tokens.
         columns: column mapping for datasets with other column names, ours to theirs, such as {prompt: question,
             completion: answer}.
         train_split: split of a hub dataset to train on.
@@ -39,7 +39,7 @@ class ChatDataModule(RunDataModule):
         self,
         train: str | None = None,
         validation: str | None = None,
-        loss_mask: Literal["assistant", "full"] = "assistant",
+        loss_mask: Literal["assistant", "answer", "full"] = "assistant",
         columns: dict[str, str] | None = None,
         train_split: str = "train",
         validation_split: str = "validation",

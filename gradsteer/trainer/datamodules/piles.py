@@ -29,7 +29,8 @@ class PileDataModule(RunDataModule):
             {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. On the
             command line: --data.piles.NAME FILE. A filter with length: long (or short) keeps the matching responses
             with more (or fewer) tokens than their median: {responses: FILE, where: {...}, length: long}.
-        loss_mask: "assistant" counts the responses' tokens; "full" counts all tokens.
+        loss_mask: "assistant" counts the responses' tokens; "answer" those behind a response's thought (</think>);
+            "full" counts all tokens.
         columns: column mapping for datasets with other column names, ours to theirs.
         max_length: maximum tokens per example, capped by the tokenizer's model_max_length. Longer examples are
             truncated on the right, and dropped with a warning if no target token remains.
@@ -50,7 +51,7 @@ class PileDataModule(RunDataModule):
     def __init__(
         self,
         piles: dict[str, str | PileFilter],
-        loss_mask: Literal["assistant", "full"] = "assistant",
+        loss_mask: Literal["assistant", "answer", "full"] = "assistant",
         columns: dict[str, str] | None = None,
         max_length: int = 2048,
         token_budget: int | None = None,
