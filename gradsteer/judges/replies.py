@@ -121,11 +121,13 @@ def _behind_thought(text: str, exchange: Exchange) -> str | None:
     Where a judged text holds the end of a thought, a judge may quote it: then only a thought that opens the reply is
     one, up to its first end.
     """
+    split = split_text(text)
+    if split is None:
+        return text
     if any(_THOUGHT_END.search(_legible(each)) for each in (exchange.prompt, exchange.response)):
         thought = _THOUGHT.match(text)
         return text[thought.end() :] if thought else text
-    split = split_text(text)
-    return text if split is None else split[1]
+    return split[1]
 
 
 def _unfenced(text: str) -> str:
