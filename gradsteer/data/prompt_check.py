@@ -145,13 +145,30 @@ def check_bos(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], wh
     Raises:
         ValueError: it is not there exactly once.
     """
-    bos = own_bos(tokenizer)
-    count = next((place for place, token in enumerate(token_ids) if token != bos), len(token_ids))
-    if bos is not None and count != 1:
+    count = next((i for i, token in enumerate(token_ids) if token != tokenizer.bos_token_id), len(token_ids))
+    if count != 1 and own_bos(tokenizer) is not None:
         raise ValueError(
             f"{where}the text begins with {count} of the BOS token {tokenizer.bos_token!r} where the tokenizer of "
             f"{tokenizer.name_or_path!r} puts one by itself; set another chat_template"
         )
+
+
+def other_beginning(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str | None:
+    """Says so where a model that learns these turns is later given another prompt than the last answer follows.
+
+    Args:
+        tokenizer: a tokenizer with a chat template.
+        messages: the turns, which the template takes.
+    """
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        return None
+    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
+    if render(tokenizer, messages).startswith(prompt):
+        return None
+    return (
+        f"the prompt that the model is to answer ends in {prompt[-40:]!r}, and its turns in the training data do not "
+        "begin so: it is not trained on the prompts that it is given later"
+    )
 
 
 def shown_prompt(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) -> str:

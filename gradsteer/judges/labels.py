@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradsteer.data.response_rows import prompt_digest
+from gradsteer.data.thoughts import split_text
 from gradsteer.evaluation.judge_error import JudgeError
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.records import read_jsonl, resolve_resource
@@ -119,7 +120,10 @@ def _exchange(where: str, row: Mapping[str, Any]) -> Exchange:
     for key in ("prompt", *keys):
         if not isinstance(row.get(key), str):
             raise ValueError(f"{where}: {key} is {row.get(key)!r}; accepted: a text")
-    return Exchange(row["prompt"], row[keys[0]])
+    split = split_text(row[keys[0]])  # judges are shown what is behind a thought
+    if split is not None and split[1] is None:
+        raise ValueError(f"{where}: {keys[0]} ends within its thought; accepted: a reply with an answer")
+    return Exchange(row["prompt"], row[keys[0]] if split is None else str(split[1]))
 
 
 def _labels(where: str, row: Mapping[str, Any], behaviors: Sequence[str]) -> dict[str, bool]:

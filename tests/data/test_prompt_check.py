@@ -16,7 +16,7 @@ from tokenizers_zoo import (
 )
 
 from gradsteer.data.chat import encode_chat, encode_prompt, ensure_chat_template, template_digest
-from gradsteer.data.prompt_check import check_header, complete_template, shown_prompt
+from gradsteer.data.prompt_check import check_header, complete_template, other_beginning, shown_prompt
 from gradsteer.data.template_options import use_template_options
 
 HI = {"role": "user", "content": "Hi"}
@@ -179,6 +179,19 @@ def test_the_templates_variables_reach_prompts_and_chats():
     for name in ("thinking_mode", "messages"):
         with pytest.raises(ValueError, match=f"data.template_kwargs has '{name}', which the chat template"):
             use_template_options(tokenizer, {name: False})
+
+
+def test_training_turns_that_begin_otherwise_than_prompts_end_are_named():
+    opened = chatml_tokenizer(CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"))
+    assert "ends in" in other_beginning(opened, [HI, HELLO])
+    for tokenizer in (
+        chatml_tokenizer(),
+        llama3_tokenizer(),
+        gemma_tokenizer(),
+        mistral_tokenizer(),
+        qwen3_tokenizer(),
+    ):
+        assert other_beginning(tokenizer, [HI, HELLO]) is None
 
 
 def test_a_prompt_is_shown_with_its_special_tokens_and_without_its_control_characters():

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from gradsteer.data.chat import EncodedExample, collate, encode_chat
 from gradsteer.data.chat_formats import read_chat_examples
+from gradsteer.data.prompt_check import other_beginning
 from gradsteer.progress import progress
 from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, RunDataModule
 
@@ -89,6 +90,8 @@ class ChatDataModule(RunDataModule):
             for chat in chats:
                 encoded.append(encode_chat(tokenizer, chat.messages, source=chat.source, **options))
                 tick()
+        if name == "train" and (text := other_beginning(tokenizer, chats[0].messages)) is not None:
+            rank_zero_warn(text)
         self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
         kept = [example for example in encoded if example is not None]
         if len(kept) < len(encoded):
