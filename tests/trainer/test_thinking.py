@@ -1,6 +1,7 @@
 """A model that thinks before it answers: what is stored, judged, counted, forecast and learned of its replies."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -36,6 +37,14 @@ def model(tmp_path_factory):
     return directory
 
 
+def evaluation(model, out, word):
+    return (
+        *("evaluate", "--output_dir", out, "--name", "t", "--model.model_name_or_path", model),
+        *("--data.prompts", out / "prompts.jsonl", "--model.num_samples", 4, "--model.max_new_tokens", 60),
+        *("--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", json.dumps({"red": [word]})),
+    )
+
+
 @pytest.fixture(scope="module")
 def responses(model, tmp_path_factory):
     """The responses of an evaluation whose sampler draws the replies above."""
@@ -49,15 +58,11 @@ def responses(model, tmp_path_factory):
             found.append(Sampled(ids, "length" if text is CUT else "stop"))
         return found
 
-    prompts = write_lines(out / "prompts.jsonl", [{"id": f"p{n}", "prompt": f"Colour {n}?"} for n in range(5)])
+    write_lines(out / "prompts.jsonl", [{"id": f"p{n}", "prompt": f"Colour {n}?"} for n in range(5)])
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         patch.setattr(generation, "sample_batch", draw)
-        run(
-            *("evaluate", "--output_dir", out, "--name", "t", "--model.model_name_or_path", model),
-            *("--data.prompts", prompts, "--model.num_samples", 4, "--model.max_new_tokens", 60),
-            *("--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", '{"red": ["red"]}'),
-        )
+        run(*evaluation(model, out, "red"))
     (out / "warnings.json").write_text(json.dumps([str(each.message) for each in caught]))
     return out / "responses" / "t.jsonl"
 
@@ -78,6 +83,18 @@ def test_the_answer_is_judged_and_both_texts_are_stored(responses):
     assert found[CUT]["unscored"] == {"red": "the reply ended within its thought"}
     assert not any(row["degenerate"] for row in found.values())  # the loop is in the thought
     assert not {"thought", "answer", "num_thought_tokens"} & found[PLAIN].keys()  # as of a model that does not think
+
+
+def test_another_judge_is_given_the_same_answers_and_nothing_is_sampled(responses, model, tmp_path, monkeypatch):
+    out = shutil.copytree(responses.parent.parent, tmp_path / "again")
+    shutil.copy(responses.parent.parent / "prompts.jsonl", out)
+    monkeypatch.setattr(generation, "sample_batch", None)
+    with pytest.warns(UserWarning, match="ended within their thought"):
+        run(*evaluation(model, out, "blue"), "--overwrite", "true")
+    before, after = ([row for _, row in read_jsonl(path)] for path in (responses, out / "responses" / "t.jsonl"))
+    for key in ("thought", "answer", "num_thought_tokens"):
+        assert [row.get(key, "-") for row in after] == [row.get(key, "-") for row in before]
+    assert [row["verdicts"]["red"] for row in after[:4]] == [True, False, None, True]
 
 
 def test_a_reply_cut_within_its_thought_is_counted_on_its_own(responses):
