@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.data.chat_formats import Message
+from gradsteer.data.template_options import fold_system, template_options
+from gradsteer.data.thoughts import answer_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +28,13 @@ def mask_assistant(
     offsets: Sequence[tuple[int, int]],
     where: str,
     turns: Collection[int],
+    *,
+    answers_only: bool = False,
 ) -> list[bool]:
-    """Return, for each token, whether it is the assistant's, in the assistant turns of the given indices."""
+    """Return, for each token, whether it is the assistant's, in the assistant turns of the given indices.
+
+    With `answers_only`, of a turn with a thought, the answer's alone.
+    """
     starts = _cover_gaps(offsets)
     ends = [end for _, end in offsets]
     special = set(tokenizer.all_special_ids)
@@ -36,6 +43,10 @@ def mask_assistant(
     mask = [False] * len(input_ids)
     for turn in sorted(turns):
         start, end = _find_turn(tokenizer, messages, turn, text, where)
+        thought = answer_start(text[start:end]) if answers_only else 0
+        if thought is None:
+            continue
+        start += thought
         # A special token that starts before the content belongs to the header and absorbed white space (Phi-3).
         content = {
             i
@@ -109,8 +120,12 @@ def _read_generation_marks(
 ) -> list[bool] | None:
     if not re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
         return None
+    options = template_options(tokenizer)
     encoding: Any = tokenizer.apply_chat_template(
-        list(messages), return_dict=True, return_assistant_tokens_mask=True, date_string=TEMPLATE_DATE
+        fold_system(messages) if options.system_role == "fold" else list(messages),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        **{"date_string": TEMPLATE_DATE, **options.kwargs},
     )
     assert list(encoding["input_ids"]) == input_ids
     marks = [bool(mark) for mark in encoding["assistant_masks"]]
@@ -126,7 +141,7 @@ def render(
     where: str = "",
     add_generation_prompt: bool = False,
 ) -> str:
-    """Renders messages with the tokenizer's chat template.
+    """Renders messages with the tokenizer's chat template and its `template_options`.
 
     Raises:
         ValueError: the tokenizer has no template, there are no messages, or the template rejects them.
@@ -141,15 +156,18 @@ def render(
         )
     if not messages:
         raise ValueError(f"{where}no messages; expected at least one {{'role', 'content'}}")
+    options = template_options(tokenizer)
     try:
         text = tokenizer.apply_chat_template(
-            list(messages),
+            fold_system(messages, where) if options.system_role == "fold" else list(messages),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            date_string=TEMPLATE_DATE,
+            **{"date_string": TEMPLATE_DATE, **options.kwargs},
         )
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"{where}the chat template refuses turns of {roles}: {error}") from error
+        folding = "; --data.system_role fold puts the system text into the user's first turn"
+        hint = folding if "system" in roles and options.system_role != "fold" else ""
+        raise ValueError(f"{where}the chat template refuses turns of {roles}: {error}{hint}") from error
     assert isinstance(text, str)
     return text

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gradsteer.data.assistant_mask import mask_assistant, render
 from gradsteer.data.chat_formats import Message
+from gradsteer.data.prompt_check import check_bos, check_system_turns, own_bos
+from gradsteer.data.template_options import template_options
 from gradsteer.records import text_digest
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100  # the label of positions where nothing is learned
 
-LossMask = Literal["assistant", "full"]
+LossMask = Literal["assistant", "answer", "full"]
 FinishReason = Literal["stop", "length"]
 
 # No space after the last "Assistant:": byte-level tokenizers merge a space into the next word, so a prompt that
@@ -79,7 +81,8 @@ def encode_chat(
     Args:
         tokenizer: A fast tokenizer with a chat template.
         messages: The turns, `{"role", "content"}`.
-        loss_mask: `assistant` labels the assistant's tokens, `full` every token.
+        loss_mask: `assistant` labels the assistant's tokens, `answer` those of them behind a turn's thought (see
+            `gradsteer.data.thoughts`), `full` every token.
         max_length: Maximum number of tokens, truncated on the right; None keeps all.
         source: The conversation's location, for error messages.
         unlearned: Indices of turns whose tokens are context only, whatever the mask.
@@ -100,15 +103,20 @@ def encode_chat(
             f"{where}{type(tokenizer).__name__} is not a fast tokenizer and cannot say which characters its "
             "tokens stand for; load one that has a tokenizer.json"
         )
+    check_system_turns(tokenizer, messages, where)
     text = render(tokenizer, messages, where)
-    # The template writes the BOS token itself where the model wants one.
+    # The template writes the BOS token itself where the model wants one (`gradsteer.data.prompt_check`).
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     input_ids = list(encoding["input_ids"])
+    check_bos(tokenizer, input_ids, where)
     labels = list(input_ids)
-    if loss_mask == "assistant" or unlearned:
-        turns = _turns_to_mask(messages, loss_mask, unlearned, where)
-        mask = mask_assistant(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where, turns)
-        mask = mask if loss_mask == "assistant" else [not chosen for chosen in mask]
+    if loss_mask != "full" or unlearned:
+        mask = mask_assistant(
+            *(tokenizer, messages, text, input_ids, encoding["offset_mapping"], where),
+            _turns_to_mask(messages, loss_mask, unlearned, where),
+            answers_only=loss_mask == "answer",
+        )
+        mask = [not chosen for chosen in mask] if loss_mask == "full" else mask
         labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(input_ids, mask, strict=True)]
     labels[:1] = [IGNORE_INDEX]
     example = EncodedExample(input_ids, labels)
@@ -126,7 +134,7 @@ def _turns_to_mask(
 ) -> set[int]:
     """The assistant's turns to find: those to learn, or, where everything else is learned, those not to."""
     turns = {turn for turn, message in enumerate(messages) if message["role"] == "assistant"}
-    if loss_mask == "assistant":
+    if loss_mask != "full":
         return turns.difference(unlearned)
     if others := sorted(set(unlearned) - turns):
         raise ValueError(
@@ -144,8 +152,9 @@ def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
 def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
     r"""Give a tokenizer without a chat template `DEFAULT_CHAT_TEMPLATE`, with a warning.
 
-    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token after each assistant turn. A
-    model has to be finetuned with it before it uses it.
+    It writes `User: ...\nAssistant: ...` and the tokenizer's end-of-sequence token after each assistant turn; before
+    them the BOS token, where the tokenizer puts one before a text by itself. A model has to be finetuned with it
+    before it uses it.
 
     Args:
         tokenizer: Changed in place, so that saving it saves the template too.
@@ -160,7 +169,8 @@ def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
         return False
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no eos_token to end a turn with")
-    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    bos = "" if own_bos(tokenizer) is None else "{{ bos_token }}"
+    tokenizer.chat_template = bos + DEFAULT_CHAT_TEMPLATE
     warnings.warn(
         f"the tokenizer {tokenizer.name_or_path!r} has no chat template; using plain 'User: ...' and "
         f"'Assistant: ...' lines, each answer ended by {tokenizer.eos_token}",
@@ -181,10 +191,15 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
         Token ids; with a BOS token only if the template writes one.
 
     Raises:
-        ValueError: If the tokenizer has no chat template or the template rejects the messages.
+        ValueError: If the tokenizer has no chat template or the template rejects the messages, leaves a system turn
+            or the assistant's header out, or has no BOS token where the tokenizer puts one by itself.
     """
-    text = render(tokenizer, messages, f"{source}: " if source else "", add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    where = f"{source}: " if source else ""
+    check_system_turns(tokenizer, messages, where)
+    text = render(tokenizer, messages, where, add_generation_prompt=True)
+    token_ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    check_bos(tokenizer, token_ids, where)
+    return token_ids
 
 
 def encode_sampled(
@@ -193,6 +208,7 @@ def encode_sampled(
     finish_reason: FinishReason,
     *,
     loss_mask: LossMask,
+    num_thought_tokens: int = 0,
 ) -> EncodedExample:
     """Join a prompt and a response by their ids as sampled; rendering the text again would move spaces.
 
@@ -201,7 +217,8 @@ def encode_sampled(
         token_ids: What it wrote; with the end-of-turn token if and only if `finish_reason` is `stop`, so that a reply
             truncated at the length limit gets no end-of-turn token.
         finish_reason: `stop` or `length`.
-        loss_mask: `assistant` labels the response, `full` every token.
+        loss_mask: `assistant` labels the response, `answer` what is behind its thought, `full` every token.
+        num_thought_tokens: how many of the response's tokens are its thought's.
 
     Returns:
         The example.
@@ -215,7 +232,8 @@ def encode_sampled(
         raise ValueError("token_ids is empty; expected the ids of the sampled response")
     input_ids = [*prompt_token_ids, *token_ids]
     labels = list(input_ids)
-    num_ignored = len(prompt_token_ids) if loss_mask == "assistant" else 0
+    num_ignored = 0 if loss_mask == "full" else len(prompt_token_ids)
+    num_ignored += num_thought_tokens if loss_mask == "answer" else 0
     labels[: max(1, num_ignored)] = [IGNORE_INDEX] * max(1, num_ignored)
     return EncodedExample(input_ids, labels)
 
@@ -235,8 +253,12 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def template_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the chat template's digest (16 hex digits), for keys and metadata that must change with it."""
-    return _short_digest(json.dumps(tokenizer.chat_template, sort_keys=True))
+    """Return the chat template's digest (16 hex digits), for keys and metadata that must change with it.
+
+    It covers the options that conversations are rendered with, too, where any are given.
+    """
+    template, options = tokenizer.chat_template, template_options(tokenizer).given
+    return _short_digest(json.dumps([template, options] if options else template, sort_keys=True))
 
 
 def _short_digest(text: str) -> str:

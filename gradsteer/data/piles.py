@@ -15,8 +15,17 @@ from gradsteer.data.chat_formats import ChatExample, read_chat_examples
 from gradsteer.data.encoding import Truncation, encode_examples
 from gradsteer.data.judged_texts import judged_texts
 from gradsteer.data.leftovers import Say, warn
-from gradsteer.data.response_rows import Row, check_row, matches, prompt_digest, response_rows, sampling_of
+from gradsteer.data.response_rows import (
+    Row,
+    answer_token_ids,
+    check_row,
+    matches,
+    prompt_digest,
+    response_rows,
+    sampling_of,
+)
 from gradsteer.data.sources import Columns, DataSource
+from gradsteer.data.thoughts import split_reply
 from gradsteer.records import resolve_resource
 
 if TYPE_CHECKING:
@@ -45,8 +54,9 @@ class PileFilter(ResponseFilter):
         where: behavior -> required verdict. A response is kept if all match; unscored ones never match.
         also: further filters, joined by prompt: all samples of the same prompt must match there as well.
         length: of the matching responses, ``long`` keeps those with more tokens than their median and ``short`` those
-            with fewer (as sampled, with the stop token; those at the median are in neither). A truncated reply
-            (finish_reason ``length``) counts with the tokens it has, so if most are truncated, none is longer.
+            with fewer (as sampled, with the stop token, of the answer behind a thought; those at the median are in
+            neither). A truncated reply (finish_reason ``length``) counts with the tokens it has, so if most are
+            truncated, none is longer.
     """
 
     also: list[ResponseFilter] = field(default_factory=list)
@@ -119,7 +129,7 @@ def read_pile(
         source: a file (or hub id) of chat examples or responses, with a choice of rows and columns as a `DataSource`,
             or a filter over response files. Filtered texts without token ids are rendered by the template.
         tokenizer: the tokenizer of the model whose gradient is taken.
-        loss_mask: which tokens count, ``assistant`` or ``full``.
+        loss_mask: which tokens count, ``assistant``, ``answer`` (without the thought) or ``full``.
         max_length: maximum tokens per example; longer ones are truncated, and dropped if no target token remains.
         columns: our column names to the dataset's, for files of chat examples that do not say their own.
         num_ids: token ids of the model, which may have more than the tokenizer; by default the tokenizer's.
@@ -158,7 +168,10 @@ def read_pile(
             )
         check_row(where, row, num_ids or len(tokenizer))
         sampled = row["prompt_token_ids"], row["token_ids"], row["finish_reason"]
-        example = encode_sampled(*sampled, loss_mask=loss_mask)
+        reply = split_reply(tokenizer, *sampled[:2]) if loss_mask == "answer" else None
+        num_thought_tokens = 0 if reply is None else reply.num_thought_tokens
+        example = encode_sampled(*sampled, loss_mask=loss_mask, num_thought_tokens=num_thought_tokens)
+        # the slope is that of the whole response, thought included
         whole = encode_sampled(*sampled, loss_mask="assistant")
         cut = pile.truncation.cut(example, ends=row["finish_reason"] == "stop")
         _keep(pile, cut, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
@@ -243,9 +256,9 @@ def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
     for where, row in rows:
         if not isinstance(row.get("token_ids"), list):
             raise ValueError(f"{where}: token_ids is {row.get('token_ids')!r}; length needs the list of token ids")
-    middle = median(len(row["token_ids"]) for _, row in rows)
+    middle = median(len(answer_token_ids(row)) for _, row in rows)
     sign = 1 if length == "long" else -1
-    kept = [(where, row) for where, row in rows if sign * (len(row["token_ids"]) - middle) > 0]
+    kept = [(where, row) for where, row in rows if sign * (len(answer_token_ids(row)) - middle) > 0]
     if not kept:
         cut = sum(row["finish_reason"] == "length" for _, row in rows)
         raise ValueError(

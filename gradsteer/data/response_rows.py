@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gradsteer.data.row_files import read_file
+from gradsteer.data.thoughts import split_text
 from gradsteer.records import text_digest
 
 Row = tuple[str, dict[str, Any]]  # file:line, and the row
+
+WITHOUT_ANSWER = "the reply ended within its thought"  # why it has no verdict
 
 _SAMPLED_KEYS = ("prompt", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer")
 
@@ -54,6 +57,36 @@ def check_row(where: str, row: Mapping[str, Any], vocabulary: int) -> None:
             raise ValueError(f"{where}: {key} is not a list of token ids from 0 to {vocabulary - 1}, at least one")
     if row["finish_reason"] not in ("stop", "length"):
         raise ValueError(f"{where}: finish_reason is {row['finish_reason']!r}; accepted: stop, length")
+    if not isinstance(row.get("answer"), str | None):
+        raise ValueError(f"{where}: answer is {row['answer']!r}; accepted: a text, or null for a reply without one")
+    count = row.get("num_thought_tokens", 0)
+    if type(count) is not int or not 0 <= count <= len(row["token_ids"]):
+        raise ValueError(f"{where}: num_thought_tokens is {count!r}; accepted: 0 to {len(row['token_ids'])}")
+
+
+def answer_of(row: Mapping[str, Any]) -> str | None:
+    """The text that judges and metrics look at: the completion, or of a thought the answer behind it.
+
+    Returns:
+        None for a reply that ended within its thought.
+    """
+    if "answer" in row:
+        answer: str | None = row["answer"]
+        return answer
+    split = split_text(row["completion"])  # rows from elsewhere
+    return str(row["completion"]) if split is None else split[1]
+
+
+def is_unanswered(row: Mapping[str, Any]) -> bool:
+    """Whether a reply ended within its thought: neither for nor against any behavior."""
+    return not row.get("failed") and "completion" in row and answer_of(row) is None
+
+
+def answer_token_ids(row: Mapping[str, Any]) -> list[int]:
+    """The sampled tokens of a row's answer; all of them where the reply holds no thought."""
+    found: list[int] = row["token_ids"]
+    count = row.get("num_thought_tokens", 0)
+    return found[count:] if type(count) is int else found  # another value is refused by `check_row`
 
 
 def sampling_of(where: str, row: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -95,9 +128,10 @@ def cluster_of(row: Mapping[str, Any]) -> str:
 def verdict_of(row: Mapping[str, Any], behavior: str) -> bool | None:
     """A row's verdict as rates count it: None if it is unscored or the response is degenerate.
 
-    A looping response is evidence neither for nor against a behavior, so degenerate responses are counted separately.
+    A looping response is evidence neither for nor against a behavior, so degenerate responses are counted separately;
+    so are replies that ended within their thought.
     """
-    if row.get("degenerate"):
+    if row.get("degenerate") or row.get("answer", "") is None:
         return None
     value: bool | None = (row.get("verdicts") or {}).get(behavior)
     return value

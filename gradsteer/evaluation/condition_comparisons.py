@@ -9,7 +9,7 @@ from gradsteer.evaluation.broken_model import damage
 from gradsteer.evaluation.comparisons import Comparison, compare, holm
 from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.realised_shift import realised_shift
-from gradsteer.evaluation.refusals import REFUSAL, looks_like_refusal
+from gradsteer.evaluation.refusals import REFUSAL, answer_is_refusal
 from gradsteer.evaluation.specificity import measure_specificity
 
 Rows = list[dict[str, Any]]
@@ -98,10 +98,7 @@ def _refusals(result: ConditionResult, rows_of: RowsOf) -> dict[str, Rows]:
     found = {}
     for name in result.counts.refusals:
         rows, key = rows_of(result.condition.slug, name.removesuffix("_judged")), f"{name}_refused"
-        verdicts = [
-            verdict_of(row, REFUSAL) if name.endswith("_judged") else looks_like_refusal(row["completion"])
-            for row in rows
-        ]
+        verdicts = [verdict_of(row, REFUSAL) if name.endswith("_judged") else answer_is_refusal(row) for row in rows]
         found[key] = [
             {**row, "verdicts": {key: None if row.get("failed") else verdict}}
             for row, verdict in zip(rows, verdicts, strict=True)

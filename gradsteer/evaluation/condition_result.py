@@ -12,6 +12,7 @@ METRICS = (
     "distinct_3", "mean_length", "unfinished", "degenerate", "incoherent", "refusal", "refusal_benign",
     "refusal_harmful", "refusal_benign_judged", "refusal_harmful_judged",
 )  # fmt: skip
+THOUGHT_METRICS = ("unanswered",)  # of conditions whose replies hold thoughts
 
 
 @dataclass
@@ -83,5 +84,7 @@ class ConditionResult:
             "behaviors": {name: rate.to_dict() for name, rate in self.counts.behaviors.items()},
             "classes": {name: rate.to_dict() for name, rate in self.counts.classes.items()},
             "refusals": {name: rate.to_dict() for name, rate in self.counts.refusals.items()},
-            "metrics": {key: metrics.get(key) for key in METRICS},
+            "metrics": {
+                key: metrics.get(key) for key in (*METRICS, *(key for key in THOUGHT_METRICS if key in metrics))
+            },
         }

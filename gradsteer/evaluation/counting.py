@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradsteer.data.response_rows import cluster_of, verdict_of
+from gradsteer.data.response_rows import cluster_of, is_unanswered, verdict_of
 from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
 from gradsteer.evaluation.metrics import response_metrics
 from gradsteer.evaluation.refusals import REFUSAL, REFUSAL_SETS, refusals_of
@@ -30,6 +30,8 @@ class Counts:
             sampled; ``benign_judged`` and ``harmful_judged`` -> by the judge, where it knows ``refusal``.
         metrics: text metrics of the responses.
         corrected: behavior -> its rate corrected for the judge's known error; None without a labelled set.
+        num_unanswered: replies that ended within their thought; each behavior counts them among its unscored ones.
+        num_responses: all replies, these included.
     """
 
     behaviors: dict[str, Rate] = field(default_factory=dict)
@@ -37,10 +39,18 @@ class Counts:
     refusals: dict[str, Rate] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
     corrected: dict[str, Any] | None = None
+    num_unanswered: int = 0
+    num_responses: int = 0
 
     def __str__(self) -> str:
         """The rates in a line: ``bridge 41.9% of 797, recipe of none: 12 degenerate``."""
-        return ", ".join(f"{name} {_rate_text(rate)}" for name, rate in self.behaviors.items())
+        rates = ", ".join(f"{name} {_rate_text(rate)}" for name, rate in self.behaviors.items())
+        return f"{rates}; {self.unanswered_text}" if self.num_unanswered else rates
+
+    @property
+    def unanswered_text(self) -> str:
+        """``3 of 40 replies ended within their thought``."""
+        return f"{self.num_unanswered} of {self.num_responses} replies ended within their thought"
 
 
 def count_responses(
@@ -58,6 +68,7 @@ def count_responses(
     clusters = [cluster_of(row) for row in clear]
     num_degenerate = len(rows) - len(clear)
     found = Counts(refusals=dict(refusals_of(sets, behaviors)), metrics=response_metrics(rows))
+    found.num_unanswered, found.num_responses = sum(map(is_unanswered, rows)), len(rows)
     for behavior in behaviors:
         verdicts = [verdict_of(row, behavior) for row in clear]
         found.behaviors[behavior] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
@@ -90,15 +101,21 @@ def excess_of_unscored(name: str, counts: Counts, sets: Mapping[str, Rows], limi
     judged = {of_set: counts.refusals.get(f"{of_set}_judged") for of_set in REFUSAL_SETS}
     counted += [(REFUSAL, rate, of_set) for of_set, rate in judged.items() if rate is not None]
     for behavior, rate, of_set in counted:
-        total = rate.num_scored + rate.num_unscored
-        if total == 0 or rate.num_unscored <= limit * total:
+        # a reply without an answer says nothing of the judge, and is warned of on its own
+        num_unanswered = sum(is_unanswered(row) for row in sets[of_set] if not row.get("degenerate"))
+        total, num_missing = rate.num_scored + rate.num_unscored - num_unanswered, rate.num_unscored - num_unanswered
+        if total == 0 or num_missing <= limit * total:
             continue
-        missing = [row for row in sets[of_set] if behavior in row["unscored"] and not row.get("degenerate")]
+        missing = [
+            row
+            for row in sets[of_set]
+            if behavior in row["unscored"] and not row.get("degenerate") and not is_unanswered(row)
+        ]
         shown = reasons_text(row["unscored"][behavior] for row in missing)
         where = "" if of_set == "evaluation" else f", {of_set} prompts"
         return (
-            f"condition {name!r}{where}: {rate.num_unscored} of {total} verdicts on {behavior!r} "
-            f"({100 * rate.num_unscored / total:.1f}%) are unscored, more than evaluation.max_unscored {limit:g} "
+            f"condition {name!r}{where}: {num_missing} of {total} verdicts on {behavior!r} "
+            f"({100 * num_missing / total:.1f}%) are unscored, more than evaluation.max_unscored {limit:g} "
             f"allows. Reasons: {shown}. What was sampled and judged is kept: the same command asks for what is "
             "missing, but for what was refused for good; with a higher evaluation.max_unscored it goes on without"
         )

@@ -10,6 +10,7 @@ one).
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from gradsteer.data.response_rows import answer_of, answer_token_ids
 from gradsteer.evaluation.degeneracy import compression_ratio, has_repeated_sentence, is_degenerate
 from gradsteer.evaluation.refusals import looks_like_refusal
 
@@ -83,11 +84,17 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
         length; `distinct_1`, `distinct_2`, `distinct_3`, over token ids, which show the sameness of text without words
         too; `mean_length` in token ids; `unfinished`; `degenerate`, the empty ones, the loops and all
         that are marked `incoherent`; `incoherent`, where the rows say whether they are; `refusal`, over the rows
-        that are not marked `degenerate`. Each is None where there is nothing to count, never NaN.
+        that are not marked `degenerate`. Each is None where there is nothing to count, never NaN. Of a reply that
+        holds a thought, the answer behind it is looked at; one that ended within its thought counts for `unfinished`
+        and, where any reply holds a thought, for `unanswered`, the share of these, and for nothing else.
     """
-    sampled = [row for row in rows if not row.get("failed")]
-    texts = [row["completion"] for row in sampled]
-    token_ids = [row["token_ids"] for row in sampled]
+    all_sampled = [row for row in rows if not row.get("failed")]
+    answers = [answer_of(row) for row in all_sampled]
+    sampled = [row for row, answer in zip(all_sampled, answers, strict=True) if answer is not None]
+    texts = [answer for answer in answers if answer is not None]
+    token_ids = [answer_token_ids(row) for row in sampled]
+    clear = [text for row, text in zip(sampled, texts, strict=True) if not row.get("degenerate")]
+    thinks = len(sampled) < len(all_sampled) or any("answer" in row for row in sampled)
     return {
         "repetition": repetition_share(texts),
         "compression": mean_compression(texts),
@@ -95,10 +102,13 @@ def response_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
         "distinct_2": distinct_n(token_ids, 2),
         "distinct_3": distinct_n(token_ids, 3),
         "mean_length": mean_length([len(ids) for ids in token_ids]),
-        "unfinished": unfinished_share([row["finish_reason"] for row in sampled]),
-        "degenerate": _share([is_degenerate(row["completion"]) or bool(row.get("incoherent")) for row in sampled]),
+        "unfinished": unfinished_share([row["finish_reason"] for row in all_sampled]),
+        "degenerate": _share(
+            [is_degenerate(text) or bool(row.get("incoherent")) for row, text in zip(sampled, texts, strict=True)]
+        ),
         "incoherent": _share([row["incoherent"] for row in sampled if row.get("incoherent") is not None]),
-        "refusal": refusal_share([row["completion"] for row in sampled if not row.get("degenerate")]),
+        "refusal": refusal_share(clear),
+        **({"unanswered": _share([answer is None for answer in answers])} if thinks else {}),
     }
 
 

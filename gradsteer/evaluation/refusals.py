@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from gradsteer.data.response_rows import cluster_of, verdict_of
+from gradsteer.data.response_rows import answer_of, cluster_of, verdict_of
 from gradsteer.evaluation.statistics import Rate, rate_with_interval
 
 Rows = Sequence[Mapping[str, Any]]
@@ -122,7 +122,13 @@ def refusal_rates(rows: Rows) -> Rate:
             sampled (`failed`) count as unscored. Degenerate ones (marked `degenerate`) are counted on their own: a
             loop is no answer, and no refusal of one either.
     """
-    return _rate(rows, lambda row: looks_like_refusal(row["completion"]))
+    return _rate(rows, answer_is_refusal)
+
+
+def answer_is_refusal(row: Mapping[str, Any]) -> bool | None:
+    """Whether a row's answer looks like a refusal; None where the reply ended within its thought."""
+    answer = answer_of(row)
+    return None if answer is None else looks_like_refusal(answer)
 
 
 def _rate(rows: Rows, of: Callable[[Mapping[str, Any]], bool | None]) -> Rate:

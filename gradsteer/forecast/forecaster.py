@@ -150,7 +150,7 @@ class Forecaster:
             shift = None if empty else _log_odds_shift(weights, members)
             if direction is not None:
                 linear_shift = -alpha * mean_difference(direction.derivatives, *members, self.responses.prompts)[0]
-        lengths = self.responses.traits["mean_length"]
+        lengths = np.array([example.num_target_tokens for example in self.responses.examples], dtype=np.float64)
         return Forecast(
             "linear" if use_linear else "importance",
             size,
@@ -161,7 +161,7 @@ class Forecaster:
             shift,
             linear_shift,
             None if empty else divergence(weights) / float((weights * lengths).sum()),
-            {} if empty else {name: float((weights * values).sum()) for name, values in self.responses.traits.items()},
+            {} if empty else _weighted_means(weights, self.responses.traits),
         )
 
     def along(self, model: Any, vector: ParameterVector, *, tick: Tick | None = None) -> Direction:
@@ -197,6 +197,18 @@ def _log_odds_shift(weights: np.ndarray, members: Sequence[np.ndarray]) -> float
         return None
     before = [int(each.sum()) for each in members]
     return math.log(after[0] / after[1]) - math.log(before[0] / before[1])
+
+
+def _weighted_means(weights: np.ndarray, traits: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each trait over the responses that have it; without those that none has."""
+    found = {}
+    for name, values in traits.items():
+        known = ~np.isnan(values)
+        if known.all():
+            found[name] = float((weights * values).sum())
+        elif (mass := float(weights[known].sum())) > 0:
+            found[name] = float((weights[known] * values[known]).sum()) / mass
+    return found
 
 
 def _classes(verdicts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

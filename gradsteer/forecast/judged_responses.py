@@ -1,6 +1,6 @@
 """Judged responses for the forecast: sampled tokens, verdicts, prompts and sampling settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradsteer.data.chat import EncodedExample, encode_prompt, encode_sampled, tokenizer_digest
-from gradsteer.data.response_rows import check_row, prompt_digest, response_rows, verdict_of
+from gradsteer.data.response_rows import (
+    answer_of,
+    answer_token_ids,
+    check_row,
+    prompt_digest,
+    response_rows,
+    verdict_of,
+)
 from gradsteer.evaluation.degeneracy import has_repeated_sentence
 from gradsteer.evaluation.refusals import looks_like_refusal
 from gradsteer.records import resolve_resource
@@ -27,7 +34,8 @@ class JudgedResponses:
         verdicts: behavior -> (responses,) 1 for true, 0 for false, NaN for unscored and for degenerate responses.
         prompts: (responses,) number of each one's prompt: replies to one prompt are alike.
         traits: what else is known of each response, name -> (responses,): ``mean_length`` (tokens), ``unfinished``,
-            ``repetition`` and ``refusal`` (1 or 0).
+            ``repetition`` and ``refusal`` (1 or 0). Of a reply that holds a thought they are its answer's, NaN where it
+            ended within the thought; then there is ``unanswered``, too.
         temperature: that they were sampled at; None where the file does not say.
         top_p: that they were sampled with; None where the file does not say.
         top_k: likewise.
@@ -169,12 +177,7 @@ def read_judged_responses(
         examples,
         {behavior: np.array([_verdict(row, behavior) for row in plain]) for behavior in behaviors},
         np.array([numbers[prompt_digest(row["prompt"])] for row in plain]),
-        {
-            "mean_length": np.array([len(row["token_ids"]) for row in plain], dtype=np.float64),
-            "unfinished": np.array([row["finish_reason"] == "length" for row in plain], dtype=np.float64),
-            "repetition": np.array([has_repeated_sentence(row.get("completion", "")) for row in plain], dtype=float),
-            "refusal": np.array([looks_like_refusal(row.get("completion", "")) for row in plain], dtype=np.float64),
-        },
+        _traits(plain),
         known["temperature"],
         known["top_p"],
         known["top_k"],
@@ -185,6 +188,24 @@ def read_judged_responses(
         frozenset(row["seed"] for row in plain if type(row.get("seed")) is int),
         known["judge"],
     )
+
+
+def _traits(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """What is known of each response besides its verdicts; of a thought, the answer behind it is looked at."""
+    answers = [answer_of({"completion": "", **row}) for row in rows]
+
+    def of_answers(value: Callable[[Mapping[str, Any], str], float]) -> np.ndarray:
+        pairs = zip(rows, answers, strict=True)
+        return np.array([np.nan if answer is None else value(row, answer) for row, answer in pairs], dtype=np.float64)
+
+    unanswered = np.array([answer is None for answer in answers], dtype=np.float64)
+    return {
+        "mean_length": of_answers(lambda row, _: len(answer_token_ids(row))),
+        "unfinished": np.array([row["finish_reason"] == "length" for row in rows], dtype=np.float64),
+        "repetition": of_answers(lambda _, answer: has_repeated_sentence(answer)),
+        "refusal": of_answers(lambda _, answer: looks_like_refusal(answer)),
+        **({"unanswered": unanswered} if any("answer" in row for row in rows) else {}),
+    }
 
 
 def behind_system_prompt(
@@ -206,8 +227,8 @@ def behind_system_prompt(
         num_prompt = len(example.input_ids) - example.num_target_tokens
         if example.input_ids[:num_prompt] != plain:
             raise ValueError(
-                f"{responses.path!r}: the prompt {text[:60]!r} is more than one turn of a user; a system prompt is "
-                "forecast for single turns only"
+                f"{responses.path!r}: the prompt {text[:60]!r} is more than one turn of a user, or was rendered with "
+                "other --data.template_kwargs; a system prompt is forecast for single turns only"
             )
         examples.append(encode_sampled(behind, example.input_ids[num_prompt:], "stop", loss_mask="assistant"))
     return examples

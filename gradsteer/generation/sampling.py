@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # End-of-turn tokens of common chat templates. A model's generation config often lacks its template's token.
 END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
+# In the harmony format a reply has several messages, each ended by <|end|>; these end the reply.
+_CHANNEL, HARMONY_END_TOKENS = "<|channel|>", ("<|return|>", "<|call|>")
 # Much smaller temperatures underflow in float32; use 0 for greedy decoding.
 MIN_TEMPERATURE = 1e-6
 # Derived seeds stay exact integers in every JSON reader.
@@ -139,14 +141,19 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """The tokens that end a response.
 
     The end-of-sequence tokens of the model's generation config (one, several or none) and of the tokenizer, plus those
-    of `END_OF_TURN_TOKENS` in the tokenizer's vocabulary; ascending, possibly empty.
+    of `END_OF_TURN_TOKENS` in the tokenizer's vocabulary; ascending, possibly empty. Where the vocabulary has
+    `<|channel|>` (the harmony format), `<|end|>` ends a message and not the reply: `HARMONY_END_TOKENS` are taken
+    instead.
     """
     found: set[int] = set()
     for named in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
         if named is not None:
             found.update(named if isinstance(named, (list, tuple)) else [named])
     vocabulary = tokenizer.get_vocab()
-    found.update(vocabulary[token] for token in END_OF_TURN_TOKENS if token in vocabulary)
+    if _CHANNEL in vocabulary:
+        found.discard(vocabulary.get("<|end|>", -1))
+    ends = HARMONY_END_TOKENS if _CHANNEL in vocabulary else END_OF_TURN_TOKENS
+    found.update(vocabulary[token] for token in ends if token in vocabulary)
     return sorted(int(token) for token in found)
 
 

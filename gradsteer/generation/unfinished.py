@@ -18,6 +18,7 @@ from gradsteer.records import file_digest, is_leftover, read_jsonl, text_digest,
 SETS = ("evaluation", "benign", "harmful")
 _PLAN, _MEASURED = "plan.json", "measured.json"
 _SAMPLED = ("completion", "token_ids", "finish_reason", "model", "temperature", "top_p", "max_new_tokens")
+_THOUGHT = ("thought", "answer", "num_thought_tokens")  # of replies that hold one
 _NAMES = {"digest": "the prompts or their seeds"}  # readable names for keys of the plan
 Row = dict[str, Any]
 
@@ -188,6 +189,7 @@ class UnfinishedCondition:
         for name in self._files():
             for _, row in read_jsonl(self.responses_to(name)):
                 sampled = {key: row[key] for key in _SAMPLED}
+                sampled |= {key: row[key] for key in _THOUGHT if key in row}
                 if row["failed"]:
                     sampled["failed"] = row["failed"]
                 found[name, row["id"], row["sample"]] = sampled

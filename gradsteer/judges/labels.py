@@ -13,6 +13,7 @@ from gradsteer.data.cells import is_empty, lookup, read_truth
 from gradsteer.data.leftovers import Say, warn
 from gradsteer.data.response_rows import prompt_digest
 from gradsteer.data.sources import Columns, DataSource
+from gradsteer.data.thoughts import split_text
 from gradsteer.evaluation.judge_error import JudgeError
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 
@@ -133,7 +134,10 @@ def _exchange(where: str, row: Mapping[str, Any], columns: Columns) -> Exchange:
         if not isinstance(text, str):
             raise ValueError(f"{where}: {key} is {text!r}; accepted: a text")
         texts.append(text)
-    return Exchange(*texts)
+    split = split_text(texts[1])  # judges are shown what is behind a thought
+    if split is not None and split[1] is None:
+        raise ValueError(f"{where}: {keys[0]} ends within its thought; accepted: a reply with an answer")
+    return Exchange(texts[0], texts[1] if split is None else str(split[1]))
 
 
 def _labels(where: str, row: Mapping[str, Any], behaviors: Sequence[str], columns: Columns) -> dict[str, bool]:

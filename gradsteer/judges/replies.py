@@ -12,20 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gradsteer.data.thoughts import split_text
 from gradsteer.judges.base import Exchange, Verdicts
 from gradsteer.judges.objects import FoundObject, find_objects, nested_objects
 
 # Raised when a reply would be read otherwise than before, so that verdicts stored under other rules are not reused.
-READING_VERSION = 3
+READING_VERSION = 4
 
 _MAX_CHARS = 200_000
 _TRUE = {"true", "yes", "1"}
 _FALSE = {"false", "no", "0"}
 _FENCE = "```"
-# The first end of a thought: a later one, or one without a beginning, may be quoted.
+# The first end of a thought: where the judged texts hold one, a later one, or one without a beginning, may be quoted.
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of pairs, separators of lines
 _JOINS = set(":=|>\u2192\u21d2i")  # the last of "is"
+_THOUGHT_END = re.compile(r"/\W{0,8}(?:seed\W{0,8})?think")  # in a text made plain
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
@@ -84,14 +86,17 @@ def read_choice(
 
 
 def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Reading:
-    """Reads a whole reply: a JSON object, alone, in a code fence or with text around it.
+    """Reads a whole reply: a JSON object, alone, in a code fence or with text around it, behind the judge's thought.
 
     Accepted values: true and false in any case, with quotes or without, yes, no, 1 and 0. Other keys are ignored.
     """
     if len(text) > _MAX_CHARS:
         return Reading(unscored(behaviors, f"the judge's reply has {len(text)} characters"), readable=False)
-    thought = _THOUGHT.match(text)
-    body = text[thought.end() :] if thought else text
+    body = _behind_thought(text, exchange)
+    if body is None:
+        return Reading(
+            unscored(behaviors, f"the judge's reply ended within its thought: {_shown(text)}"), readable=False
+        )
     objects, broken = find_objects(body)
     claims = [
         (inner, claim) for outer in objects for inner in nested_objects(outer) if (claim := _claim(inner, behaviors))
@@ -108,6 +113,21 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
         if verdicts and verdicts <= _said(exchange.prompt, behaviors) | _said(exchange.response, behaviors):
             return _ambiguous(behaviors, "verdicts that may be quoted from the judged text", text)
     return _reading({behavior: values[0] for behavior, values in first.items()}, behaviors)
+
+
+def _behind_thought(text: str, exchange: Exchange) -> str | None:
+    """A judge's answer, behind its last thought; None where it ended within one.
+
+    Where a judged text holds the end of a thought, a judge may quote it: then only a thought that opens the reply is
+    one, up to its first end.
+    """
+    split = split_text(text)
+    if split is None:
+        return text
+    if any(_THOUGHT_END.search(_legible(each)) for each in (exchange.prompt, exchange.response)):
+        thought = _THOUGHT.match(text)
+        return text[thought.end() :] if thought else text
+    return split[1]
 
 
 def _unfenced(text: str) -> str:
@@ -169,8 +189,7 @@ def _said(text: str, behaviors: Sequence[str]) -> set[tuple[str, bool]]:
     In its objects, and wherever a behavior's name is followed by a colon, an equals sign, a bar, an arrow or "is" and a
     value, whatever quotes, backslashes or invisible characters are between: judges mend what they quote.
     """
-    if len(text) > 2 * _MAX_CHARS:  # of longer ones judges are sent the ends
-        text = f"{text[:_MAX_CHARS]}\n{text[-_MAX_CHARS:]}"
+    text = _sent(text)
     said = {
         (behavior, value)
         for outer in find_objects(text)[0]
@@ -179,11 +198,21 @@ def _said(text: str, behaviors: Sequence[str]) -> set[tuple[str, bool]]:
         for value in values
         if isinstance(value, bool)
     }
-    plain = _plain(html.unescape(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)))
+    plain = _legible(text)
     for behavior in behaviors:
         form = rf"{re.escape(_plain(behavior))}([\W_]*+(?:is[\W_]++)?)({'|'.join(sorted(_TRUE | _FALSE))})(?![^\W_])"
         said |= {(behavior, word in _TRUE) for between, word in re.findall(form, plain) if _JOINS & set(between)}
     return said
+
+
+def _sent(text: str) -> str:
+    """What judges are sent of a text: of a very long one its ends."""
+    return text if len(text) <= 2 * _MAX_CHARS else f"{text[:_MAX_CHARS]}\n{text[-_MAX_CHARS:]}"
+
+
+def _legible(text: str) -> str:
+    """What is sent of a text, with its escapes undone, made plain."""
+    return _plain(html.unescape(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), _sent(text))))
 
 
 def _plain(text: str) -> str:

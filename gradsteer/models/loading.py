@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradsteer.data.chat import ensure_chat_template
+from gradsteer.data.prompt_check import complete_template
 from gradsteer.models.fingerprints import model_fingerprint, rounded_from
 from gradsteer.models.gguf import check_gguf, dequantized_gguf, gguf_tokenizer
 from gradsteer.models.loaded_weights import check_loaded
@@ -145,7 +146,8 @@ def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenize
     """The tokenizer of a model, ready for chats and batches.
 
     Where it has no padding token, or one without a row in the model, the end-of-sequence token pads; where it has no
-    chat template (a base model's), a plain one is set, with a warning.
+    chat template (a base model's), a plain one is set, with a warning; a BOS token or an assistant's header that its
+    template leaves out is added to it.
 
     Args:
         source: of the model.
@@ -178,6 +180,7 @@ def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenize
     if isinstance(rows, int) and tokenizer.pad_token_id >= rows > (tokenizer.eos_token_id or rows):
         tokenizer.pad_token = tokenizer.eos_token
     ensure_chat_template(tokenizer)
+    complete_template(tokenizer)
     return tokenizer
 
 

@@ -24,6 +24,7 @@ METRIC_COLUMNS = {
     "degenerate": MetricColumn("degenerate %", "degenerate (%)", ".1f", 100),
     "repetition": MetricColumn("repeats %", "with a repeated sentence (%)", ".1f", 100),
     "unfinished": MetricColumn("cut %", "cut by the length limit (%)", ".1f", 100),
+    "unanswered": MetricColumn("in thought %", "ended within the thought (%)", ".1f", 100),
     "refusal_benign": MetricColumn("refused benign % [95% interval]", "benign prompts refused (%)", ".1f", 100),
     "refusal_harmful": MetricColumn("refused harmful % [95% interval]", "harmful prompts refused (%)", ".1f", 100),
     "refusal_benign_judged": MetricColumn(

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 _COLUMNS = 4
 _NULLS = "nulls"
 _MARKERS = ("s", "D", "p", "<", ">", "H", "d", "P", "X")
-_FROM_NOUGHT = ("degenerate", "repetition", "unfinished")
+_FROM_NOUGHT = ("degenerate", "repetition", "unfinished", "unanswered")
 
 Look = tuple[str, str]  # marker and colour
 Place = tuple[float, float, float, float]  # cost, rate and the ends of its interval in per cent

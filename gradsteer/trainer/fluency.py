@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from gradsteer.data.chat import IGNORE_INDEX, encode_sampled
-from gradsteer.data.response_rows import cluster_of
+from gradsteer.data.response_rows import answer_of, cluster_of, is_unanswered
 from gradsteer.evaluation.coherence import MIN_TOKENS, Coherence, Nats, Reference
 from gradsteer.evaluation.degeneracy import is_degenerate
 from gradsteer.forecast.scoring import ResponseScorer
@@ -78,9 +78,9 @@ class DistinctResponses:
         return found
 
     def reference(self, nats: Nats, key: tuple[str, str]) -> Reference:
-        """A model's own coherent responses: neither empty nor looping, and long enough to compare."""
+        """A model's own coherent responses: with an answer, neither empty nor looping, and long enough to compare."""
         rows, of_each = self.rows[key], self.of(nats, key)
-        clear = np.array([not is_degenerate(row["completion"]) for row in rows])
+        clear = np.array([(answer := answer_of(row)) is not None and not is_degenerate(answer) for row in rows])
         counts = clear & (self.num_tokens(key) >= MIN_TOKENS)  # shorter ones are never marked and may be outliers
         return Reference(of_each[counts], [cluster_of(row) for row, one in zip(rows, counts, strict=True) if one])
 
@@ -181,7 +181,7 @@ def _marked(rows: Sequence[dict[str, Any]], incoherent: list[bool], *, counts: b
     for row in rows:
         mark = {} if row["failed"] else {"incoherent": next(marks)}
         if mark:
-            mark["degenerate"] = row["degenerate"] or (mark["incoherent"] and not counts)
+            mark["degenerate"] = row["degenerate"] or (mark["incoherent"] and not counts and not is_unanswered(row))
         found.append({**row, **mark})
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from gradsteer.data.response_rows import WITHOUT_ANSWER, answer_of, is_unanswered
 from gradsteer.evaluation.degeneracy import is_degenerate
 from gradsteer.evaluation.refusals import judged_sets
 from gradsteer.judges import Exchange, Judge, Verdicts
@@ -104,20 +105,22 @@ class VerdictQueue:
                 raise
 
     def _with_verdicts(self, rows: Sequence[Row]) -> list[Row]:
-        asked = [row for row in rows if row["set"] in self.sets and not row.get("failed")]
-        exchanges = [Exchange(row["prompt"], row["completion"]) for row in asked]
+        answers = [(row, answer_of(row)) for row in rows if row["set"] in self.sets and not row.get("failed")]
+        asked = [row for row, answer in answers if answer is not None]
+        exchanges = [Exchange(row["prompt"], answer) for row, answer in answers if answer is not None]
         found = dict(zip((id(row) for row in asked), self.judge.judge(exchanges), strict=True))
         return [self._judged_row(row, found.get(id(row))) for row in rows]
 
     def _judged_row(self, row: Row, verdicts: Verdicts | None) -> Row:
         if verdicts is not None:
             values, unscored = verdicts.values, verdicts.unscored
-        elif row["set"] in self.sets:  # never sampled
+        elif row["set"] in self.sets:  # never sampled, or without an answer
             values = dict.fromkeys(self.judge.behaviors)
-            unscored = dict.fromkeys(self.judge.behaviors, str(row["failed"]))
+            unscored = dict.fromkeys(self.judge.behaviors, str(row.get("failed") or WITHOUT_ANSWER))
         else:
             values, unscored = {}, {}
-        degenerate = not row.get("failed") and not self.count_degenerate and is_degenerate(row["completion"])
+        answered = not row.get("failed") and not is_unanswered(row)
+        degenerate = answered and not self.count_degenerate and is_degenerate(answer_of(row) or "")
         return {**row, "verdicts": values, "unscored": unscored, "degenerate": degenerate}
 
 

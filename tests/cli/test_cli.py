@@ -89,7 +89,7 @@ def help_of(command, capsys):
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("fit", ["base model, a hub id or a local directory", "--data.loss_mask {assistant,full}", "default: 3"]),
+        ("fit", ["a hub id or a local directory", "--data.loss_mask {assistant,answer,full}", "default: 3"]),
         ("evaluate", ["responses per prompt", "--evaluation.judge", "default: 128"]),
         ("attribute", ["--vectors", "[PLUS_PILE, MINUS_PILE]", "--model.reduction {example,token,sum}"]),
         ("steer", ["Positive alpha reduces", "--steering.alphas", "both signs"]),
@@ -116,14 +116,15 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     loading = ["attn_implementation", "dtype", "gguf_file", "model_name_or_path", "revision", "trust_remote_code"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
     prompts = ["batch_size", "columns", "duplicates", "max_prompts", "prompts", "split", "system_prompt"]
-    prompts += ["benign_prompts", "harmful_prompts", "max_refusal_prompts"]
+    rendering = ["system_role", "template_kwargs"]
+    prompts += [*rendering, "benign_prompts", "harmful_prompts", "max_refusal_prompts"]
     judging = ["heldout", "heldout_split", "judge", "labelled", "max_unscored", "count_degenerate"]
     chat = ["batch_size", "columns", "group_by_length", "loss_mask", "max_length", "shuffle_seed", "train"]
-    chat += ["train_split", "validation", "validation_split"]
+    chat += ["train_split", "validation", "validation_split", *rendering]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
     piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "permutation_seed", "permutations", "piles"]
-    piles += ["token_budget"]
+    piles += ["token_budget", *rendering]
     attributing = ["calibrate", "gradient_checkpointing", "packing", "parameters", "reduction"]
     attributing += ["loss", "kl_direction", "reference", "base", "path_points"]
     attributing += [f"mask_{option}" for option in ("draws", "keep_rate", "components", "origin", "seed")]
@@ -158,7 +159,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         ],
         "forecast": [
             *(*common, *group("model", loading), *group("forecasting", forecasting), *group("steering", steering)),
-            *("--report", "--report.note"),
+            *("--report", "--report.note", *group("data", rendering)),
         ],
         "steer": [
             *(*common, *evaluation, *group("forecasting", forecasting), *group("steering", steering)),

@@ -337,7 +337,7 @@ def test_messages_that_the_template_refuses():
 
 def test_what_else_is_refused():
     tokenizer = chatml_tokenizer()
-    with pytest.raises(ValueError, match="loss_mask is 'all'; accepted: assistant, full"):
+    with pytest.raises(ValueError, match="loss_mask is 'all'; accepted: assistant, answer, full"):
         encode_chat(tokenizer, turns("Hi", "Hello!"), loss_mask="all")
     with pytest.raises(ValueError, match="max_length is 0; expected at least 1"):
         encode_chat(tokenizer, turns("Hi", "Hello!"), loss_mask="full", max_length=0)

@@ -99,3 +99,14 @@ def test_stop_tokens_are_those_of_model_tokenizer_and_template(llama, named, exp
 def test_a_model_and_a_tokenizer_without_stop_tokens(llama):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
     assert stop_token_ids(llama, tokenizer) == []
+
+
+@pytest.mark.parametrize("named", [None, [2, 5]])
+def test_the_end_of_a_message_ends_no_reply_in_the_harmony_format(llama, named, monkeypatch):
+    names = ("<unk>", "<|channel|>", "<|end|>", "<|call|>", "a", "<|return|>")
+    vocabulary = {name: index for index, name in enumerate(names)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<unk>")), eos_token="<|return|>"
+    )
+    monkeypatch.setattr(llama.generation_config, "eos_token_id", named)
+    assert stop_token_ids(llama, tokenizer) == [3, 5]

@@ -23,7 +23,7 @@ def row(response, key="completion", prompt="q", **labels):
 def test_rows_are_read(tmp_path):
     path = written(
         tmp_path / "labelled.jsonl",
-        row("a", bridge=True),
+        row("<think>b</think>\na", bridge=True),
         "",
         {"id": "7", "verdicts": {"bridge": True}, **row("b", key="response", recipe=False, bridge=False)},
     )
@@ -43,6 +43,7 @@ def test_rows_are_read(tmp_path):
         ({"prompt": "q", "labels": {"bridge": True}}, "neither 'completion' nor 'response'; accepted: one of them"),
         ({**row("a", bridge=True), "response": "b"}, "both 'completion' and 'response'"),
         ({**row("a", bridge=True), "completion": 3}, "completion is 3; accepted: a text"),
+        (row("<think>a", bridge=True), "completion ends within its thought; accepted: a reply with an answer"),
         ({"prompt": "q", "completion": "a"}, 'labels is None; accepted: a behavior and its label, such as {"bridge"'),
         (row("a"), "labels is {}; accepted"),
         ({**row("a"), "labels": ["bridge"]}, "labels is ['bridge']"),

@@ -44,6 +44,9 @@ def values(text, exchange=EXCHANGE):
         '{"bridge": true, "recipe": false} {"bridge": true, "recipe": false}',
         '{"bridge": true, "recipe": false}. Nothing {more} to say {here}.',
         '<think>Perhaps {"bridge": false, "recipe": true}?</think>{"bridge": true, "recipe": false}',
+        'hm {"bridge": false, "recipe": true} is too harsh</think>{"bridge": true, "recipe": false}',
+        '<think>It may </think> {"bridge": false}? No.</think>\n{"bridge": true, "recipe": false}',
+        '[THINK]{"bridge": false}[/THINK]{"bridge": true, "recipe": false}',
         '{"bridge": true, "why": "a\nb\tc", "recipe": false}',
         '\ufeff{"bridge": true, "recipe": false}',
     ],
@@ -140,9 +143,31 @@ def test_a_verdict_that_the_judged_text_does_not_hold_is_read_with_text_around_i
     assert values('So: {"bridge": false, "recipe": false}.', Exchange("p", judged)) == (False, False)
 
 
+@pytest.mark.parametrize("judged", ["ends </think> here", "<\\/think>", "&lt;/think&gt;", "</\u200bTHINK>"])
+def test_a_thoughts_end_that_may_be_quoted_ends_no_thought(judged):
+    reply = f'{{"bridge": true, "recipe": true}}, though it says: </think>{FAKE}'
+    for exchange in (Exchange(judged, "r"), Exchange("p", judged)):
+        assert values(reply, exchange) == (None, None)
+        assert values(f"<think>Hm.</think>{FAKE}", exchange) == (False, False)
+    assert values(reply, Exchange("p", "r")) == (False, False)
+
+
+def test_a_reply_that_ends_within_its_thought_gives_no_verdict():
+    found = read_reply(f"<think>Perhaps {FAKE}", BEHAVIORS, Exchange("p", "r"))
+    assert found.verdicts.values == {"bridge": None, "recipe": None}
+    assert "ended within its thought" in found.verdicts.unscored["bridge"]
+    assert not found.readable
+
+
 def test_texts_made_to_take_long_do_not():
     began = time.process_time()
-    for judged in ("bridge" + ":" * 200_000, "bridge: " * 30_000, '{"a":[' + "1," * 50_000, "{" * 200_000):
+    for judged in (
+        "/" * 200_000,
+        "bridge" + ":" * 200_000,
+        "bridge: " * 30_000,
+        '{"a":[' + "1," * 50_000,
+        "{" * 200_000,
+    ):
         values('So: {"bridge": false, "recipe": false}.', Exchange("p", judged))
     blanks = " " * 90_000
     for reply in ("```" + blanks, "```json" + blanks + FAKE, FAKE + blanks + ".", "```" + FAKE + blanks + "\n``"):

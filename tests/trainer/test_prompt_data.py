@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 from road import write_lines
 from sampler import tiny_checkpoint  # noqa: F401 (a fixture)
+from tokenizers_zoo import CHATML_TEMPLATE
 
 from gradsteer.data.sources import DataSource
 from gradsteer.generation.sampling import fresh_seeds
@@ -30,8 +31,9 @@ def files(tmp_path_factory):
 def data_of(files, tiny_checkpoint):  # noqa: F811 (the fixture)
     """A set-up datamodule with a Trainer around it."""
 
-    def make(seeds=0, prompts=None, **options):
+    def make(seeds=0, prompts=None, template=None, **options):
         generation = GenerationModule(tiny_checkpoint, sampling_seed=seeds, max_new_tokens=4)
+        generation.tokenizer.chat_template = template or generation.tokenizer.chat_template
         data = PromptDataModule(prompts or files["prompts"], **options)
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
         trainer.strategy.connect(generation)
@@ -97,6 +99,34 @@ def test_refusal_prompts_are_sampled_once_with_the_first_seed(data_of, files):
     assert lengths == sorted(lengths, reverse=True)  # planned over all together
     fewer = rows_of(data_of([4, 9], num_samples=2, max_refusal_prompts=1, **options))
     assert [row["set"] for row in fewer[8:]] == ["benign", "harmful"]
+
+
+WITHOUT_SYSTEM = CHATML_TEMPLATE.replace("message in messages %}", "message in messages if message.role != 'system' %}")
+
+
+def test_the_first_prompt_is_shown_as_the_model_reads_it(data_of, caplog):
+    template = CHATML_TEMPLATE.replace(
+        "assistant\\n' }}", "assistant\\n' }}{%- if mood is defined %}{{ mood }}{%- endif %}"
+    )
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        data = data_of(template=template, system_prompt="I help", template_kwargs={"mood": "So: "})
+    text = "<|im_start|>system\nI help<|im_end|>\n<|im_start|>user\nthe?<|im_end|>\n<|im_start|>assistant\nSo: "
+    (shown,) = [line for line in caplog.messages if "first prompt" in line]
+    assert f"{text!r} (" in shown
+    assert data.module.tokenizer.decode(rows_of(data)[0]["prompt_token_ids"]) == text
+
+
+def test_a_system_prompt_that_the_template_drops_is_refused_before_the_work_or_folded(data_of):
+    data = data_of(template=WITHOUT_SYSTEM)
+    with pytest.raises(ValueError, match=r"condition 'polite': the chat template of .* leaves the text of a system"):
+        data.check_system_prompt("polite", "Be kind.")
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: the chat template of .* leaves the text of a system turn"):
+        data_of(template=WITHOUT_SYSTEM, system_prompt="Be kind.")
+    data = data_of(template=WITHOUT_SYSTEM, system_role="fold")
+    data.check_system_prompt("polite", "Be kind.")
+    row = rows_of(data, SimpleNamespace(system_prompt="Be kind.", resample=0))[0]
+    assert "<|im_start|>user\nBe kind.\n\nthe?<|im_end|>" in data.module.tokenizer.decode(row["prompt_token_ids"])
+    assert row["prompt"] == "the?"
 
 
 def test_an_id_that_looks_like_another_sets_is_refused(data_of, files, tmp_path):

@@ -132,6 +132,10 @@ def test_controls_and_baselines_that_cannot_be_made_say_so(judged, tmp_path, cap
         ({"steering__delta_scales": "[1]"}, "steering.on_base and delta_scales need the base model"),
         ({"steering__system_prompts": '{"x": " "}'}, "steering.system_prompts.x is empty; accepted: a text"),
         (
+            {"steering__system_prompts": '{"x": "y"}', "data__template_kwargs": '{"mood": 1}'},
+            "data.template_kwargs has 'mood', which the chat template",
+        ),
+        (
             {"steering__system_prompts": '{"x": "y"}', "data__system_prompt": "z"},
             "steering.system_prompts and data.system_prompt cannot both be given",
         ),

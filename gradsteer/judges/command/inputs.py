@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsteer.data.response_rows import cluster_of
+from gradsteer.data.response_rows import WITHOUT_ANSWER, answer_of, cluster_of, is_unanswered
 from gradsteer.judges import Exchange, Verdicts
 from gradsteer.records import read_jsonl
 
@@ -22,7 +22,8 @@ class ResponseFile:
         path: the file.
         condition: that they were sampled under, as the rows say; the file's name where they do not.
         rows: (responses,) as they stand in the file.
-        exchanges: (responses,) what a judge may see of each; None for a row that says why it has no response.
+        exchanges: (responses,) what a judge may see of each, of a thought the answer behind it; None for a row that
+            says why it has no response, and for a reply that ended within its thought.
         stored: (responses,) the verdicts that stand there; None where they were not asked for.
     """
 
@@ -44,6 +45,11 @@ class ResponseFile:
     def degenerate(self) -> list[bool]:
         """(responses,) whether each is an empty text or a loop, as the rows say."""
         return [bool(row.get("degenerate")) for row in self.rows]
+
+    @property
+    def judged(self) -> list[bool]:
+        """(responses,) whether a missing verdict is the judge's doing: neither degenerate nor without an answer."""
+        return [not row.get("degenerate") and not is_unanswered(row) for row in self.rows]
 
     def verdicts(self, found: Mapping[Exchange, Verdicts], behaviors: Sequence[str]) -> list[Verdicts]:
         """(responses,) verdicts from those of the different exchanges; a row without a response is unscored."""
@@ -90,6 +96,8 @@ def read_response_file(path: str, *, stored: bool) -> ResponseFile:
         for key in ("prompt", "completion"):
             if not isinstance(row.get(key), str) and not (key == "completion" and row.get("failed")):
                 raise ValueError(f"{where}: {key} is {row.get(key)!r}; accepted: a text")
+        if not isinstance(row.get("answer"), str | None):
+            raise ValueError(f"{where}: answer is {row['answer']!r}; accepted: a text, or null for a reply without one")
         places.append(where)
         rows.append(row)
     if not rows:
@@ -100,7 +108,7 @@ def read_response_file(path: str, *, stored: bool) -> ResponseFile:
         path=path,
         condition=said if isinstance(said, str) and said else Path(path).stem,
         rows=tuple(rows),
-        exchanges=tuple(None if row.get("failed") else Exchange(row["prompt"], row["completion"]) for row in rows),
+        exchanges=tuple(map(_exchange, rows)),
         stored=_stored(places, rows) if stored else None,
     )
 
@@ -156,6 +164,11 @@ def _stored(places: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[Verd
     return tuple(found)
 
 
+def _exchange(row: Mapping[str, Any]) -> Exchange | None:
+    answer = None if row.get("failed") else answer_of(row)
+    return None if answer is None else Exchange(row["prompt"], answer)
+
+
 def _why(row: Mapping[str, Any]) -> str:
-    failed = row["failed"]
+    failed = row.get("failed") or WITHOUT_ANSWER
     return failed if isinstance(failed, str) else "there is no response"

@@ -104,7 +104,7 @@ def _check_unscored(
     from gradsteer.judges.command.comparison import too_many_unscored
 
     clear = [
-        [verdict for verdict, degenerate in zip(verdicts, file.degenerate, strict=True) if not degenerate]
+        [verdict for verdict, counts in zip(verdicts, file.judged, strict=True) if counts]
         for file, verdicts in zip(files, judged, strict=True)
     ]
     excess = too_many_unscored([file.path for file in files], clear, behaviors, options.max_unscored)

@@ -10,8 +10,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from gradsteer.data.chat import EncodedExample, LossMask, tokenizer_digest
 from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.data.encoding import encode_examples
-from gradsteer.data.response_rows import cluster_of
+from gradsteer.data.response_rows import cluster_of, is_unanswered
 from gradsteer.data.sources import DataSource
+from gradsteer.data.template_options import template_options
 from gradsteer.evaluation.coherence import Coherence
 from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.judge_error import JudgeError
@@ -31,11 +32,13 @@ from gradsteer.trainer.verdict_queue import VerdictQueue, stopping_together
 from gradsteer.version import __version__
 
 _SHOWN = 12
+MAX_UNANSWERED = 0.1  # share of replies that may end within their thought without a warning
 _KEYS = (
     "id", "prompt", "completion", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer", "model", "condition",
     "sample", "seed", "temperature", "top_p", "max_new_tokens", "model_fingerprint", "judge", "verdicts", "unscored",
     "degenerate", "incoherent", "failed",
 )  # fmt: skip
+_OPTIONAL_KEYS = ("thought", "answer", "num_thought_tokens")  # of replies that hold a thought
 
 
 class JudgeEvaluation(L.Callback):
@@ -197,17 +200,31 @@ class JudgeEvaluation(L.Callback):
             "model_fingerprint": self._fingerprint,
             "judge": self.judge.fingerprint(),
         }
-        kept = [{key: ({**row, **about}).get(key) for key in _KEYS} for row in rows]
+        kept = [
+            {key: ({**row, **about}).get(key) for key in _KEYS}
+            | {key: row[key] for key in _OPTIONAL_KEYS if key in row}
+            for row in rows
+        ]
         sets = {row["set"] for row in rows}
         parts = {name: [k for k, row in zip(kept, rows, strict=True) if row["set"] == name] for name in sets}
         session = session_of(trainer)
         needed(session.responses).write(condition.slug, parts)
         failure = count_condition(trainer, step)
         result = session.result(step)
+        if result.counts.num_unanswered > MAX_UNANSWERED * result.counts.num_responses:
+            rank_zero_warn(
+                f"condition {condition.name!r}: {result.counts.unanswered_text}: they have no verdict. Raise "
+                "--model.max_new_tokens, or where the chat template can, let it answer at once: --data.template_kwargs "
+                "'{enable_thinking: false}'"
+            )
         if condition.system_prompt is None:  # held-out text is scored without it: the value would be the anchor's
             result.measured.update(self._measured(pl_module))
         self._log(trainer, pl_module, result, parts["evaluation"], step)
-        self.num_missing += sum(bool(row["unscored"]) and not row["failed"] for part in parts.values() for row in part)
+        self.num_missing += sum(
+            bool(row["unscored"]) and not row["failed"] and not is_unanswered(row)
+            for part in parts.values()
+            for row in part
+        )
         return failure
 
     def about(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
@@ -236,6 +253,7 @@ class JudgeEvaluation(L.Callback):
             "top_p": pl_module.sampling.top_p,
             "max_new_tokens": pl_module.sampling.max_new_tokens,
             "heldout_digest": None if self._text is None else self._text.digest,
+            **template_options(pl_module.tokenizer).given,
             "version": __version__,
         }
 

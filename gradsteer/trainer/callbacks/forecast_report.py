@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from gradsteer.evaluation.condition_result import METRICS
+from gradsteer.evaluation.condition_result import METRICS, THOUGHT_METRICS
 from gradsteer.evaluation.statistics import Rate
 from gradsteer.forecast.forecast_file import ForecastRate, prompts_said
 from gradsteer.models.fingerprints import model_fingerprint
@@ -102,7 +102,8 @@ def _row(session: Session, number: int) -> dict[str, Any]:
     row["kind"] = "forecast"
     row["behaviors"] = {name: _as_measured(rate) for name, rate in forecast.rates.items()}
     row["classes"] = {name: _as_measured(rate) for name, rate in forecast.classes.items()}
-    row["metrics"] = {key: forecast.traits.get(key) for key in METRICS}
+    keys = (*METRICS, *(key for key in THOUGHT_METRICS if key in forecast.traits))
+    row["metrics"] = {key: forecast.traits.get(key) for key in keys}
     return row
 
 

@@ -191,6 +191,9 @@ class WeightSteering(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the vectors and plans the conditions, before the model is loaded."""
         session = session_of(trainer)
+        for condition, _ in self._first:
+            if condition.system_prompt is not None:
+                data_of(trainer).check_system_prompt(condition.name, condition.system_prompt)
         self.vectors = load_vectors(self.sources)
         for name, vector in self.vectors.items():
             self.contrasts[name] = Contrast.read(vector.metadata, self.behaviors.get(name))

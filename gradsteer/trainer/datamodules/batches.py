@@ -1,19 +1,67 @@
 """Datasets of batches, and the random batches of the finetune."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gradsteer.data.batching import share_of_rank
+from gradsteer.data.chat import encode_prompt
+from gradsteer.data.chat_formats import Message
+from gradsteer.data.prompt_check import check_header, check_system_turns, shown_prompt
+from gradsteer.data.template_options import use_template_options, with_system
 
 T = TypeVar("T")
 
 
 class RunDataModule(L.LightningDataModule):
-    """A datamodule in a Trainer's run."""
+    """A datamodule in a Trainer's run.
+
+    Args:
+        template_kwargs: variables for the chat template, in everything that is rendered with it, such as
+            '{enable_thinking: false}'.
+        system_role: "template" (default) gives system turns to the chat template; "fold" puts the system text before
+            the user's first turn, for templates that refuse a system turn or leave it out.
+    """
+
+    def __init__(
+        self, template_kwargs: dict[str, Any] | None = None, system_role: Literal["template", "fold"] = "template"
+    ) -> None:
+        super().__init__()
+        self.template_kwargs, self.system_role = template_kwargs, system_role
+
+    def use_template(self) -> Any:
+        """The module's tokenizer, which from now on renders conversations as these options say."""
+        use_template_options(self.module.tokenizer, self.template_kwargs, self.system_role)
+        return self.module.tokenizer
+
+    def show_first(self, messages: Sequence[Message], source: str) -> None:
+        """Checks a prompt and shows it as the model reads it, once."""
+        tokenizer = self.module.tokenizer
+        check_header(tokenizer, messages, f"{source}: ")
+        token_ids = encode_prompt(tokenizer, messages, source)
+        rank_zero_info(f"first prompt, as the model reads it: {shown_prompt(tokenizer, token_ids)}")
+
+    def kinds_of_prompts(self) -> list[list[Message]]:
+        """A prompt of each sequence of roles that is sampled or scored."""
+        return [[{"role": "user", "content": "Hello"}]]
+
+    def check_system_prompt(self, title: str, system_prompt: str) -> None:
+        """Refuses a condition's system prompt that the chat template would not write into every kind of prompt.
+
+        Args:
+            title: the condition's name, for the message.
+            system_prompt: what stands before every prompt.
+
+        Raises:
+            ValueError: as `gradsteer.data.prompt_check.check_system_turns`.
+        """
+        for messages in self.kinds_of_prompts():
+            turns = with_system(messages, system_prompt)
+            check_system_turns(self.module.tokenizer, turns, f"condition {title!r}: ")
 
     @property
     def running(self) -> L.Trainer:

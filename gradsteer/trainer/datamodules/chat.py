@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from gradsteer.data.chat import EncodedExample, collate
 from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.data.encoding import advice_on, encode_examples
+from gradsteer.data.prompt_check import other_beginning
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.progress import progress
 from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, RunDataModule
@@ -26,8 +27,8 @@ class ChatDataModule(RunDataModule):
             "content"}, ...]} or {"prompt", "completion"} (strings or lists of messages), or, for loss_mask full, raw
             {"text"}.
         validation: validation data in the same formats. Without it no validation loss is computed.
-        loss_mask: "assistant" trains on the content of every assistant turn and its end-of-turn token; "full" trains
-            on all tokens.
+        loss_mask: "assistant" trains on the content of every assistant turn and its end-of-turn token; "answer"
+            leaves out thoughts (what a turn holds up to </think>); "full" trains on all tokens.
         columns: column mapping for datasets with other column names, ours to theirs, such as {prompt: question,
             completion: answer}; for sources that do not say their own.
         train_split: split of a hub dataset to train on.
@@ -37,13 +38,14 @@ class ChatDataModule(RunDataModule):
         batch_size: examples per batch, on each device.
         group_by_length: batch examples of similar length (less padding); the order stays random.
         shuffle_seed: seed for the order of the examples.
+        template: see `RunDataModule`.
     """
 
     def __init__(
         self,
         train: str | DataSource | None = None,
         validation: str | DataSource | None = None,
-        loss_mask: Literal["assistant", "full"] = "assistant",
+        loss_mask: Literal["assistant", "answer", "full"] = "assistant",
         columns: Columns | None = None,
         train_split: str = "train",
         validation_split: str = "validation",
@@ -51,8 +53,9 @@ class ChatDataModule(RunDataModule):
         batch_size: int = 8,
         group_by_length: bool = True,
         shuffle_seed: int = 0,
+        **template: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**template)
         if max_length < 2:
             raise ValueError(f"data.max_length is {max_length}; accepted: at least 2 tokens")
         if batch_size < 1:
@@ -66,6 +69,7 @@ class ChatDataModule(RunDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads and encodes the files, before the model is loaded."""
+        self.use_template()
         if stage == "fit":
             if self.train is None:
                 raise ValueError("fit needs training data: --data.train FILE_OR_ID")
@@ -82,11 +86,15 @@ class ChatDataModule(RunDataModule):
         max_length = min(self.max_length, tokenizer.model_max_length)
         chats = read_chat_examples(source, split=split, columns=self.columns, say=rank_zero_info)
         assert self.trainer is not None
+        if name == "train" and (prompt := chats[0].messages[: chats[0].num_prompt_messages]):
+            self.show_first(prompt, chats[0].source)
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
         with progress(f"encoding {name}", len(chats), unit="example", shown=shown) as tick:
             encoded, truncation = encode_examples(
                 tokenizer, chats, loss_mask=self.loss_mask, max_length=max_length, tick=tick
             )
+        if name == "train" and (text := other_beginning(tokenizer, chats[0].messages)) is not None:
+            rank_zero_warn(text)
         self.sources[name] = [chat.source for chat, one in zip(chats, encoded, strict=True) if one is not None]
         kept = [example for example in encoded if example is not None]
         if (lost := truncation.warning(name, advice_on(max_length, tokenizer))) is not None:

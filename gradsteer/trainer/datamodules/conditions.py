@@ -2,18 +2,21 @@
 
 from typing import Any
 
-import lightning as L
 from torch.utils.data import DataLoader
 
-from gradsteer.trainer.datamodules.batches import batch_loader
+from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
 
 
-class ConditionDataModule(L.LightningDataModule):
+class ConditionDataModule(RunDataModule):
     """One data loader with a single empty batch for each condition."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **template: Any) -> None:
+        super().__init__(**template)
         self.num_passes = 1
+
+    def setup(self, stage: str) -> None:
+        """Sets how prompts are rendered, behind a condition's system prompt too."""
+        self.use_template()
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per condition, on every rank."""

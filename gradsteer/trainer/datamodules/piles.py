@@ -33,7 +33,8 @@ class PileDataModule(RunDataModule):
             {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. On the
             command line: --data.piles.NAME FILE. A filter with length: long (or short) keeps the matching responses
             with more (or fewer) tokens than their median: {responses: FILE, where: {...}, length: long}.
-        loss_mask: "assistant" counts the responses' tokens; "full" counts all tokens.
+        loss_mask: "assistant" counts the responses' tokens; "answer" those behind a response's thought (</think>);
+            "full" counts all tokens.
         columns: column mapping for datasets with other column names, ours to theirs; for piles that do not say their
             own.
         max_length: maximum tokens per example, capped by the tokenizer's model_max_length. Longer examples are
@@ -49,12 +50,13 @@ class PileDataModule(RunDataModule):
             on. Each costs as much as both piles. A single one still holds a random share of V, so compare several.
         permutation_seed: seed for the shuffling.
         vectors: vector name to its two piles, for the permutations.
+        template: see `RunDataModule`.
     """
 
     def __init__(
         self,
         piles: dict[str, str | PileFilter | DataSource],
-        loss_mask: Literal["assistant", "full"] = "assistant",
+        loss_mask: Literal["assistant", "answer", "full"] = "assistant",
         columns: Columns | None = None,
         max_length: int = 2048,
         token_budget: int | None = None,
@@ -63,8 +65,9 @@ class PileDataModule(RunDataModule):
         permutations: int = 0,
         permutation_seed: int = 0,
         vectors: dict[str, list[str]] | None = None,
+        **template: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**template)
         if not piles:
             raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
         for name, source in piles.items():
@@ -92,7 +95,7 @@ class PileDataModule(RunDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads and encodes all piles, before the model is loaded."""
-        tokenizer = self.module.tokenizer
+        tokenizer = self.use_template()
         max_length = min(self.max_length, tokenizer.model_max_length)
         self.piles = [
             read_pile(

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import encode_prompt
-from gradsteer.data.chat_formats import Prompt, prompt_text, read_prompts
+from gradsteer.data.chat_formats import Message, Prompt, prompt_text, read_prompts
+from gradsteer.data.prompt_check import check_header
 from gradsteer.data.sources import Columns, DataSource
+from gradsteer.data.template_options import with_system
 from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
 from gradsteer.generation.sampling import check_seeds, fresh_seeds
 from gradsteer.steering.conditions import Condition
@@ -45,6 +47,7 @@ class PromptDataModule(RunDataModule):
             model's size. Affects speed, not the responses. A batch that does not fit is sampled in smaller pieces.
         num_samples: responses per prompt (set by --model.num_samples).
         sampling_seed: one or several seeds (set by --model.sampling_seed).
+        template: see `RunDataModule`.
     """
 
     def __init__(
@@ -61,8 +64,9 @@ class PromptDataModule(RunDataModule):
         batch_size: int | Literal["auto"] = "auto",
         num_samples: int = 1,
         sampling_seed: int | list[int] | None = None,
+        **template: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**template)
         if batch_size != "auto" and batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}; accepted: at least 1, or auto")
         for name, number in (("max_prompts", max_prompts), ("max_refusal_prompts", max_refusal_prompts)):
@@ -85,7 +89,11 @@ class PromptDataModule(RunDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the prompts and plans the batches, the same on every rank."""
-        self._sets = self._read()
+        tokenizer, self._sets = self.use_template(), self._read()
+        first = self._sets["evaluation"][0]
+        for messages in self.kinds_of_prompts():
+            check_header(tokenizer, with_system(messages, self.system_prompt), f"data.prompts {self.prompts!r}: ")
+        self.show_first(with_system(first.messages, self.system_prompt), first.source)
         if self.resolved_batch_size is None:
             self.resolved_batch_size = self._batch_size_by_memory()
         self._plan_anew()
@@ -126,6 +134,13 @@ class PromptDataModule(RunDataModule):
         conditions: list[Condition | None] = [*session_of(self.running).conditions] or [None] * self.num_passes
         batches = [self._batches_of(condition) for condition in conditions]
         return [batch_loader(self.share(each) or [[]]) for each in batches]
+
+    def kinds_of_prompts(self) -> list[list[Message]]:
+        """The first prompt of each sequence of roles."""
+        kinds: dict[tuple[str, ...], list[Message]] = {}
+        for prompt in (prompt for prompts in self._sets.values() for prompt in prompts):
+            kinds.setdefault(tuple(message["role"] for message in prompt.messages), list(prompt.messages))
+        return list(kinds.values())
 
     def _read(self) -> dict[str, list[Prompt]]:
         """The prompts of each set; refusal prompts get ids prefixed with their set's name."""
@@ -179,9 +194,7 @@ class PromptDataModule(RunDataModule):
         for name, prompts in self._sets.items():
             draws = [seed for seed in seeds for _ in range(self.num_samples)] if name == "evaluation" else seeds[:1]
             for prompt in prompts:
-                messages = prompt.messages
-                if system_prompt is not None:
-                    messages = [{"role": "system", "content": system_prompt}, *messages]
+                messages = with_system(prompt.messages, system_prompt)
                 token_ids = encode_prompt(module.tokenizer, messages, prompt.source)
                 # the judge is not shown a condition's own system prompt, which would reveal the condition
                 text = prompt_text(messages if own_system_prompt is None else prompt.messages)

@@ -3,10 +3,12 @@
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from gradsteer.data.thoughts import split_reply
 from gradsteer.generation.decoding import (
     Draw,
     NonFiniteLogitsError,
@@ -168,7 +170,9 @@ class GenerationModule(ModelModule):
 
     def _row(self, row: Row, response: Sampled) -> Row:
         text = str(self.tokenizer.decode(response.token_ids, skip_special_tokens=True))
-        return self._complete(row, text, response.token_ids, response.finish_reason)
+        sampled = self._complete(row, text, response.token_ids, response.finish_reason)
+        reply = split_reply(self.tokenizer, row["prompt_token_ids"], response.token_ids)
+        return sampled if reply is None else {**sampled, **asdict(reply)}
 
     def _failed_row(self, row: Row, limit: int | None) -> Row:
         return self._complete(row, "", [], "length") | {"failed": too_long(row, limit, self.sampling.max_new_tokens)}
