@@ -19,7 +19,7 @@ class Truncation:
         max_length: maximum tokens per example; None cuts none.
         num_examples: examples seen.
         num_cut: longer ones.
-        num_dropped: those of them that keep no target token.
+        num_dropped: those without a target token, cut or not.
         num_targets: target tokens of all examples, uncut.
         targets_lost: target tokens beyond the limit.
         stops_lost: of these, the last ones of a turn: the end-of-turn tokens that a model learns to stop by.
@@ -43,7 +43,8 @@ class Truncation:
         self.num_examples += 1
         self.num_targets += example.num_target_tokens
         if self.max_length is None or len(example.input_ids) <= self.max_length:
-            return example
+            self.num_dropped += example.num_target_tokens == 0
+            return example if example.num_target_tokens else None
         kept = EncodedExample(example.input_ids[: self.max_length], example.labels[: self.max_length])
         self.num_cut += 1
         self.targets_lost += example.num_target_tokens - kept.num_target_tokens
@@ -58,15 +59,17 @@ class Truncation:
         return kept
 
     def warning(self, name: str, advice: str) -> str | None:
-        """What to say of the set before anything is computed with it; None if no example is cut.
+        """What to say of the set before anything is computed with it; None if no example is cut or dropped.
 
         Args:
             name: the set's.
             advice: how to keep more, such as `advice_on` gives.
         """
-        if not self.num_cut:
+        if not self.num_cut and not self.num_dropped:
             return None
         dropped = f"; dropped {self.num_dropped} of {self.num_examples} examples that keep no target token"
+        if not self.num_cut:  # replies that ended within their thoughts, of which the answer alone counts
+            return name + dropped.replace(";", ":")
         return (
             f"{name}: max_length={self.max_length} cuts {self.num_cut} of {self.num_examples} examples: lost "
             f"{self.targets_lost:,} of {self.num_targets:,} target tokens, {self.stops_lost:,} stop tokens among them"
