@@ -44,7 +44,7 @@ class Steering:
     @property
     def served(self) -> list[str]:
         """What the model's generation_config sets beyond the model's own distribution."""
-        return served_otherwise(self.model.generation_config)
+        return served_otherwise(getattr(self.model, "generation_config", None))
 
     def described(self) -> dict[str, Any]:
         """What was exported, for the report; paths are as the user gave them."""
