@@ -45,16 +45,20 @@ def whole(experiment, inputs):
 
 @pytest.mark.parametrize("packing", ["auto", "off"])
 def test_gradient_checkpointing_is_active_and_gives_the_same_gradients(experiment, inputs, whole, packing):
-    calls = []
+    calls, armed = [], []
 
     def watch(module):
+        # the checks of the layout come first
+        module.test_step = lambda *words, step=module.test_step: armed.append(True) or step(*words)
         # the checkpoint begins inside the block's own hooks, and its second run stops as soon as it has what it needs
-        module.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        module.model.model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_: calls.append(torch.is_grad_enabled()) if armed else None
+        )
 
     options = {"packing": packing, "gradient_checkpointing": True}
     ours = attribute(experiment / "anchor", inputs / "chat.jsonl", prepare=watch, **options)
     assert_same(ours, whole)
-    recomputed, calls[:] = sum(calls), []
+    recomputed, calls[:], armed[:] = sum(calls), [], []
     attribute(experiment / "anchor", inputs / "chat.jsonl", prepare=watch, packing=packing)
     assert sum(calls) > 0
     assert recomputed == 2 * sum(calls)  # every layer runs once more, in the backward pass
@@ -96,9 +100,14 @@ def test_running_out_of_memory_halves_and_counts_nothing_twice(experiment, input
 
 
 def test_one_example_that_does_not_fit_is_named(experiment, inputs):
+    armed = []
+
     def spoil(module):
+        module.test_step = lambda *words, step=module.test_step: armed.append(True) or step(*words)
+
         def refuse(_gradient):
-            raise torch.OutOfMemoryError("simulated")
+            if armed:
+                raise torch.OutOfMemoryError("simulated")
 
         module.model.model.layers[0].register_forward_hook(
             lambda _module, _inputs, output: output.register_hook(refuse) and None if output.requires_grad else None

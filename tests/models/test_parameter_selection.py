@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from conftest import ragged_examples, tiny_llama
@@ -41,11 +43,13 @@ def test_rules_that_choose_nothing_are_refused(rules, message):
 
 
 def test_every_parameter_of_known_architectures_has_a_kind():
+    """What keeps a state is of no kind: it is chosen by name."""
     from test_packing import ARCHITECTURES, build
 
+    state = re.compile(r"\.(mixer|mamba|conv|linear_attn)\.|\.A_log$|\.D$")
     for name in ARCHITECTURES:
         others = [parameter for parameter, _ in build(name).named_parameters() if kind_of(parameter) == "other"]
-        assert others == [], name
+        assert [parameter for parameter in others if not state.search(parameter)] == [], name
 
 
 @pytest.mark.parametrize("rules", [["layer:1"], ["!layer:1"], ["kind:mlp"]])
