@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import docstring_parser
+import numpy as np
 import overriding  # noqa: F401 (before anything takes the program's main)
 import pytest
 import road
@@ -16,6 +17,7 @@ import torch
 from judged import judged  # noqa: F401 (a fixture)
 from matplotlib.figure import Figure
 from road import experiment, inputs  # noqa: F401 (fixtures)
+from torch.utils.tensorboard import writer as tensorboard_writer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gradsteer.cli.commands import TRAINER_COMMANDS
@@ -72,6 +74,13 @@ def _savefig(self, target, **options):
 
 
 Figure.savefig = _savefig
+tensorboard_writer.figure_to_image = lambda figure, close: np.zeros((3, 1, 1), dtype=np.uint8)
+
+
+def rest_slow(values, kept=1):
+    """A test's parameters, all but the first ones of them marked slow."""
+    values = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*each, marks=[pytest.mark.slow] * (place >= kept)) for place, each in enumerate(values)]
 
 
 @pytest.fixture

@@ -57,3 +57,11 @@ def test_the_walks_of_the_documents_name_files_that_are_there_and_few_of_them():
         named = {name if name in known else f"trainer/{name}" for name in named}
         assert named <= known
         assert 10 < len(named) <= 20
+
+
+def test_the_table_of_what_works_names_tests_that_are_there():
+    table = (PACKAGE.parent / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", table)
+    assert len(named) > 50
+    assert [name for name in named if f"def {name}(" not in tests] == []

@@ -59,6 +59,10 @@ class GradsteerCLI(LightningCLI):
             self._parsers[self.command_names] = {key: value for key, value in vars(self).items() if key not in before}
         vars(self).update(self._parsers[self.command_names])
 
+    def _dump_config(self) -> None:
+        """Leaves out what Lightning would give to `save_hyperparameters`, which no module calls; it takes long."""
+        self.config_dump: dict[str, Any] = {}
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer methods on the command line, and their parameters that are no options."""

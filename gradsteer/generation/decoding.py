@@ -237,8 +237,12 @@ def _read_prompts(
 
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)  # (prompts, width)
-    cache: Any = roomy_cache(model.config, width + max_new_tokens)
-    logits = forward(ids, mask[:, :width], positions, cache)
+    try:
+        cache: Any = roomy_cache(model.config, width + max_new_tokens)
+        logits = forward(ids, mask[:, :width], positions, cache)
+    except (TypeError, AttributeError, NotImplementedError) as error:  # a cache of its own kind, such as MiniMax's
+        name, said = type(model).__name__, f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} does not run with the key-value cache that sampling gives it ({said})") from error
     check_filled(cache, width, type(model).__name__)
     indices = torch.tensor(spread, device=model.device)
     # reorder_cache, because linear-attention layers lack batch_select_indices

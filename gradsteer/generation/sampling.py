@@ -162,7 +162,7 @@ def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
 
     Models have rows for more where the vocabulary was padded; such an id decodes to nothing, and is never drawn.
     """
-    return max(tokenizer.get_vocab().values()) + 1
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def pick(logits: Tensor, numbers: Tensor, config: SamplingConfig) -> Tensor:

@@ -219,10 +219,10 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
         raise ValueError(_not_to_be_had("model", name, error)) from error
     check_loaded(name, model, notes)
     if undoing:  # saving would undo what loading did: weights quantised again, in a config without it
-        model._weight_conversions = None  # type: ignore[assignment]
+        model._weight_conversions = None
     if any(parameter.dtype != wanted for parameter in model.parameters()):
         original = model_fingerprint(model)  # of the checkpoint's own values
-        model.to(wanted)  # type: ignore[arg-type]
+        model.to(wanted)
         rounded_from(model, original)
     model.train(False)
     return model

@@ -61,6 +61,7 @@ def test_one_draw_from_the_base(line, models, encoded, tmp_path):  # noqa: F811
     assert relative_error(gradient(tmp_path), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_sums_of_several_parts_and_leaves_no_halves(line, tmp_path):  # noqa: F811
     run(*line(tmp_path, "--data.halves", "true"))
     path = tmp_path / "gradients" / "x.safetensors"

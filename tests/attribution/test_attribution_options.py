@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rest_slow
 from road import QUIET, run, write_lines
 from test_attribution_module import assert_as_before, attribute
 from test_pile_gradient import autograd_oracle, relative_error
@@ -570,7 +571,7 @@ def test_a_run_that_broke_off_at_a_point_goes_on_there(line, at_points, tmp_path
     assert list((tmp_path / "gradients").glob(".*")) == []
 
 
-@pytest.mark.parametrize("packing", ["auto", "off"])
+@pytest.mark.parametrize("packing", rest_slow(["auto", "off"]))
 @pytest.mark.parametrize(
     "points",
     [{"path_points": 3}, {"mask_draws": 2}, {"mask_draws": 2, "mask_origin": "zero", "mask_components": "rows"}],

@@ -239,6 +239,7 @@ def test_the_model_is_bit_for_bit_as_before(experiment, piles, tmp_path):  # noq
     assert_as_before(module.model, before)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_computed_again(line, stepped, tmp_path):  # noqa: F811
     words = ["--graddiff.alpha", 0.5, "--graddiff.steps"]
     run(*line(tmp_path, *words, "[3]"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from conftest import ragged_examples, rest_slow, tiny_llama
 from test_pile_gradient import ROUNDING, autograd_oracle, relative_error
 from torch import nn
 
@@ -332,7 +332,7 @@ def test_keeping_everything_is_the_plain_gradient(llama, components):
     assert relative_error(gradient_at_points(PileGradient(llama), some, batches), plain) < ROUNDING
 
 
-@pytest.mark.parametrize("reduction", ["example", "token", "sum"])
+@pytest.mark.parametrize("reduction", rest_slow(["example", "token", "sum"]))
 @pytest.mark.parametrize("components", list(COMPONENTS))
 @pytest.mark.parametrize("to_base", [False, True], ids=["zero", "base"])
 def test_masked_gradients_of_a_model_equal_explicit_masks_by_autograd(llama, reduction, components, to_base):

@@ -60,6 +60,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_gradients(words, tmp_path, 
     assert list((out / "gradients").glob(".*")) == []
 
 
+@pytest.mark.slow
 def test_a_finished_pile_is_not_computed_again(words, tmp_path, capfd, monkeypatch):
     out = tmp_path / "out"
     assert main([*words, "--output_dir", str(out)]) == 0

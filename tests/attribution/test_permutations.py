@@ -219,6 +219,7 @@ def test_more_permutations_do_not_compute_the_piles_again(line, permuted, tmp_pa
         assert same(load(tmp_path, name), load(permuted, name))
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_among_the_permutations_goes_on_there(line, permuted, tmp_path):  # noqa: F811
     words = line(
         tmp_path, "--data.permutations", 2, "--data.halves", "true", "--partial_sums.every_minutes", 0,
@@ -246,6 +247,7 @@ def test_a_run_that_broke_off_among_the_permutations_goes_on_there(line, permute
     assert list((tmp_path / "gradients").glob(".*")) == []
 
 
+@pytest.mark.slow
 def test_overwriting_leaves_no_null_vectors(line, tmp_path):  # noqa: F811
     run(*line(tmp_path, "--data.permutations", 1))
     run(*line(tmp_path, "--overwrite", "true"))

@@ -105,9 +105,8 @@ def test_results_are_those_of_separate_commands(fits, tmp_path):
     assert records[0]["config_digest"] == records[1]["config_digest"]
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_told_to_end_ends_its_stage_in_order(fits, tmp_path, number, status):
     values = yaml.safe_load((fits.parent / "anchor.yaml").read_text())
     values["trainer"]["max_epochs"] = 100_000

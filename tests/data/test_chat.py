@@ -12,7 +12,7 @@ from tokenizers_zoo import (
     mistral_tokenizer,
     qwen3_tokenizer,
 )
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gradsteer.data.chat import (
     DEFAULT_CHAT_TEMPLATE,
@@ -482,3 +482,9 @@ def test_collate_is_checked():
         collate([], 0)
     with pytest.raises(ValueError, match="side is 'top'; accepted: left, right"):
         collate([EncodedExample([1], [-100])], 0, "top")
+
+
+def test_a_tokenizer_that_cannot_say_where_its_tokens_stand_is_refused():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: ByT5Tokenizer is not a fast tokenizer"):
+        encode_chat(ByT5Tokenizer(), turns, loss_mask="assistant", source="x.jsonl:1")

@@ -164,6 +164,7 @@ def test_copies_of_replies_to_the_same_prompts_add_nothing():
     assert apart.ci_high - apart.ci_low < 0.6 * (once.ci_high - once.ci_low)
 
 
+@pytest.mark.slow
 def test_intervals_are_of_prompts_drawn_again():
     first, second = from_cells(20, 5, 10, 15)
     bootstrap = over(np.arange(50) % 10)

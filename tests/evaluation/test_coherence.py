@@ -239,6 +239,7 @@ def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, inputs, tmp_
         assert (two / name).read_bytes() == (salad.directory / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_salad_counts_where_degenerate_responses_do(salad, sharp, tmp_path):
     run(*salad_words(sharp, tmp_path, evaluation__count_degenerate="true"))
     row = rows_of(tmp_path / "results.json")[SALAD]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import rest_slow
 from scipy.stats import binomtest, permutation_test
 from statsmodels.stats.multitest import multipletests
 
@@ -154,6 +155,7 @@ def test_with_equal_sides_replies_are_flipped_and_with_some_unequal_ones_these_a
     assert paired_or_dealt(positives, unequal) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("correlation", [0, 0.5])
 def test_a_lost_reply_does_not_undo_the_pairing(correlation, shared):
@@ -598,6 +600,7 @@ def test_a_shift_from_20_to_10_percent_is_found(correlation, shared):
     assert found_share(100, 8, (0.2, 0.1), correlation, shared, 100) > 0.95
 
 
+@pytest.mark.slow
 def test_comparisons_of_rows_hold_their_level_and_their_coverage():
     covered = found = 0
     for shared in (True, False):
@@ -612,6 +615,7 @@ def test_comparisons_of_rows_hold_their_level_and_their_coverage():
     assert found <= 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, pytest.param(False, marks=_SLOW)])
 @pytest.mark.parametrize(
     ("rate", "correlation"),
@@ -625,7 +629,7 @@ def test_no_difference_is_found_too_often_with_one_reply_a_prompt(rate, correlat
     assert np.mean([each.p <= 0.05 for each in found]) <= 0.065
 
 
-@pytest.mark.parametrize("rates", [(0.05, 0.01), (0.01, 0.01), (0.1, 0.0)])
+@pytest.mark.parametrize("rates", rest_slow([[0.05, 0.01], [0.01, 0.01], [0.1, 0.0]]))
 def test_the_interval_covers_at_small_counts(rates):
     rng = np.random.default_rng(12)
     covered = 0

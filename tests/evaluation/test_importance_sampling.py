@@ -160,6 +160,7 @@ def test_unscored_responses_count_neither_way():
     assert np.isfinite(tiny).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "temperature", "alpha"),
     [

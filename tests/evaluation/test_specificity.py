@@ -224,6 +224,7 @@ def test_selectivity_says_when_it_rests_on_few():
     assert measure_specificity(before, before, NAMES, "bridge", 1.0).selectivity.few
 
 
+@pytest.mark.slow
 def test_no_direction_is_called_the_other_way_round_for_many_others():
     """Four behaviors that nothing moves: the upper end is rarely below 0, however many others there are."""
     names, wrong = ["a", "b", "c", "d"], 0
@@ -308,6 +309,7 @@ def simulated(rng, rates, correlation, prompts=50, samples=4):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "correlation"),
     [

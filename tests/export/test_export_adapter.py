@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from anchors import CONFIGS, NOT_HELD, anchor, edited, export, held_names, probe, truncated
+from conftest import rest_slow
 
 from gradsteer.models.loading import load_causal_lm
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -19,7 +20,7 @@ def load(path, to):
         return peft.PeftModel.from_pretrained(load_causal_lm(str(path)), to).eval()
 
 
-@pytest.mark.parametrize("alpha", [-0.3, 0.7])
+@pytest.mark.parametrize("alpha", rest_slow([-0.3, 0.7]))
 @pytest.mark.parametrize("kind", NOT_HELD)
 def test_at_full_rank_it_is_the_dense_edit_of_what_it_holds(kind, alpha, tmp_path):
     path, file = anchor(tmp_path, kind)
@@ -37,7 +38,7 @@ def test_at_full_rank_it_is_the_dense_edit_of_what_it_holds(kind, alpha, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["llama tied", "gpt2", "gemma"])
-@pytest.mark.parametrize("rank", [1, 3, 12])
+@pytest.mark.parametrize("rank", rest_slow([3, 1, 12]))
 def test_at_a_rank_it_is_the_truncated_edit(kind, rank, tmp_path):
     path, file = anchor(tmp_path, kind)
     report = export(tmp_path / "to", path, file, "adapter", "--rank", rank)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from anchors import anchor, export, held_names, truncated, write_responses
+from conftest import rest_slow
 
 from gradsteer.models.loading import load_causal_lm
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -25,7 +26,9 @@ def gradient(path, responses, behavior, temperature):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("behavior", "temperature"), [("a", None), ("other", None), ("a", 0.5), ("a", 0)])
+@pytest.mark.parametrize(
+    ("behavior", "temperature"), rest_slow([("a", None), ("a", 0.5), ("other", None), ("a", 0)], 2)
+)
 def test_the_effect_is_the_share_of_the_directional_derivative(behavior, temperature, tmp_path):
     path, file = anchor(tmp_path)
     responses = write_responses(tmp_path / "r.jsonl", temperature=temperature)

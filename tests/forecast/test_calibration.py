@@ -123,6 +123,7 @@ def test_each_half_is_scored_along_the_other_halfs_vector():
     assert both.halves != pytest.approx(swapped.halves, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_near_the_bootstraps():
     model = tiny_llama(initializer_range=0.3)
     plus, minus = random_piles(160, prompts=80)
@@ -383,6 +384,7 @@ def test_a_prompt_is_told_by_its_digest_and_no_shift_is_minus_0():
         assert "-0.0" not in json.dumps({"shift": realised_shift(*pair, PLUS, MINUS)["log_odds_shift"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_logit", [-1.0, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_its_interval_covers(after_logit):
     """Prompts that differ, replies to one alike, both conditions on the same prompts: the shift of the pooled odds."""

@@ -164,6 +164,7 @@ def test_a_small_effective_sample_greys_a_row_and_takes_the_linear_form(forecast
     assert [rates[0][key] for key in same] == pytest.approx([rates[1][key] for key in same], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_draws_and_seed_change_intervals_alone_and_the_token_budget_nothing(forecast, judged, tmp_path):
     plain = rows_of(forecast / "forecast.json")["a alpha=+0.4"]["behaviors"]["a"]
     run(*forecast_words(judged, tmp_path / "seed", forecasting__seed=1, forecasting__token_budget=512))
@@ -208,6 +209,7 @@ def test_the_same_command_does_nothing_and_another_one_refuses(forecast, capsys)
     assert file_digest(forecast) == before
 
 
+@pytest.mark.slow
 def test_other_responses_under_the_same_name_are_refused(judged, tmp_path, capsys):
     copy = shutil.copy(judged.responses, tmp_path / "mine.jsonl")
     words = forecast_words(judged, tmp_path / "out", forecasting__responses=copy)

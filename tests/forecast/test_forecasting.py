@@ -114,6 +114,7 @@ def test_at_its_own_weights_nothing_is_changed():
     assert found.rates["two"].linear is None
 
 
+@pytest.mark.slow
 def test_intervals_of_forecasts_cover():
     """Many samples from exact distributions; the responses' scores are the exact ones."""
     model, prompts = small_llama(), [[a, b] for a in range(1, 5) for b in range(1, 5)]

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import rest_slow
 from sampler import CONFIGS, PAD, STOPS, VOCABULARY, build, in_batches, ragged_draws, sample
 from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from gradsteer.data.batching import plan_batches
 from gradsteer.generation.decoding import Draw, NonFiniteLogitsError, SamplingStats, longest_prompt
@@ -32,7 +34,7 @@ def test_greedy_equals_generate_row_by_row(name):
     assert len({tuple(response.token_ids) for response in found}) > 1
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", rest_slow(CONFIGS, 3))
 def test_a_response_does_not_depend_on_its_batch(name):
     model = build(name)
     draws = ragged_draws()
@@ -49,6 +51,7 @@ def test_a_response_does_not_depend_on_its_batch(name):
     assert [shuffled[place] for place in np.argsort(order)] == alone
 
 
+@pytest.mark.slow
 def test_in_float32_hardly_any_response_depends_on_its_batch():
     model = build("llama", dtype=torch.float32)
     draws = ragged_draws(num_prompts=20, samples=5)
@@ -93,7 +96,9 @@ def test_the_padding_token_is_never_read(llama):
     assert sample(llama, draws, pad=0) == sample(llama, draws, pad=17)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.8), (0.7, 0.5)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), rest_slow([(1.0, 1.0), (0.7, 0.5), (0.6, 1.0), (1.7, 1.0), (1.0, 0.8)], 2)
+)
 def test_frequencies_match_the_distribution(llama, temperature, top_p):
     prompt = [5, 6, 7]
     with torch.no_grad():
@@ -212,6 +217,16 @@ def test_a_model_that_does_not_fill_its_cache_is_refused(name, kept):
     message = f"Forgetful did not fill the key-value cache, which holds {kept} of 3 tokens"
     with pytest.raises(ValueError, match=message):
         sample(Forgetful(build(name), kept), [Draw([5, 6, 7], 0, 0)])
+
+
+def test_a_model_that_takes_no_cache_or_another_kind_is_refused(monkeypatch):
+    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(ValueError, match="MambaForCausalLM takes no past_key_values"):
+        sample(AutoModelForCausalLM.from_config(config), [Draw([5, 6, 7], 0, 0)])
+    model = Forgetful(build("llama"), 0)
+    monkeypatch.setattr(model.model, "forward", lambda **inputs: inputs["input_ids"].another_kind)
+    with pytest.raises(ValueError, match=r"Forgetful does not run with the key-value cache .*AttributeError: .*kind"):
+        sample(model, [Draw([5, 6, 7], 0, 0)])
 
 
 def test_the_model_comes_back_as_it_was_and_can_be_trained():

@@ -422,6 +422,7 @@ def test_the_fingerprint_follows_what_decides_the_verdicts(tmp_path):
     assert len({judge.fingerprint() for judge in different}) == len(different)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_every_process(tmp_path):
     judge = judge_of(classifier(tmp_path, **labelled()), labels={"kind": "safe", "unkind": ["rude", 2]})
     code = (

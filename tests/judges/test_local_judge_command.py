@@ -107,6 +107,7 @@ def _exchange(row):
     return Exchange(row["prompt"], row["completion"])
 
 
+@pytest.mark.slow
 def test_a_threshold_moves_the_rates(local_words, tmp_path):
     rates = []
     for threshold in (0.5, 0.95):

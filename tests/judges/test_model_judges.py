@@ -19,6 +19,7 @@ from commanded import (  # noqa: F401
     truth,
     words_fixture,
 )
+from conftest import rest_slow
 from judging import KEY, script
 from road import QUIET, run
 from server import error, says, verdicts
@@ -114,7 +115,7 @@ NOT_ASKED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", ["flags", "yaml"])
+@pytest.mark.parametrize("way", rest_slow(["yaml", "flags"]))
 def test_a_hybrid_judge_asks_only_where_no_pattern_decides(words, play, tmp_path, way):
     server, store = play(verdicts(bridge=False, recipe=False)), tmp_path / "verdicts.sqlite"
     line = words("evaluate", tmp_path, server, **NOT_ASKED)
@@ -156,7 +157,7 @@ def echoes(request):
     return error(401, f"Incorrect API key provided: {said}; {said[7:13]}...{said[-4:]}", {"x-said": said})
 
 
-@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "MY_KEY"])
+@pytest.mark.parametrize("variable", rest_slow(["MY_KEY", "OPENAI_API_KEY"]))
 def test_the_key_is_written_nowhere(words, play, tmp_path, monkeypatch, refused, said, variable):
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv(variable, KEY)
@@ -178,7 +179,7 @@ def test_the_key_is_written_nowhere(words, play, tmp_path, monkeypatch, refused,
         assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path
 
 
-@pytest.mark.parametrize("command", ["evaluate", "steer"])
+@pytest.mark.parametrize("command", rest_slow(["evaluate", "steer"]))
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_missing_key_is_said_before_the_model_is_loaded(
     words, play, tmp_path, monkeypatch, refused, said, sampled, command, nested

@@ -111,6 +111,7 @@ def names_in(tree):
             yield node.value.strip("'\"")  # an annotation in quotes
 
 
+@pytest.mark.slow
 def test_one_file_alone_knows_of_meshes():
     found = {path: OF_PARALLEL & set(names_in(ast.parse(path.read_text()))) for path in PACKAGE.rglob("*.py")}
     assert [path.name for path, names in found.items() if names] == ["parallel.py"], found

@@ -3,7 +3,7 @@ from contextlib import nullcontext, suppress
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import rest_slow, tiny_llama
 from test_memory import peak_of_allocations
 from test_steering import digest, direction, raw_bytes
 
@@ -247,7 +247,7 @@ class Wide(torch.nn.Module):
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", rest_slow([torch.bfloat16, torch.float32]))
 def test_one_copy_of_what_the_vector_covers_and_no_more(dtype, rounding, tmp_path):
     if dtype == torch.float32 and rounding == "stochastic":
         pytest.skip("not for float32")

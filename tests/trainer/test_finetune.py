@@ -309,6 +309,7 @@ class Interruption(L.Callback):
 
 
 # each version of the logs has checkpoints of its own
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
 def test_a_resumed_fit_ends_with_the_weights_of_an_undisturbed_one(experiment, ragged, tmp_path, capsys, caplog):
     def words(out):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from conftest import rest_slow
 from road import write_lines
 from sampler import save_checkpoint, tiny_checkpoint  # noqa: F401 (a fixture)
 
@@ -91,7 +92,7 @@ def test_one_of_several_seeds_gives_what_it_gives_alone(sampled):
         assert texts(sampled(sampling_seed=seed)) == texts(row for row in both if row["seed"] == seed)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
+@pytest.mark.parametrize("batch_size", rest_slow(["auto", 1, 3]))
 def test_responses_do_not_depend_on_the_batch(sampled, batch_size):
     rows = sampled(num_samples=4, max_new_tokens=12, data={"batch_size": batch_size})
     expected = sampled(num_samples=4, max_new_tokens=12, data={"batch_size": 5})

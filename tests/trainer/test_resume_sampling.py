@@ -217,6 +217,7 @@ def test_other_doses_are_refused_or_replace_what_was_sampled_of_the_first(
     assert names == {*CONDITIONS[:3], "a_alpha=+0.07", "a_alpha=-0.07", "random-0_of_a_alpha=+0.07"}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_judged_anew_and_extended_without_sampling_again(words, undisturbed, sampled, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     theirs = lines(tmp_path)

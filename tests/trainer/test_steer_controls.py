@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from conftest import rest_slow
 from judged import forecast_words, lines_of, message_of, rows_of, steer_words
 from road import QUIET, run
 
@@ -188,11 +189,13 @@ def test_steer_takes_a_forecasts_alphas_and_sets_its_rates_beside_its_own(judged
 
 @pytest.mark.parametrize(
     ("select", "kept"),
-    [
-        pytest.param({"rule": "selectivity", "max_kl": 0.05}, 1, marks=pytest.mark.slow),
-        ({"rule": "selectivity", "max_kl": 1.0, "keep": 2}, 2),
-        ({"rule": "target_rate", "rate": 0.64}, None),
-    ],
+    rest_slow(
+        [
+            ({"rule": "selectivity", "max_kl": 1.0, "keep": 2}, 2),
+            ({"rule": "selectivity", "max_kl": 0.05}, 1),
+            ({"rule": "target_rate", "rate": 0.64}, None),
+        ]
+    ),
 )
 def test_select_keeps_the_best_conditions_and_their_controls(judged, curve, tmp_path, capsys, select, kept):
     behaviors = {"steering__behaviors": '{"b": "a"}'}  # both vectors reach a rate of a
@@ -231,6 +234,7 @@ def test_a_rate_that_no_condition_reaches_names_the_nearest(judged, curve, tmp_p
         assert said in message_of([*words, "--steering.select", text], capsys)
 
 
+@pytest.mark.slow
 def test_a_forecast_of_something_else_is_refused(judged, curve, tmp_path, capsys):
     def refused(**changes):
         changed = {**MANY, "steering__forecast": curve, "data__max_prompts": 20, **changes}
@@ -342,12 +346,14 @@ def loaded(judged, monkeypatch):
 # 1: the anchor's own; 2 and 3 (or a few more): along the vector; then the conditions: base, anchor, steered, on base
 @pytest.mark.parametrize(
     ("call", "error"),
-    [
-        (None, None),
-        (2, ValueError("scores went wrong")),
-        (7, ValueError("scores went wrong")),
-        (9, KeyboardInterrupt()),
-    ],
+    rest_slow(
+        [
+            (7, ValueError("scores went wrong")),
+            (None, None),
+            (2, ValueError("scores went wrong")),
+            (9, KeyboardInterrupt()),
+        ]
+    ),
 )
 def test_forecast_puts_the_weights_back(judged, loaded, tmp_path, monkeypatch, call, error):
     if call is not None:
@@ -364,7 +370,7 @@ def test_forecast_puts_the_weights_back(judged, loaded, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize(
     ("call", "error"),
-    [(None, None), (1, ValueError("the judge is gone")), (5, KeyboardInterrupt())],
+    rest_slow([(5, KeyboardInterrupt()), (None, None), (1, ValueError("the judge is gone"))]),
 )
 def test_steer_puts_the_weights_back(judged, loaded, tmp_path, monkeypatch, call, error):
     if call is not None:  # one batch a condition

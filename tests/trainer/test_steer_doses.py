@@ -198,6 +198,7 @@ def test_predicted_and_realised_are_drawn(doses):
     assert "figures/predicted-realised" in events.Tags()["images"]
 
 
+@pytest.mark.slow
 def test_doses_by_vector_and_as_given_and_a_finer_curve(judged, tmp_path):
     """both_signs, curve_points and a list by vector, in one run; forecast is the cheaper command."""
     run(

@@ -9,6 +9,7 @@ from io import StringIO
 
 import pytest
 import torch
+from conftest import rest_slow
 from judged import PATTERNS, forecast_words, lines_of, message_of, rows_of, steer_words
 from road import run, write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -343,6 +344,7 @@ def test_divergence_from_the_anchor(full):
             assert row["metrics"]["perplexity"] != full.rows["anchor"]["metrics"]["perplexity"]
 
 
+@pytest.mark.slow
 def test_what_is_not_measured_is_null(judged, tmp_path):
     run(*steer_words(judged, tmp_path / "off", steering__base=judged.base, fluency__base_perplexity="false"))
     run(*steer_words(judged, tmp_path / "none"))
@@ -373,7 +375,7 @@ def test_one_behavior_has_no_selectivity(judged, tmp_path, capsys):
     assert "selectivity" not in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module", params=[{"c": ["."]}, {"b": [" "], "c": ["."]}], ids=["one", "two"])
+@pytest.fixture(scope="module", params=rest_slow([{"b": [" "], "c": ["."]}, {"c": ["."]}]))
 def unknown(request, judged, tmp_path_factory):
     """The report of a vector whose behavior the judge does not judge, and what it does judge."""
     out, patterns = tmp_path_factory.mktemp("unknown"), json.dumps(request.param)
@@ -594,6 +596,7 @@ def test_forecasts_from_responses_that_the_vector_was_made_on_are_refused(judged
     assert "--steering.seed_faithful true" in message
 
 
+@pytest.mark.slow
 def test_such_forecasts_can_be_asked_for(judged, tmp_path):
     responses = judged.directory / "responses" / "piles.jsonl"
     run(*forecast_words(judged, tmp_path, forecasting__responses=responses, steering__seed_faithful="true"))

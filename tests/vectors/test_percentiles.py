@@ -94,6 +94,7 @@ def test_brackets_that_miss_cost_passes_and_no_exactness(monkeypatch, deviations
         same_as_numpy([tensor])
 
 
+@pytest.mark.slow
 def test_what_is_kept_stays_small(monkeypatch):
     monkeypatch.setattr(percentiles, "_SAMPLE_LIMIT", 300)
     monkeypatch.setattr(percentiles, "_INSIDE_LIMIT", 500)
