@@ -53,6 +53,7 @@ def broken(judged, inputs, tmp_path_factory):
     return rows_of(out / "results.json")
 
 
+@pytest.mark.slow
 def test_the_dose_that_breaks_the_model_is_marked_and_no_other(broken):
     for name, row in broken.items():
         start = broken["base" if row["model"] == "base" and name != "base" else "anchor"]
@@ -71,6 +72,7 @@ def shown(table):
     return " ".join(capture.get().split())
 
 
+@pytest.mark.slow
 def test_every_table_and_the_headline_say_so(broken):
     rows = list(broken.values())
     assert condition_text(broken["anchor"]) == "anchor"
@@ -87,6 +89,7 @@ def test_every_table_and_the_headline_say_so(broken):
     assert "~" not in "".join([*map(shown, (results_table(fine, "t"), specificity_table(fine))), *headline(fine)])
 
 
+@pytest.mark.slow
 def test_the_headline_says_so_also_without_a_selectivity(broken):
     row = {**broken["a alpha=+300"]}
     row["specificity"] = {**row["specificity"], "selectivity": None}
