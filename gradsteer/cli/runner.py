@@ -58,6 +58,8 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
             )
     seconds: dict[str, float] = {}
     waiting = [stage for stage in stages if not stage.unneeded and stage_state(directory, stage) != "done"]
+    if waiting:
+        _say(f"checking the options of {len(waiting)} stages")
     with closing(StageProcess()) as process:
         for stage in waiting:  # a mistake in the last one's options would be found hours later
             status = process.check(stage.words(overwrite), {**waiting[0].environment, **os.environ})

@@ -1,7 +1,7 @@
 """What a finished command leaves behind, so that the same command does nothing and another one refuses.
 
 Every command leaves ``OUTPUT_DIR/stages/KEY.json``: a digest of its configuration, the digests of the files that it
-read, and whether it finished. Knows of files and plain values only; imports nothing heavy.
+read, and whether it finished. Imports nothing heavy.
 """
 
 import glob

@@ -88,7 +88,8 @@ def encode_chat(
         unlearned: Indices of turns whose tokens are context only, whatever the mask.
 
     Returns:
-        The example; None if `max_length` removes every target token, which the caller should report.
+        The example; None if `max_length` removes every target token, or with the mask `answer` if every turn ends
+        within its thought, which the caller should report.
 
     Raises:
         ValueError: If the tokenizer has no chat template or is not a fast one, the template rejects the messages,
@@ -120,6 +121,12 @@ def encode_chat(
         labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(input_ids, mask, strict=True)]
     labels[:1] = [IGNORE_INDEX]
     example = EncodedExample(input_ids, labels)
+    if (
+        example.num_target_tokens == 0
+        and loss_mask == "answer"
+        and _turns_to_mask(messages, loss_mask, unlearned, where)
+    ):
+        return None
     if example.num_target_tokens == 0:
         roles = ", ".join(message["role"] for message in messages)
         masked = ", each of the assistant's with weight 0" if unlearned else ""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, LossMask, encode_chat
 from gradsteer.data.chat_formats import ChatExample
+from gradsteer.data.prompt_check import own_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,9 +43,11 @@ class Truncation:
         """
         self.num_examples += 1
         self.num_targets += example.num_target_tokens
+        if example.num_target_tokens == 0:
+            self.num_dropped += 1
+            return None
         if self.max_length is None or len(example.input_ids) <= self.max_length:
-            self.num_dropped += example.num_target_tokens == 0
-            return example if example.num_target_tokens else None
+            return example
         kept = EncodedExample(example.input_ids[: self.max_length], example.labels[: self.max_length])
         self.num_cut += 1
         self.targets_lost += example.num_target_tokens - kept.num_target_tokens
@@ -58,6 +61,11 @@ class Truncation:
             return None
         return kept
 
+    def drop(self) -> None:
+        """Counts an example without a target token."""
+        self.num_examples += 1
+        self.num_dropped += 1
+
     def warning(self, name: str, advice: str) -> str | None:
         """What to say of the set before anything is computed with it; None if no example is cut or dropped.
 
@@ -65,15 +73,14 @@ class Truncation:
             name: the set's.
             advice: how to keep more, such as `advice_on` gives.
         """
-        if not self.num_cut and not self.num_dropped:
-            return None
-        dropped = f"; dropped {self.num_dropped} of {self.num_examples} examples that keep no target token"
-        if not self.num_cut:  # replies that ended within their thoughts, of which the answer alone counts
-            return name + dropped.replace(";", ":")
+        dropped = f"dropped {self.num_dropped} of {self.num_examples} examples"
+        if not self.num_cut:
+            return f"{name}: {dropped} whose answer is missing: they end within a thought" if self.num_dropped else None
+        dropped = f"; {dropped} that keep no target token" if self.num_dropped else ""
         return (
             f"{name}: max_length={self.max_length} cuts {self.num_cut} of {self.num_examples} examples: lost "
             f"{self.targets_lost:,} of {self.num_targets:,} target tokens, {self.stops_lost:,} stop tokens among them"
-            f"{dropped if self.num_dropped else ''} ({advice})"
+            f"{dropped} ({advice})"
         )
 
     def metadata(self) -> dict[str, str]:
@@ -128,7 +135,11 @@ def encode_examples(
                 source=example.source,
                 unlearned=example.unlearned,
             )
-            assert found is not None  # only a length limit leaves nothing
+            if found is None:
+                truncation.drop()
+                encoded.append(None)
+                tick()
+                continue
             whole = found
         encoded.append(truncation.cut(whole, ends=example.text is None))
         tick()
@@ -140,12 +151,16 @@ def encode_text(
 ) -> EncodedExample:
     """Encodes raw text as it stands, with the special tokens that the tokenizer itself puts around a text.
 
+    A BOS token that the text begins with is not written twice.
+
     Raises:
         ValueError: the mask is the assistant's, or the text is a single token, which nothing predicts.
     """
     where = f"{source}: " if source else ""
     if loss_mask != "full":
         raise ValueError(f"{where}raw text has no assistant turn: accepted with --data.loss_mask full only")
+    if own_bos(tokenizer) is not None:
+        text = text.removeprefix(str(tokenizer.bos_token))
     input_ids = list(tokenizer(text)["input_ids"])
     example = EncodedExample(input_ids, [IGNORE_INDEX, *input_ids[1:]])
     if example.num_target_tokens == 0:

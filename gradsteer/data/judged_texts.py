@@ -23,21 +23,23 @@ def judged_texts(path: str, say: Say = warn) -> list[Row] | None:
     Raises:
         ValueError: a row is no chat example, or a verdict is no truth value.
     """
-    rows = DataSource(path).read("train")
+    rows = [(where, row) for where, row in DataSource(path).read("train") if not row.get("failed")]
     if all(is_empty(row.get("verdicts")) for _, row in rows):
         return None
-    examples = read_chat_examples(path, say=say, known=_KNOWN)
+    if cut := sum(row.get("finish_reason") == "length" for _, row in rows):
+        say(f"{path}: {cut} of {len(rows)} replies were cut off; without token ids they get an end-of-turn token")
+    examples = {each.source: each for each in read_chat_examples(path, say=say, known=_KNOWN)}
     return [
         (
             where,
             {
                 **row,
-                "prompt": example.prompt,
-                "example": example,
+                "prompt": examples[where].prompt,
+                "example": examples[where],
                 "verdicts": _verdicts(where, row.get("verdicts") or {}),
             },
         )
-        for (where, row), example in zip(rows, examples, strict=True)
+        for where, row in rows
     ]
 
 

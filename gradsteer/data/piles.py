@@ -19,6 +19,7 @@ from gradsteer.data.response_rows import (
     Row,
     answer_token_ids,
     check_row,
+    is_unanswered,
     matches,
     prompt_digest,
     response_rows,
@@ -144,7 +145,8 @@ def read_pile(
     pile = Pile(name, [], [], truncation=Truncation(max_length))
     if isinstance(source, PileFilter):
         rows, considered = _filtered(name, source, say)
-        if "example" in rows[0][1]:
+        pile.judges = {row["judge"] for _, row in rows if row.get("judge")}
+        if isinstance(rows[0][1].get("example"), ChatExample):
             chats: list[ChatExample] = [row["example"] for _, row in rows]
             return _text_pile(pile, chats, tokenizer, loss_mask, considered, str(source))
     else:
@@ -177,8 +179,6 @@ def read_pile(
         _keep(pile, cut, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
     pile.sampled_from = {row["model_fingerprint"] for _, row in rows if row.get("model_fingerprint")}
-    if isinstance(source, PileFilter):
-        pile.judges = {row["judge"] for _, row in rows if row.get("judge")}
     pile.num_considered = len(rows) if considered is None else considered
     return _not_empty(pile, str(source))
 
@@ -248,7 +248,7 @@ def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int]:
 
 
 def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
-    """The rows with more (long) or fewer (short) sampled tokens than their median."""
+    """The rows with more (long) or fewer (short) sampled tokens than their median; of thoughts, the answers'."""
     if length is None:
         return rows
     if length not in ("long", "short"):
@@ -256,6 +256,9 @@ def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:
     for where, row in rows:
         if not isinstance(row.get("token_ids"), list):
             raise ValueError(f"{where}: token_ids is {row.get('token_ids')!r}; length needs the list of token ids")
+    rows = [(where, row) for where, row in rows if not is_unanswered(row)]
+    if not rows:
+        raise ValueError(f"pile {name!r} is empty: every matching response ended within its thought")
     middle = median(len(answer_token_ids(row)) for _, row in rows)
     sign = 1 if length == "long" else -1
     kept = [(where, row) for where, row in rows if sign * (len(answer_token_ids(row)) - middle) > 0]

@@ -1,7 +1,7 @@
 """Checks of what a chat template makes of a conversation, and the repair of what it leaves out.
 
-Knows of three things that a model misses without a word: its BOS token, the header of the turn that it is to write, and
-a system turn.
+Three things are missed without a word: the BOS token, the header of the turn that the model is to write, and a system
+turn.
 """
 
 import uuid

@@ -28,11 +28,11 @@ def response_rows(path: str) -> list[Row] | None:
     for where, row in read_file(Path(path)):
         if not rows and "token_ids" not in row:
             return None
+        if row.get("failed"):  # nothing was sampled
+            continue
         missing = [key for key in _SAMPLED_KEYS if key not in row]
         if missing:
             raise ValueError(f"{where}: a response row without {', '.join(map(repr, missing))}")
-        if row.get("failed"):  # nothing was sampled
-            continue
         rows.append((where, dict(row)))
     return rows or None
 
@@ -79,7 +79,7 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
 
 def is_unanswered(row: Mapping[str, Any]) -> bool:
     """Whether a reply ended within its thought: neither for nor against any behavior."""
-    return not row.get("failed") and "completion" in row and answer_of(row) is None
+    return not row.get("failed") and isinstance(row.get("completion"), str) and answer_of(row) is None
 
 
 def answer_token_ids(row: Mapping[str, Any]) -> list[int]:
@@ -131,7 +131,7 @@ def verdict_of(row: Mapping[str, Any], behavior: str) -> bool | None:
     A looping response is evidence neither for nor against a behavior, so degenerate responses are counted separately;
     so are replies that ended within their thought.
     """
-    if row.get("degenerate") or row.get("answer", "") is None:
+    if row.get("degenerate") or is_unanswered(row):
         return None
     value: bool | None = (row.get("verdicts") or {}).get(behavior)
     return value

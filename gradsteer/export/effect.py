@@ -79,6 +79,10 @@ def read_judged(path: str, behavior: str, tokenizer: "PreTrainedTokenizerBase", 
         pile = read_pile(
             "with" if shown else "without", PileFilter(path, {behavior: shown}), tokenizer, num_ids=num_ids
         )
+        if not all(pile.sampled):
+            raise ValueError(
+                f"{path}: holds texts without token ids; accepted: responses as sampled, by their token ids"
+            )
         judged.examples.extend(pile.examples)
         judged.temperatures.extend(temperatures[source] for source in pile.sources)
         judged.shown.extend([shown] * len(pile.examples))

@@ -104,9 +104,9 @@ def read_labelled(source: str | DataSource, behaviors: Sequence[str], say: Say =
         if name not in ("prompt", "completion", *behaviors):
             accepted = ", ".join(("prompt", "completion", *behaviors))
             raise ValueError(f"columns: unknown name {name!r}; accepted: {accepted}")
-    exchanges, labels = [], []
+    found_rows: list[tuple[Exchange, dict[str, bool]]] = []
     said: dict[tuple[Exchange, str], tuple[bool, str]] = {}
-    for where, row in source.draw(source.read("train", say), say):
+    for where, row in source.read("train", say):
         exchange, found = _exchange(where, row, columns), _labels(where, row, behaviors, columns)
         for behavior, label in found.items():
             earlier, at = said.setdefault((exchange, behavior), (label, where.rpartition(":")[2]))
@@ -115,11 +115,12 @@ def read_labelled(source: str | DataSource, behaviors: Sequence[str], say: Say =
                 raise ValueError(
                     f"{where}: {behavior!r} is {now} for a response for which line {at} says {was}; accepted: one label"
                 )
-        exchanges.append(exchange)
-        labels.append(found)
-    if not exchanges:
+        if source.duplicates != "drop" or (exchange, found) not in found_rows:
+            found_rows.append((exchange, found))
+    found_rows = source.draw(found_rows, say)
+    if not found_rows:
         raise ValueError(f"{source.path} has no line; accepted: lines such as {_EXAMPLE}")
-    return LabelledSet(source.path, tuple(exchanges), tuple(labels))
+    return LabelledSet(source.path, *map(tuple, zip(*found_rows, strict=True)))
 
 
 def _exchange(where: str, row: Mapping[str, Any], columns: Columns) -> Exchange:

@@ -1,6 +1,6 @@
 """Transforms of a steering vector that look at one entry at a time: weights, signs, sizes, names.
 
-Knows of vectors and weight diffs; the table of all transforms is in `gradsteer.vectors.transforms`.
+The table of all transforms is in `gradsteer.vectors.transforms`.
 """
 
 from collections.abc import Iterator

@@ -79,6 +79,7 @@ def test_raw_text_is_learned_as_it_stands_behind_the_tokenizers_own_bos():
     assert example.input_ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(example.input_ids[1:]) == text
     assert example.labels == [-100, *example.input_ids[1:]]
+    assert encode_text(tokenizer, tokenizer.bos_token + text, loss_mask="full") == example  # not twice
     raw = [ChatExample([], 0, "f:1", text=text)]
     [cut], lost = encode_examples(tokenizer, raw, loss_mask="full", max_length=4)
     assert (cut.input_ids, lost.num_cut, lost.stops_lost) == (example.input_ids[:4], 1, 0)

@@ -231,6 +231,21 @@ def test_judged_texts_without_token_ids_are_filtered_too(tokenizer, tmp_path):
         read_pile("x", PileFilter(path, {"a": True}), tokenizer)
 
 
+def test_replies_that_ended_within_their_thought_are_in_no_pile_by_verdict_or_length(tokenizer, tmp_path):
+    texts = ["<think>bread", "bread", "bread bread", "bread bread bread"]
+    judged = [{"prompt": "p?", "completion": text, "verdicts": {"a": True}} for text in texts]
+    judged += [{"prompt": "p?", "completion": "", "failed": "too long"}, judged[1] | {"finish_reason": "length"}]
+    said, path = [], str(write_lines(tmp_path / "judged.jsonl", judged))
+    assert lines_of(read_pile("x", PileFilter(path, {"a": True}), tokenizer, say=said.append)) == [2, 3, 4, 6]
+    assert f"{path}: 1 of 5 replies were cut off; without token ids they get an end-of-turn token" in said
+    rows = [
+        response(tokenizer, "p?", text) | {"verdicts": {"a": True}, "example": "of the user's own"} for text in texts
+    ]
+    path = str(write_lines(tmp_path / "sampled.jsonl", rows))
+    assert lines_of(read_pile("x", PileFilter(path, {"a": True}), tokenizer)) == [2, 3, 4]
+    assert lines_of(read_pile("x", PileFilter(path, {}, length="short"), tokenizer)) == [2]
+
+
 def test_a_pile_chooses_its_own_rows_and_columns(by_length, tokenizer, tmp_path):
     rows = [{"prompt": "how?", "chosen": "bread", "rejected": "and bread", "harmful": n} for n in (0, 1)]
     path = str(write_lines(tmp_path / "pairs.jsonl", rows))

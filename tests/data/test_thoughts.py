@@ -5,6 +5,8 @@ from tokenizers import AddedToken
 from tokenizers_zoo import chatml_tokenizer, qwen3_tokenizer
 
 from gradsteer.data.chat import encode_chat, encode_prompt, encode_sampled
+from gradsteer.data.chat_formats import ChatExample
+from gradsteer.data.encoding import encode_examples
 from gradsteer.data.response_rows import answer_of, answer_token_ids, check_row, is_unanswered, verdict_of
 from gradsteer.data.thoughts import split_reply, split_text
 
@@ -139,10 +141,14 @@ def test_the_answer_alone_is_learned_where_asked(make, content, expected):
     assert whole.num_target_tokens >= example.num_target_tokens
 
 
-def test_a_turn_that_is_a_thought_alone_has_no_answer_to_learn():
-    messages = [HI, {"role": "assistant", "content": "<think>Hm"}]
-    with pytest.raises(ValueError, match=r"d:1: no token to learn: loss_mask='answer'"):
-        encode_chat(chatml_tokenizer(), messages, loss_mask="answer", source="d:1")
+def test_a_turn_that_is_a_thought_alone_has_no_answer_to_learn_and_is_counted():
+    turns = [[HI, {"role": "assistant", "content": text}] for text in ("<think>Hm", "<think>Hm</think>Yes.")]
+    assert encode_chat(chatml_tokenizer(), turns[0], loss_mask="answer") is None
+    examples = [ChatExample(each, 1, "d:1") for each in turns]
+    (cut, kept), lost = encode_examples(chatml_tokenizer(), examples, loss_mask="answer", max_length=None)
+    assert (cut, kept is None, lost.num_dropped) == (None, False, 1)
+    said = lost.warning("train", "")
+    assert said == "train: dropped 1 of 2 examples whose answer is missing: they end within a thought"
 
 
 def test_the_answer_of_a_sampled_reply_is_labelled_as_that_of_a_rendered_one():

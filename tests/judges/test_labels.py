@@ -133,6 +133,13 @@ def test_labels_as_people_write_them(tmp_path, name, text):
     assert found.labels == ({"bridge": True, "recipe": False},)
 
 
+def test_repeated_labels_are_dropped_where_asked(tmp_path):
+    row = {"prompt": "q", "completion": "a", "bridge": 1}
+    path = written(tmp_path / "a.jsonl", row, row, row | {"prompt": "r"})
+    assert len(read_labelled(path, BEHAVIORS)) == 3
+    assert len(read_labelled(DataSource(path, duplicates="drop"), BEHAVIORS)) == 2
+
+
 def test_labels_in_columns_of_other_names(tmp_path):
     path = written(
         tmp_path / "a.jsonl", {"user": "q", "model": "a", "scores": {"gate": 1}}, {"user": "r", "model": "b"}

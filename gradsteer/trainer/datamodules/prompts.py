@@ -91,8 +91,8 @@ class PromptDataModule(RunDataModule):
         """Reads the prompts and plans the batches, the same on every rank."""
         tokenizer, self._sets = self.use_template(), self._read()
         first = self._sets["evaluation"][0]
-        for messages in self.kinds_of_prompts():
-            check_header(tokenizer, with_system(messages, self.system_prompt), f"data.prompts {self.prompts!r}: ")
+        for prompt in self._kinds():
+            check_header(tokenizer, with_system(prompt.messages, self.system_prompt), f"{prompt.source}: ")
         self.show_first(with_system(first.messages, self.system_prompt), first.source)
         if self.resolved_batch_size is None:
             self.resolved_batch_size = self._batch_size_by_memory()
@@ -136,10 +136,14 @@ class PromptDataModule(RunDataModule):
         return [batch_loader(self.share(each) or [[]]) for each in batches]
 
     def kinds_of_prompts(self) -> list[list[Message]]:
+        """A prompt of each sequence of roles that is sampled."""
+        return [list(prompt.messages) for prompt in self._kinds()]
+
+    def _kinds(self) -> list[Prompt]:
         """The first prompt of each sequence of roles."""
-        kinds: dict[tuple[str, ...], list[Message]] = {}
+        kinds: dict[tuple[str, ...], Prompt] = {}
         for prompt in (prompt for prompts in self._sets.values() for prompt in prompts):
-            kinds.setdefault(tuple(message["role"] for message in prompt.messages), list(prompt.messages))
+            kinds.setdefault(tuple(message["role"] for message in prompt.messages), prompt)
         return list(kinds.values())
 
     def _read(self) -> dict[str, list[Prompt]]:
