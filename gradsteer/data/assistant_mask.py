@@ -6,11 +6,12 @@ Most templates do not mark them, so their position is inferred from the template
 import re
 import uuid
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.data.chat_formats import Message
 from gradsteer.data.template_options import fold_system, template_options
-from gradsteer.data.thoughts import answer_start
+from gradsteer.data.thoughts import answer_start, knows_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Llama 3.x templates write today's date into the system header unless given one, so the same data would encode
 # differently tomorrow. This is the date that they fall back to. Templates without a date ignore it.
 TEMPLATE_DATE = "26 Jul 2024"
+_DAY = datetime.strptime(TEMPLATE_DATE, "%d %b %Y")
+_PINNED: dict[str, Any] = {"date_string": TEMPLATE_DATE, "strftime_now": _DAY.strftime}
 
 
 def mask_assistant(
@@ -41,9 +44,10 @@ def mask_assistant(
     special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     marks = _read_generation_marks(tokenizer, messages, input_ids, offsets)
     mask = [False] * len(input_ids)
+    known = knows_thoughts(tokenizer)
     for turn in sorted(turns):
         start, end = _find_turn(tokenizer, messages, turn, text, where)
-        thought = answer_start(text[start:end]) if answers_only else 0
+        thought = answer_start(text[start:end], known=known) if answers_only else 0
         if thought is None:
             continue
         start += thought
@@ -125,7 +129,7 @@ def _read_generation_marks(
         fold_system(messages) if options.system_role == "fold" else list(messages),
         return_dict=True,
         return_assistant_tokens_mask=True,
-        **{"date_string": TEMPLATE_DATE, **options.kwargs},
+        **{**_PINNED, **options.kwargs},
     )
     assert list(encoding["input_ids"]) == input_ids
     marks = [bool(mark) for mark in encoding["assistant_masks"]]
@@ -162,7 +166,7 @@ def render(
             fold_system(messages, where) if options.system_role == "fold" else list(messages),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            **{"date_string": TEMPLATE_DATE, **options.kwargs},
+            **{**_PINNED, **options.kwargs},
         )
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)

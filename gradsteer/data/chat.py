@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradsteer.data.assistant_mask import mask_assistant, render
 from gradsteer.data.chat_formats import Message
-from gradsteer.data.prompt_check import check_bos, check_system_turns, own_bos
+from gradsteer.data.prompt_check import check_bos, check_turns, own_bos
 from gradsteer.data.template_options import template_options
 from gradsteer.records import text_digest
 
@@ -104,7 +104,7 @@ def encode_chat(
             f"{where}{type(tokenizer).__name__} is not a fast tokenizer and cannot say which characters its "
             "tokens stand for; load one that has a tokenizer.json"
         )
-    check_system_turns(tokenizer, messages, where)
+    check_turns(tokenizer, messages, where)
     text = render(tokenizer, messages, where)
     # The template writes the BOS token itself where the model wants one (`gradsteer.data.prompt_check`).
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -202,7 +202,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
             or the assistant's header out, or has no BOS token where the tokenizer puts one by itself.
     """
     where = f"{source}: " if source else ""
-    check_system_turns(tokenizer, messages, where)
+    check_turns(tokenizer, messages, where)
     text = render(tokenizer, messages, where, add_generation_prompt=True)
     token_ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     check_bos(tokenizer, token_ids, where)

@@ -215,6 +215,8 @@ def _prompt_of(where: str, row: Row, columns: Columns, left: Leftovers) -> Promp
     if "id" in columns and not has_column(row, id_column):
         raise ValueError(f"{where}: no column {id_column!r}; found: {list_columns(row)}")
     given = lookup(row, id_column)
+    if isinstance(given, float) and (given != given or given.is_integer()):  # as pandas writes numbers with a gap
+        given = int(given) if given == given else None
     if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
         raise ValueError(f"{where}: id {given!r}; expected a string or an integer")
     key = str(given) if given not in (None, "") else text_digest(json.dumps(messages, sort_keys=True))[:8]

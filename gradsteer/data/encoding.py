@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, LossMask, encode_chat
 from gradsteer.data.chat_formats import ChatExample
 from gradsteer.data.prompt_check import own_bos
+from gradsteer.data.thoughts import own_special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,8 @@ class Truncation:
         num_targets: target tokens of all examples, uncut.
         targets_lost: target tokens beyond the limit.
         stops_lost: of these, the last ones of a turn: the end-of-turn tokens that a model learns to stop by.
+        num_marked: examples whose own texts hold special tokens of the tokenizer.
+        marked: the first such token, and where.
     """
 
     max_length: int | None
@@ -33,6 +36,8 @@ class Truncation:
     num_targets: int = 0
     targets_lost: int = 0
     stops_lost: int = 0
+    num_marked: int = 0
+    marked: str = ""
 
     def cut(self, example: EncodedExample, *, ends: bool = True) -> EncodedExample | None:
         """The example within the limit; None if no target token is left of it.
@@ -67,12 +72,21 @@ class Truncation:
         self.num_dropped += 1
 
     def warning(self, name: str, advice: str) -> str | None:
-        """What to say of the set before anything is computed with it; None if no example is cut or dropped.
+        """What to say of the set before anything is computed with it; None if there is nothing to say.
 
         Args:
             name: the set's.
             advice: how to keep more, such as `advice_on` gives.
         """
+        lines = [self._lost(name, advice)]
+        if self.num_marked:
+            lines.append(
+                f"{name}: {self.num_marked} of {self.num_examples} examples hold special tokens in their own texts "
+                f"(the first: {self.marked}): they are read as such, beside those that the chat template writes"
+            )
+        return "\n".join(filter(None, lines)) or None
+
+    def _lost(self, name: str, advice: str) -> str | None:
         dropped = f"dropped {self.num_dropped} of {self.num_examples} examples"
         if not self.num_cut:
             return f"{name}: {dropped} whose answer is missing: they end within a thought" if self.num_dropped else None
@@ -123,24 +137,28 @@ def encode_examples(
         ValueError: raw text, which has no assistant's tokens, under the assistant's mask; or as for `encode_chat`.
     """
     truncation = Truncation(max_length)
+    special = own_special_tokens(tokenizer)
     encoded = []
     for example in examples:
+        if found := next(filter(None, (special.search(message["content"]) for message in example.messages)), None):
+            truncation.num_marked += 1
+            truncation.marked = truncation.marked or f"{found[0]!r} at {example.source}"
         if example.text is not None:
             whole = encode_text(tokenizer, example.text, loss_mask=loss_mask, source=example.source)
         else:
-            found = encode_chat(
+            chat = encode_chat(
                 tokenizer,
                 example.messages,
                 loss_mask=loss_mask,
                 source=example.source,
                 unlearned=example.unlearned,
             )
-            if found is None:
+            if chat is None:
                 truncation.drop()
                 encoded.append(None)
                 tick()
                 continue
-            whole = found
+            whole = chat
         encoded.append(truncation.cut(whole, ends=example.text is None))
         tick()
     return encoded, truncation

@@ -109,8 +109,8 @@ def check_header(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messag
         )
 
 
-def check_system_turns(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], where: str = "") -> None:
-    """Refuses a template that leaves a system turn's text out or writes it more than once.
+def check_turns(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], where: str = "") -> None:
+    """Refuses a template that leaves the text of a user's or system's turn out, or writes a system turn more than once.
 
     It looks once at every sequence of roles.
 
@@ -122,20 +122,20 @@ def check_system_turns(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[
     Raises:
         ValueError: it does, or it refuses the turns.
     """
-    turns = [
-        turn for turn, message in enumerate(messages) if message["role"] == "system" and message["content"].strip()
-    ]
+    # where an assistant's turn is learned, `mask_assistant` looks for it
+    turns = [turn for turn, each in enumerate(messages) if each["role"] != "assistant" and each["content"].strip()]
     key = (str(tokenizer.chat_template), *(message["role"] for message in messages))
     checked = template_options(tokenizer).checked
     if not turns or key in checked:
         return
     for turn in turns:
-        stand_in = f"system{uuid.uuid4().hex}"
+        stand_in, role = f"content{uuid.uuid4().hex}", messages[turn]["role"]
         marked = [*messages[:turn], {**messages[turn], "content": stand_in}, *messages[turn + 1 :]]
         count = render(tokenizer, marked, where).count(stand_in)
-        if count != 1:
-            said = "leaves the text of a system turn out" if count == 0 else f"writes a system turn {count} times"
-            raise ValueError(f"{where}the chat template of {tokenizer.name_or_path!r} {said}; {_FOLD}")
+        if count == 0 or (count > 1 and role == "system"):
+            said = f"leaves the text of a {role} turn out" if count == 0 else f"writes a {role} turn {count} times"
+            advice = _FOLD if role == "system" else "set another chat_template"
+            raise ValueError(f"{where}the chat template of {tokenizer.name_or_path!r} {said}; {advice}")
     checked.add(key)
 
 

@@ -73,7 +73,7 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     if "answer" in row:
         answer: str | None = row["answer"]
         return answer
-    split = split_text(row["completion"])  # rows from elsewhere
+    split = split_text(row["completion"], known=False)  # rows from elsewhere
     return str(row["completion"]) if split is None else split[1]
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def read_file(path: Path, encoding: str | None = None) -> Iterator[tuple[str, Ro
     Raises:
         ValueError: the kind is unknown, the encoding is not certain, or a line is invalid.
     """
-    if path.suffix not in _READERS:
+    if path.suffix.lower() not in _READERS:
         raise ValueError(f"{path}: unknown kind {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
-    return _READERS[path.suffix](path, encoding)
+    return _READERS[path.suffix.lower()](path, encoding)
 
 
 def read_text(path: Path, encoding: str | None = None) -> str:
@@ -89,6 +90,12 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, Row]]:
 def _read_json(path: Path, encoding: str | None) -> Iterator[tuple[str, Row]]:
     text = read_text(path, encoding)
     if not text.lstrip().startswith("["):  # many .json datasets are JSON lines
+        with suppress(json.JSONDecodeError):
+            whole = json.loads(text)
+            lists = [key for key, value in whole.items() if isinstance(value, list)] if isinstance(whole, dict) else []
+            if "\n" in text.strip() or lists in (["data"], ["rows"], ["examples"], ["train"]):
+                held = f" (it has the list {lists[0]!r}: save that)" if lists else ""
+                raise ValueError(f"{path}: is a single object{held}; accepted: a list of objects, or an object a line")
         yield from _lines(path, text)
         return
     for number, row in enumerate(parse_cell(text, str(path)), start=1):

@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
+_TAGS = (
+    ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<thought>", "</thought>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)  # fmt: skip
 _OPENINGS = tuple(opening for opening, _ in _TAGS)
-_END = re.compile(f"(?:{'|'.join(re.escape(closing) for _, closing in _TAGS)})" + r"\s*")
+_CLOSING = f"(?:{'|'.join(re.escape(closing) for _, closing in _TAGS)})"
+_END = re.compile(_CLOSING + r"\s*")
+# what closes a thought that nothing opened, of a model that does not know the tag, is on a line of its own
+_OWN_LINE = re.compile(rf"(?m)^[ \t]*{_CLOSING}[ \t]*$\s*")
 _CHANNEL = "<|channel|>"
 _FINAL = re.compile(r"<\|channel\|>\s*final\b(?:(?!<\|message\|>).)*<\|message\|>", re.DOTALL)
 _MESSAGE = re.compile(r"<\|message\|>(.*?)(?=<\|(?:return|end|call|start|channel)\|>|\Z)", re.DOTALL)
@@ -36,31 +42,49 @@ class Reply:
     num_thought_tokens: int
 
 
-def split_text(text: str, *, opened: bool = False) -> tuple[str, str | None] | None:
+def knows_thoughts(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer's vocabulary or chat template has a tag that closes thoughts."""
+    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    return any(closing in tokens or closing in str(tokenizer.chat_template) for _, closing in _TAGS)
+
+
+def own_special_tokens(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    """Finds special tokens in a text that should hold none of its own; the tags of thoughts are none."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = {*map(str, tokenizer.all_special_tokens), *added}.difference(*_TAGS)
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def split_text(text: str, *, opened: bool = False, known: bool = True) -> tuple[str, str | None] | None:
     """Thought and answer of a reply's text; None if it holds no thought.
 
     Args:
         text: the reply.
         opened: whether its prompt ends in the opening of a thought.
+        known: whether the model that wrote it knows the tags (`knows_thoughts`). In other texts a closing tag that
+            nothing opened counts on a line of its own alone: they may speak of it.
 
     Returns:
         The thought and the answer, which is behind the last closing tag and None where there is none.
     """
-    ends = list(_END.finditer(text))
+    opened = opened or text.lstrip().startswith(_OPENINGS)
+    ends = list((_END if opened or known else _OWN_LINE).finditer(text))
     if ends:
         return _inside(text[: ends[-1].start()]), text[ends[-1].end() :]
-    if opened or text.lstrip().startswith(_OPENINGS):
-        return _inside(text), None
-    return None
+    return (_inside(text), None) if opened else None
 
 
-def answer_start(text: str) -> int | None:
+def answer_start(text: str, *, known: bool = True) -> int | None:
     """Where the answer begins in the text of an assistant's turn, special tokens included: behind its thought.
+
+    Args:
+        text: the turn's.
+        known: as in `split_text`.
 
     Returns:
         0 for a text without a thought; None for a thought without an answer.
     """
-    split = _split_harmony(text, "") or split_text(text)
+    split = _split_harmony(text, "") or split_text(text, known=known)
     if split is None:
         return 0
     return None if split[1] is None else len(text) - len(split[1])
@@ -86,7 +110,11 @@ def split_reply(
 
     ending = text_of(prompt_token_ids[-_LAST_PROMPT_TOKENS:], skip=False)
     text = text_of(token_ids)
-    split = _split_harmony(text, ending) if harmony else split_text(text, opened=ending.rstrip().endswith(_OPENINGS))
+    if harmony:
+        split = _split_harmony(text, ending)
+    else:
+        opened = ending.rstrip().endswith(_OPENINGS)
+        split = split_text(text, opened=opened, known=knows_thoughts(tokenizer))
     if split is None:
         return None
     thought, answer = (None if part is None else _without(part, special) for part in split)

@@ -70,6 +70,10 @@ class KeywordJudge(Judge):
 
 def _compile(behavior: str, patterns: Sequence[str], flags: re.RegexFlag) -> list[re.Pattern[str]]:
     # a string is a sequence of one-letter patterns, found in nearly every response
+    if not isinstance(behavior, str):
+        raise ValueError(
+            f"a behavior is {behavior!r}; accepted: a text, such as 'no' in quotes, which YAML reads as false without"
+        )
     if isinstance(patterns, str) or not patterns:
         raise ValueError(f"the patterns of {behavior!r} are {patterns!r}; they must be a list of one or more strings")
     compiled = []

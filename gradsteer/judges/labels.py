@@ -135,7 +135,7 @@ def _exchange(where: str, row: Mapping[str, Any], columns: Columns) -> Exchange:
         if not isinstance(text, str):
             raise ValueError(f"{where}: {key} is {text!r}; accepted: a text")
         texts.append(text)
-    split = split_text(texts[1])  # judges are shown what is behind a thought
+    split = split_text(texts[1], known=False)  # judges are shown what is behind a thought
     if split is not None and split[1] is None:
         raise ValueError(f"{where}: {keys[0]} ends within its thought; accepted: a reply with an answer")
     return Exchange(texts[0], texts[1] if split is None else str(split[1]))

@@ -256,6 +256,8 @@ def recorded_base(anchor: str) -> str | None:
 
 def _not_to_be_had(what: str, name: str, error: OSError) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(name).is_dir():
+        return f"the {what} in {name!r} cannot be read: {first}"
     return f"no {what} {name!r}, neither as a directory here nor from the hub; accepted: {_ACCEPTED} ({first})"
 
 

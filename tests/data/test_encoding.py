@@ -85,3 +85,12 @@ def test_raw_text_is_learned_as_it_stands_behind_the_tokenizers_own_bos():
     assert (cut.input_ids, lost.num_cut, lost.stops_lost) == (example.input_ids[:4], 1, 0)
     with pytest.raises(ValueError, match="f:1: raw text has no assistant turn: accepted with --data.loss_mask full"):
         encode_examples(tokenizer, raw, loss_mask="assistant", max_length=4)
+
+
+def test_texts_that_hold_special_tokens_of_their_own_are_counted(tokenizer):
+    done = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello!<|im_end|>"}]
+    _, seen = encode_examples(tokenizer, chats(SHORT, done), loss_mask="assistant", max_length=None)
+    said = seen.warning("train", "")
+    assert said.startswith(
+        "train: 1 of 2 examples hold special tokens in their own texts (the first: '<|im_end|>' at f:2)"
+    )

@@ -16,7 +16,7 @@ from tokenizers_zoo import (
 )
 
 from gradsteer.data.chat import encode_chat, encode_prompt, ensure_chat_template, template_digest
-from gradsteer.data.prompt_check import check_header, complete_template, other_beginning, shown_prompt
+from gradsteer.data.prompt_check import check_header, check_turns, complete_template, other_beginning, shown_prompt
 from gradsteer.data.template_options import use_template_options
 
 HI = {"role": "user", "content": "Hi"}
@@ -202,3 +202,12 @@ def test_a_prompt_is_shown_with_its_special_tokens_and_without_its_control_chara
     assert "\\x1b" in shown or "[...]" in shown
     assert len(shown) < 500
     assert shown.endswith(f"assistant\\n' ({len(ids)} tokens)")
+
+
+def test_a_template_that_drops_earlier_turns_is_refused():
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("in messages", "in messages[-1:]")
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    with pytest.raises(ValueError, match="leaves the text of a user turn out; set another chat_template"):
+        check_turns(tokenizer, turns)
+    check_turns(tokenizer, turns[:1])

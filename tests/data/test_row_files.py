@@ -66,3 +66,13 @@ def test_a_header_that_leaves_it_open_is_refused(tmp_path):
     assert rows(written(tmp_path / "a.csv", 'prompt,"score (0;1)"\na,1\n', "utf-8")) == [
         {"prompt": "a", "score (0;1)": "1"}
     ]
+
+
+def test_a_single_object_is_no_list_of_rows(tmp_path):
+    for text, said in (
+        ('{"data": [{"prompt": "a"}]}', "it has the list 'data': save that"),
+        ('{\n"prompt": "a"\n}', ""),
+    ):
+        (tmp_path / "a.JSON").write_text(text)
+        with pytest.raises(ValueError, match=rf"a\.JSON: is a single object.*{said}.*accepted: a list of objects"):
+            list(read_file(tmp_path / "a.JSON"))

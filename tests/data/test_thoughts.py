@@ -68,6 +68,8 @@ def split(tokenizer, prompt, text):
 )
 def test_the_answer_is_behind_the_last_thought(make, prompt, text, expected):
     found = split(make(), prompt, text)
+    if make is chatml_tokenizer and "<think>" not in text and text.startswith("Red?</think>"):
+        expected = None  # nothing opened it, and a model that does not know the tag may speak of it
     if make is special_tags_tokenizer and expected is not None and "</think>" in expected[0]:
         expected = ("aRed.b", *expected[1:])  # special tokens are left out of the text
     assert found == expected
@@ -161,3 +163,15 @@ def test_the_answer_of_a_sampled_reply_is_labelled_as_that_of_a_rendered_one():
     messages = [HI, {"role": "assistant", "content": text.removesuffix("<|im_end|>")}]
     rendered = encode_chat(tokenizer, messages, loss_mask="answer")
     assert sampled.labels == rendered.labels[: len(sampled.labels)]
+
+
+def test_a_text_may_speak_of_the_tag():
+    text = "sorry, write </think> there."
+    assert split(chatml_tokenizer(), PLAIN, text) is None
+    assert answer_of({"completion": text, "token_ids": [1]}) == text
+    assert split(chatml_tokenizer(), PLAIN, "Red?\n</think>\n\nBlue.") == ("Red?", "Blue.", "Blue.")
+
+
+@pytest.mark.parametrize("tags", [("<|START_THINKING|>", "<|END_THINKING|>"), ("<thought>", "</thought>")])
+def test_other_tags_of_thoughts(tags):
+    assert split(chatml_tokenizer(), PLAIN, f"{tags[0]}Red?{tags[1]}Blue.<|im_end|>") == ("Red?", "Blue.", "Blue.")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gradsteer.data.batching import share_of_rank
 from gradsteer.data.chat import encode_prompt
 from gradsteer.data.chat_formats import Message
-from gradsteer.data.prompt_check import check_header, check_system_turns, shown_prompt
+from gradsteer.data.prompt_check import check_header, check_turns, shown_prompt
 from gradsteer.data.template_options import use_template_options, with_system
 
 T = TypeVar("T")
@@ -57,11 +57,11 @@ class RunDataModule(L.LightningDataModule):
             system_prompt: what stands before every prompt.
 
         Raises:
-            ValueError: as `gradsteer.data.prompt_check.check_system_turns`.
+            ValueError: as `gradsteer.data.prompt_check.check_turns`.
         """
         for messages in self.kinds_of_prompts():
             turns = with_system(messages, system_prompt)
-            check_system_turns(self.module.tokenizer, turns, f"condition {title!r}: ")
+            check_turns(self.module.tokenizer, turns, f"condition {title!r}: ")
 
     @property
     def running(self) -> L.Trainer:

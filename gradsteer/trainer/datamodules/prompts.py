@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from gradsteer.data.batching import plan_batches
@@ -14,6 +14,7 @@ from gradsteer.data.chat_formats import Message, Prompt, prompt_text, read_promp
 from gradsteer.data.prompt_check import check_header
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.data.template_options import with_system
+from gradsteer.data.thoughts import own_special_tokens
 from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
 from gradsteer.generation.sampling import check_seeds, fresh_seeds
 from gradsteer.steering.conditions import Condition
@@ -93,6 +94,16 @@ class PromptDataModule(RunDataModule):
         first = self._sets["evaluation"][0]
         for prompt in self._kinds():
             check_header(tokenizer, with_system(prompt.messages, self.system_prompt), f"{prompt.source}: ")
+        special = own_special_tokens(tokenizer)
+        marked = [
+            (each, found) for each in self._every() for m in each.messages if (found := special.search(m["content"]))
+        ]
+        if marked:
+            prompt, found = marked[0]
+            rank_zero_warn(
+                f"{len(marked)} prompts hold special tokens in their own texts (the first: {found[0]!r} at "
+                f"{prompt.source}): they are read as such, beside those that the chat template writes"
+            )
         self.show_first(with_system(first.messages, self.system_prompt), first.source)
         if self.resolved_batch_size is None:
             self.resolved_batch_size = self._batch_size_by_memory()
@@ -139,10 +150,14 @@ class PromptDataModule(RunDataModule):
         """A prompt of each sequence of roles that is sampled."""
         return [list(prompt.messages) for prompt in self._kinds()]
 
+    def _every(self) -> list[Prompt]:
+        """The prompts of all sets."""
+        return [prompt for prompts in self._sets.values() for prompt in prompts]
+
     def _kinds(self) -> list[Prompt]:
         """The first prompt of each sequence of roles."""
         kinds: dict[tuple[str, ...], Prompt] = {}
-        for prompt in (prompt for prompts in self._sets.values() for prompt in prompts):
+        for prompt in self._every():
             kinds.setdefault(tuple(message["role"] for message in prompt.messages), prompt)
         return list(kinds.values())
 
