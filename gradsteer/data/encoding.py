@@ -138,7 +138,7 @@ def encode_examples(
     """
     truncation = Truncation(max_length)
     special = own_special_tokens(tokenizer)
-    encoded = []
+    encoded: list[EncodedExample | None] = []
     for example in examples:
         if found := next(filter(None, (special.search(message["content"]) for message in example.messages)), None):
             truncation.num_marked += 1

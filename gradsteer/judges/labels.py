@@ -120,7 +120,8 @@ def read_labelled(source: str | DataSource, behaviors: Sequence[str], say: Say =
     found_rows = source.draw(found_rows, say)
     if not found_rows:
         raise ValueError(f"{source.path} has no line; accepted: lines such as {_EXAMPLE}")
-    return LabelledSet(source.path, *map(tuple, zip(*found_rows, strict=True)))
+    exchanges, labels = zip(*found_rows, strict=True)
+    return LabelledSet(source.path, exchanges, labels)
 
 
 def _exchange(where: str, row: Mapping[str, Any], columns: Columns) -> Exchange:
