@@ -119,6 +119,7 @@ def encode_examples(
     *,
     loss_mask: LossMask,
     max_length: int | None,
+    num_ids: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[list[EncodedExample | None], Truncation]:
     """Encodes the examples of a set.
@@ -128,13 +129,15 @@ def encode_examples(
         examples: as `read_chat_examples` gives them.
         loss_mask: which tokens are targets.
         max_length: maximum tokens per example; None cuts none.
+        num_ids: token ids of the model, if known.
         tick: called after each example.
 
     Returns:
         Each example, None if `max_length` leaves no target token of it; and what `max_length` cost.
 
     Raises:
-        ValueError: raw text, which has no assistant's tokens, under the assistant's mask; or as for `encode_chat`.
+        ValueError: raw text, which has no assistant's tokens, under the assistant's mask; a token that the model has no
+            row for; or as for `encode_chat`.
     """
     truncation = Truncation(max_length)
     special = own_special_tokens(tokenizer)
@@ -159,6 +162,11 @@ def encode_examples(
                 tick()
                 continue
             whole = chat
+        if num_ids is not None and (largest := max(whole.input_ids)) >= num_ids:
+            raise ValueError(
+                f"{example.source}: {tokenizer.convert_ids_to_tokens(largest)!r} is token {largest}, and the model has "
+                f"rows for 0 to {num_ids - 1}; use the tokenizer that the model was saved with, or resize its embedding"
+            )
         encoded.append(truncation.cut(whole, ends=example.text is None))
         tick()
     return encoded, truncation

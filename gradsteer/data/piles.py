@@ -148,13 +148,13 @@ def read_pile(
         pile.judges = {row["judge"] for _, row in rows if row.get("judge")}
         if isinstance(rows[0][1].get("example"), ChatExample):
             chats: list[ChatExample] = [row["example"] for _, row in rows]
-            return _text_pile(pile, chats, tokenizer, loss_mask, considered, str(source))
+            return _text_pile(pile, chats, tokenizer, loss_mask, num_ids, considered, str(source))
     else:
         source = DataSource.of(source)
         found = None if source.encoding is not None else response_rows(str(source.local_path))
         if found is None:
             chats = read_chat_examples(source, columns=columns, say=say)
-            return _text_pile(pile, chats, tokenizer, loss_mask, len(chats), source.path)
+            return _text_pile(pile, chats, tokenizer, loss_mask, num_ids, len(chats), source.path)
         if not source.is_whole_file:
             raise ValueError(
                 f"pile {name!r}: {source.path!r} holds sampled responses; accepted: the file alone, or "
@@ -188,12 +188,13 @@ def _text_pile(
     chats: list[ChatExample],
     tokenizer: "PreTrainedTokenizerBase",
     loss_mask: LossMask,
+    num_ids: int | None,
     considered: int,
     source: str,
 ) -> Pile:
     """Fills a pile with examples that have no ids as sampled."""
     encoded, pile.truncation = encode_examples(
-        tokenizer, chats, loss_mask=loss_mask, max_length=pile.truncation.max_length
+        tokenizer, chats, loss_mask=loss_mask, max_length=pile.truncation.max_length, num_ids=num_ids
     )
     for chat, example in zip(chats, encoded, strict=True):
         _keep(pile, example, chat.source, prompt_digest(chat.prompt))

@@ -1,5 +1,7 @@
 """A set within a length limit: what is cut and lost; turns that are not learned; raw text."""
 
+import re
+
 import pytest
 from tokenizers_zoo import chatml_tokenizer, llama3_tokenizer
 
@@ -94,3 +96,10 @@ def test_texts_that_hold_special_tokens_of_their_own_are_counted(tokenizer):
     assert said.startswith(
         "train: 1 of 2 examples hold special tokens in their own texts (the first: '<|im_end|>' at f:2)"
     )
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named(tokenizer):
+    last = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    said = f"f:1: '<|im_end|>' is token {last}, and the model has rows for 0 to {last - 1}; "
+    with pytest.raises(ValueError, match=re.escape(said)):
+        encode_examples(tokenizer, chats(SHORT), loss_mask="assistant", max_length=None, num_ids=last)

@@ -18,7 +18,7 @@ def chats_of(replies, prompts=None):
 def data_of(tokenizer, path, *, rank=0, world_size=1, **options):
     """A datamodule without a Trainer."""
     data = ChatDataModule(str(path), **options)
-    module = SimpleNamespace(tokenizer=tokenizer)
+    module = SimpleNamespace(tokenizer=tokenizer, num_ids=None)
     data.trainer = SimpleNamespace(
         lightning_module=module, global_rank=rank, is_global_zero=rank == 0, world_size=world_size,
         progress_bar_callback=None,

@@ -91,7 +91,12 @@ class ChatDataModule(RunDataModule):
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
         with progress(f"encoding {name}", len(chats), unit="example", shown=shown) as tick:
             encoded, truncation = encode_examples(
-                tokenizer, chats, loss_mask=self.loss_mask, max_length=max_length, tick=tick
+                tokenizer,
+                chats,
+                loss_mask=self.loss_mask,
+                max_length=max_length,
+                num_ids=self.module.num_ids,
+                tick=tick,
             )
         if name == "train" and (text := other_beginning(tokenizer, chats[0].messages)) is not None:
             rank_zero_warn(text)

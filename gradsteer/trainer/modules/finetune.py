@@ -113,6 +113,11 @@ class FinetuneModule(L.LightningModule):
         self.val_loss = MeanMetric()
         self._last_batch: dict[str, Tensor] = {}
 
+    @property
+    def num_ids(self) -> int | None:
+        """Token ids of the model; None for fresh weights."""
+        return None if self.fresh_config is not None else self.loading.num_ids
+
     def configure_model(self) -> None:
         """Loads or creates the model, once."""
         if self.model is not None:
