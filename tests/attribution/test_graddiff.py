@@ -198,6 +198,7 @@ def test_a_negative_alpha_and_the_reduction_are_heeded(experiment, line, encoded
     assert relative_error(-0.05 * load(tmp_path, "graddiff/v-2"), expected) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--trainer.precision", "bf16-mixed"], ["--model.dtype", "bfloat16"]])
 def test_half_precision_takes_the_steps_at_the_moved_weights(line, tmp_path, options):  # noqa: F811
     words = ["--graddiff.steps", "[3]", "--graddiff.alpha", 1]

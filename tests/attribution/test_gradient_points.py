@@ -295,6 +295,7 @@ def test_the_closed_form_of_a_quadratic_loss_is_the_mean_over_all_masks(origin, 
     torch.testing.assert_close(gradient / rate, closed_form(model, origin, components, rate), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("components", ["rows", *(pytest.param(each, marks=_SLOW) for each in ("entries", "tensors"))])
 @pytest.mark.parametrize("origin", [ORIGIN, pytest.param(None, marks=_SLOW)], ids=["base", "zero"])
 def test_the_mean_over_draws_estimates_the_closed_form(origin, components):

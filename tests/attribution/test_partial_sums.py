@@ -78,6 +78,7 @@ def test_a_finished_pile_is_not_computed_again(words, tmp_path, capfd, monkeypat
         main([*words, "--output_dir", str(out), "--overwrite", "true"])
 
 
+@pytest.mark.slow
 def test_partial_sums_of_other_work_are_refused(words, tmp_path, capsys):
     out = tmp_path / "out"
     (out / "gradients").mkdir(parents=True)

@@ -180,6 +180,7 @@ def test_an_interrupted_export_leaves_what_was_there(made, form, tmp_path, monke
     assert {entry.name: entry.read_bytes() for entry in to.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_half_of_a_directory(made, tmp_path):
     _, path, file = made
     to = tmp_path / "to"

@@ -149,6 +149,7 @@ def test_behind_a_system_prompt_the_same_responses_are_scored(judged, forecast):
     assert 1 < row["predicted"]["effective_sample_size"] < 800
 
 
+@pytest.mark.slow
 def test_a_small_effective_sample_greys_a_row_and_takes_the_linear_form(forecast, judged, tmp_path):
     far = rows_of(forecast / "forecast.json")["a alpha=-20"]
     near = rows_of(forecast / "forecast.json")["a alpha=-0.4"]
@@ -290,6 +291,7 @@ def warnings_of(words):
     return [str(warning.message) for warning in caught]
 
 
+@pytest.mark.slow
 def test_responses_of_other_weights_are_warned_of_and_of_the_vectors_prompts_refused(judged, tmp_path, capsys):
     """The piles' own responses, with another fingerprint and without their temperature."""
     lines = [

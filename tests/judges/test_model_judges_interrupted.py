@@ -91,6 +91,7 @@ def test_the_next_batch_is_sampled_while_the_server_thinks_of_the_last(words, pl
     assert [row["verdicts"] for row in rows] == [truth(row["completion"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_judge_stops_the_run_at_the_next_batch(words, play, slowly, tmp_path, capfd):
     calls = slowly(lambda number: time.sleep(0.25))
     asked, gate = [], threading.Lock()
@@ -176,6 +177,7 @@ def test_ctrl_c_while_sampling_ends_at_once(words, play, slowly, tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("judg")]
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_and_comes_back(words, tmp_path, sampled, capfd):
     gate = Gate(6)
     server = Server(gate)

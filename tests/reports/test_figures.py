@@ -37,6 +37,7 @@ def test_no_figure_is_wider_than_a_page(number, num_behaviors):
         check(figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["x" * 150])
 def test_long_names_leave_room_for_the_panels(suffix):
     for figure in result_figures(experiment(10, suffix=suffix), "demo").values():
@@ -44,6 +45,7 @@ def test_long_names_leave_room_for_the_panels(suffix):
         assert max(axes.bbox.width for axes in figure.axes) > 0.2 * figure.bbox.width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [60])
 def test_forecasts_too(number):
     rows = [row | {"transforms": [f"t{i}"]} for i in range(number // 12) for row in experiment(7)]

@@ -147,7 +147,7 @@ def one(commands, tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:pile .* all of its prompts are in one half", "ignore:vector .* mostly noise")
 @pytest.mark.parametrize(
     ("name", "strategy"),
-    [("attribute", "ddp"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
+    [pytest.param(*each, marks=pytest.mark.slow) for each in (("attribute", "ddp"), *OTHERS)],
 )  # fmt: skip
 def test_attribute_on_two_processes_equals_one(one, on_two, name, strategy):
     """Lightning would even the processes out by repeating examples: 80% wrong on odd piles."""

@@ -40,6 +40,7 @@ def test_a_killed_fit_is_resumed_and_ends_with_the_same_weights(words, tmp_path,
     assert sorted(path.name for path in out.glob(".*")) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_configuration_is_not_resumed(words, tmp_path, caplog):
     out = tmp_path / "killed"
     killed_after_a_checkpoint(words, out)

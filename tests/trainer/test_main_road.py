@@ -211,6 +211,7 @@ def test_another_configuration_is_refused_unless_told_to_overwrite(experiment, c
     assert file_digest(experiment) == before
 
 
+@pytest.mark.slow
 def test_a_saved_config_replays_its_run_bit_for_bit(experiment, tmp_path):
     copy = shutil.copytree(experiment, tmp_path / "copy")
     config = copy / "steer" / "version_0" / "config.yaml"

@@ -120,6 +120,7 @@ def interrupted(words, out, monkeypatch, *, after):
             run(*words, "--output_dir", out)
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_and_can_start_afresh(words, sampled, tmp_path, monkeypatch, capsys):
     interrupted(words, tmp_path, monkeypatch, after=BATCHES + 3)
     sampled.clear()
@@ -138,6 +139,7 @@ def test_another_configuration_is_refused_and_can_start_afresh(words, sampled, t
     assert len(rows) == 6
 
 
+@pytest.mark.slow
 def test_another_vector_under_the_same_name_is_refused(words, tmp_path, monkeypatch, capsys, experiment):
     interrupted(words, tmp_path, monkeypatch, after=3 * BATCHES + 3)
     other = tmp_path / "other.safetensors"

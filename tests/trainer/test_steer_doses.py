@@ -268,6 +268,7 @@ def test_the_95th_percentile_of_the_divergence_reaches_the_budget(judged, anchor
     assert every.mean() < 0.008
 
 
+@pytest.mark.slow
 def test_a_shift_along_a_transformed_vector_is_taken_from_the_responses(judged, anchor, vector, tmp_path):
     words = forecast_words(
         judged, tmp_path, steering__alphas=None, steering__log_odds_shifts="[0.1]",
@@ -300,6 +301,7 @@ def test_a_shift_without_a_slope_is_refused(judged, experiment, tmp_path, capsys
     assert "the slope was taken at temperature 1 and top_p 1, responses are sampled at 0.5 and 1" in message
 
 
+@pytest.mark.slow
 def test_doses_that_want_more_say_what(judged, tmp_path, capsys):
     none = {"steering__alphas": None}
     message = message_of(steer_words(judged, tmp_path, **none, steering__target_rates="[0.5]"), capsys)
@@ -327,6 +329,7 @@ def test_behaviors_say_whose_rate_is_the_target(judged, tmp_path, capsys):
     assert row["predicted"]["rates"]["a"]["rate"] != pytest.approx(0.35, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_combination_is_the_sum_of_its_vectors(judged, anchor, vector, tmp_path):
     run(
         *forecast_words(

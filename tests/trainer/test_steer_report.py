@@ -399,6 +399,7 @@ def test_a_shift_between_classes_that_nobody_judged_is_not_reported(unknown):
 # a prompt that is longer than the context
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_takes_no_part(judged, tmp_path, capsys):
     """The first run stops at the first condition; the second, with another limit, goes on from what it sampled."""
     rows = [*lines_of(judged.prompts)[:4], {"id": "long", "prompt": "hello " * 300}]
@@ -476,6 +477,7 @@ def test_prompts_that_the_vector_was_made_on_are_refused(judged, tmp_path, capsy
     assert not files_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_shared_prompt_is_enough_and_can_be_asked_for(judged, tmp_path, capsys, caplog):
     # in another place, under another id
     rows = [*lines_of(judged.prompts)[:2], lines_of(judged.directory / "piles.jsonl")[7] | {"id": "x"}]
