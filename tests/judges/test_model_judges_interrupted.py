@@ -93,7 +93,8 @@ def test_the_next_batch_is_sampled_while_the_server_thinks_of_the_last(words, pl
 
 @pytest.mark.slow
 def test_an_error_of_the_judge_stops_the_run_at_the_next_batch(words, play, slowly, tmp_path, capfd):
-    calls = slowly(lambda number: time.sleep(0.25))
+    refused = threading.Event()
+    calls = slowly(lambda number: number < 3 or (refused.wait(20), time.sleep(0.5)))
     asked, gate = [], threading.Lock()
 
     @script
@@ -101,6 +102,8 @@ def test_an_error_of_the_judge_stops_the_run_at_the_next_batch(words, play, slow
         with gate:
             asked.append(request.user)
             good = len(asked) <= BATCH
+        if not good:
+            refused.set()
         return by_content(request) if good else error(401, "the key has expired")
 
     server = play(refusing)
