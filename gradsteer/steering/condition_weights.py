@@ -31,7 +31,7 @@ def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is not a vector, or combined vectors do not fit each other.
+        ValueError: a file is not a vector, a vector is 0 everywhere, or combined vectors do not fit each other.
     """
     files = {name for name, source in sources.items() if not is_combination(source, sources)}
     for name in files:
@@ -41,6 +41,11 @@ def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
     for name in sources:
         if name not in files:
             loaded[name] = combine(parse_combination(sources[name], sorted(files)), loaded)
+    for name, vector in loaded.items():
+        if not any(bool(tensor.any()) for tensor in vector.values()):
+            raise ValueError(
+                f"vector {name!r} ({sources[name]}) is 0 everywhere: it steers nothing; its piles are the same"
+            )
     return {name: loaded[name] for name in sources}
 
 

@@ -198,6 +198,9 @@ def test_vectors_are_combined(tmp_path):
     assert loaded["sum"]["w"].tolist() == [11.0, 2.0]
     with pytest.raises(ValueError, match="names of a, b"):
         load_vectors({**sources, "again": "sum - a"})  # of vectors with files only
+    none = SteeringVector({"w": torch.zeros(2)}).save(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"vector 'none' \(.*none\.safetensors\) is 0 everywhere"):
+        load_vectors({"none": str(none)})
     with pytest.raises(FileNotFoundError, match="no vector file at 'nowhere'"):
         load_vectors({"a": "nowhere"})
 
