@@ -312,7 +312,7 @@ def test_a_vector_of_an_unknown_pile_or_of_one_pile_is_refused(experiment, tmp_p
 
 
 def test_a_vector_that_does_not_fit_is_refused(experiment, tmp_path, capsys):
-    path = SteeringVector({"model.norm.weight": torch.zeros(3)}).save(tmp_path / "small.safetensors")
+    path = SteeringVector({"model.norm.weight": torch.ones(3)}).save(tmp_path / "small.safetensors")
     message = refusal(capsys, *line(experiment, "steer", tmp_path, **{"--steering.vectors.a": path}))
     assert "'model.norm.weight' has shape (3,) in the vector and (16,) in the model" in message
     message = refusal(capsys, *line(experiment, "steer", tmp_path, **{"--steering.vectors.a": "no.safetensors"}))
