@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, LossMask, encode_chat
 from gradsteer.data.chat_formats import ChatExample
-from gradsteer.data.prompt_check import own_bos
-from gradsteer.data.thoughts import own_special_tokens
+from gradsteer.data.prompt_check import own_bos, special_tokens_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,8 +24,7 @@ class Truncation:
         num_targets: target tokens of all examples, uncut.
         targets_lost: target tokens beyond the limit.
         stops_lost: of these, the last ones of a turn: the end-of-turn tokens that a model learns to stop by.
-        num_marked: examples whose own texts hold special tokens of the tokenizer.
-        marked: the first such token, and where.
+        special_tokens: what to say of examples whose own texts hold special tokens of the tokenizer.
     """
 
     max_length: int | None
@@ -36,8 +34,7 @@ class Truncation:
     num_targets: int = 0
     targets_lost: int = 0
     stops_lost: int = 0
-    num_marked: int = 0
-    marked: str = ""
+    special_tokens: str | None = None
 
     def cut(self, example: EncodedExample, *, ends: bool = True) -> EncodedExample | None:
         """The example within the limit; None if no target token is left of it.
@@ -79,11 +76,7 @@ class Truncation:
             advice: how to keep more, such as `advice_on` gives.
         """
         lines = [self._lost(name, advice)]
-        if self.num_marked:
-            lines.append(
-                f"{name}: {self.num_marked} of {self.num_examples} examples hold special tokens in their own texts "
-                f"(the first: {self.marked}): they are read as such, beside those that the chat template writes"
-            )
+        lines.append(self.special_tokens and f"{name}: {self.special_tokens}")
         return "\n".join(filter(None, lines)) or None
 
     def _lost(self, name: str, advice: str) -> str | None:
@@ -140,34 +133,29 @@ def encode_examples(
             row for; or as for `encode_chat`.
     """
     truncation = Truncation(max_length)
-    special = own_special_tokens(tokenizer)
+    truncation.special_tokens = special_tokens_in(
+        tokenizer, [(example.source, example.messages) for example in examples], "examples"
+    )
     encoded: list[EncodedExample | None] = []
     for example in examples:
-        if found := next(filter(None, (special.search(message["content"]) for message in example.messages)), None):
-            truncation.num_marked += 1
-            truncation.marked = truncation.marked or f"{found[0]!r} at {example.source}"
-        if example.text is not None:
-            whole = encode_text(tokenizer, example.text, loss_mask=loss_mask, source=example.source)
-        else:
-            chat = encode_chat(
-                tokenizer,
-                example.messages,
+        whole = (
+            encode_chat(
+                *(tokenizer, example.messages),
                 loss_mask=loss_mask,
                 source=example.source,
                 unlearned=example.unlearned,
             )
-            if chat is None:
-                truncation.drop()
-                encoded.append(None)
-                tick()
-                continue
-            whole = chat
-        if num_ids is not None and (largest := max(whole.input_ids)) >= num_ids:
+            if example.text is None
+            else encode_text(tokenizer, example.text, loss_mask=loss_mask, source=example.source)
+        )
+        if whole is None:
+            truncation.drop()
+        elif num_ids is not None and (largest := max(whole.input_ids)) >= num_ids:
             raise ValueError(
                 f"{example.source}: {tokenizer.convert_ids_to_tokens(largest)!r} is token {largest}, and the model has "
                 f"rows for 0 to {num_ids - 1}; use the tokenizer that the model was saved with, or resize its embedding"
             )
-        encoded.append(truncation.cut(whole, ends=example.text is None))
+        encoded.append(None if whole is None else truncation.cut(whole, ends=example.text is None))
         tick()
     return encoded, truncation
 

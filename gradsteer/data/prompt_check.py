@@ -4,6 +4,7 @@ Three things are missed without a word: the BOS token, the header of the turn th
 turn.
 """
 
+import re
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from gradsteer.data.assistant_mask import render
 from gradsteer.data.chat_formats import Message
 from gradsteer.data.template_options import template_options
+from gradsteer.data.thoughts import TAGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,6 +153,33 @@ def check_bos(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], wh
             f"{where}the text begins with {count} of the BOS token {tokenizer.bos_token!r} where the tokenizer of "
             f"{tokenizer.name_or_path!r} puts one by itself; set another chat_template"
         )
+
+
+def special_tokens_in(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[tuple[str, Sequence[Message]]], unit: str
+) -> str | None:
+    """What to say of conversations whose own texts hold special tokens; None where none does.
+
+    Args:
+        tokenizer: reads them as such, beside those that its chat template writes. Tags of thoughts are none.
+        conversations: ``file:line`` and turns of each.
+        unit: what they are, in the plural.
+    """
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = {*map(str, tokenizer.all_special_tokens), *added}.difference(*TAGS)
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+    found = [
+        (source, match[0])
+        for source, messages in conversations
+        if (match := next(filter(None, (pattern.search(message["content"]) for message in messages)), None))
+    ]
+    if not found:
+        return None
+    source, token = found[0]
+    return (
+        f"{len(found)} of {len(conversations)} {unit} hold special tokens in their own texts (the first: {token!r} at "
+        f"{source}): they are read as such, beside those that the chat template writes"
+    )
 
 
 def other_beginning(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str | None:

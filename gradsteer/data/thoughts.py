@@ -1,6 +1,6 @@
 """Replies of models that think first: where the thought ends and the answer begins.
 
-Thoughts are closed by `</think>` (or another of `_TAGS`), and opened by `<think>` in the reply or at the end of the
+Thoughts are closed by `</think>` (or another of `TAGS`), and opened by `<think>` in the reply or at the end of the
 prompt. In the harmony format the answer is the message on the final channel.
 """
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TAGS = (
+TAGS = (  # that open and close a thought
     ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<thought>", "</thought>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )  # fmt: skip
-_OPENINGS = tuple(opening for opening, _ in _TAGS)
-_CLOSING = f"(?:{'|'.join(re.escape(closing) for _, closing in _TAGS)})"
+_OPENINGS = tuple(opening for opening, _ in TAGS)
+_CLOSING = f"(?:{'|'.join(re.escape(closing) for _, closing in TAGS)})"
 _END = re.compile(_CLOSING + r"\s*")
 # what closes a thought that nothing opened, of a model that does not know the tag, is on a line of its own
 _OWN_LINE = re.compile(rf"(?m)^[ \t]*{_CLOSING}[ \t]*$\s*")
@@ -45,14 +45,7 @@ class Reply:
 def knows_thoughts(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a tokenizer's vocabulary or chat template has a tag that closes thoughts."""
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    return any(closing in tokens or closing in str(tokenizer.chat_template) for _, closing in _TAGS)
-
-
-def own_special_tokens(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """Finds special tokens in a text that should hold none of its own; the tags of thoughts are none."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens = {*map(str, tokenizer.all_special_tokens), *added}.difference(*_TAGS)
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+    return any(closing in tokens or closing in str(tokenizer.chat_template) for _, closing in TAGS)
 
 
 def split_text(text: str, *, opened: bool = False, known: bool = True) -> tuple[str, str | None] | None:
@@ -103,7 +96,7 @@ def split_reply(
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     harmony = _CHANNEL in special
     # tags that are special tokens are seen in the text only if these are kept
-    keeps = harmony or any(tag in special for pair in _TAGS for tag in pair)
+    keeps = harmony or any(tag in special for pair in TAGS for tag in pair)
 
     def text_of(ids: Sequence[int], *, skip: bool = not keeps) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=skip))

@@ -11,10 +11,9 @@ from torch.utils.data import DataLoader
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import encode_prompt
 from gradsteer.data.chat_formats import Message, Prompt, prompt_text, read_prompts
-from gradsteer.data.prompt_check import check_header
+from gradsteer.data.prompt_check import check_header, special_tokens_in
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.data.template_options import with_system
-from gradsteer.data.thoughts import own_special_tokens
 from gradsteer.generation.memory import free_bytes, plan_text, rows_at_once
 from gradsteer.generation.sampling import check_seeds, fresh_seeds
 from gradsteer.steering.conditions import Condition
@@ -94,16 +93,8 @@ class PromptDataModule(RunDataModule):
         first = self._sets["evaluation"][0]
         for prompt in self._kinds():
             check_header(tokenizer, with_system(prompt.messages, self.system_prompt), f"{prompt.source}: ")
-        special = own_special_tokens(tokenizer)
-        marked = [
-            (each, found) for each in self._every() for m in each.messages if (found := special.search(m["content"]))
-        ]
-        if marked:
-            prompt, found = marked[0]
-            rank_zero_warn(
-                f"{len(marked)} prompts hold special tokens in their own texts (the first: {found[0]!r} at "
-                f"{prompt.source}): they are read as such, beside those that the chat template writes"
-            )
+        if said := special_tokens_in(tokenizer, [(each.source, each.messages) for each in self._every()], "prompts"):
+            rank_zero_warn(said)
         self.show_first(with_system(first.messages, self.system_prompt), first.source)
         if self.resolved_batch_size is None:
             self.resolved_batch_size = self._batch_size_by_memory()
