@@ -1,13 +1,14 @@
 """Finding the alpha of a dose: from a norm, a calibrated slope, a forecast curve or a divergence."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
-from gradsteer.forecast.forecaster import Direction, Forecaster
+from gradsteer.forecast.curve import VectorCurve
 from gradsteer.forecast.kl_budget import Statistic, solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.doses import Dose
@@ -24,7 +25,6 @@ class DoseSolver:
         theta_norm: ``||theta||`` over all of the model's parameters.
         temperature: that responses are sampled at.
         top_p: that they are sampled with.
-        forecaster: of the anchor's judged responses; None without them.
         text: makes the text on which divergences are measured, when one is asked for.
         statistic: of the divergence over its tokens.
     """
@@ -33,19 +33,20 @@ class DoseSolver:
     theta_norm: float
     temperature: float
     top_p: float
-    forecaster: Forecaster | None = None
     text: Callable[[], TextDivergence] | None = None
     statistic: Statistic = "mean"
     _measured: TextDivergence | None = field(default=None, init=False)
+    _known: dict[Hashable, dict[float, float]] = field(default_factory=dict, init=False)  # alpha -> divergence
 
     def solve(
         self,
         dose: Dose,
         vector: ParameterVector,
         *,
+        key: Hashable,
         calibration: Calibration | None,
         contrast: Contrast,
-        direction: Direction | None,
+        curve: VectorCurve | None,
         weights: Callable[[float], AbstractContextManager[Any]],
     ) -> float:
         """The alpha of a dose of a vector.
@@ -53,9 +54,10 @@ class DoseSolver:
         Args:
             dose: what is asked for.
             vector: the direction, transformed.
+            key: the same for all doses of this direction, so that they share what was measured.
             calibration: the direction's own slope; None where it is transformed, a sum, or was not calibrated.
             contrast: what the vector is a contrast of.
-            direction: derivatives along the vector; None without a forecaster.
+            curve: forecasts along the vector; None without judged responses.
             weights: gives the model the weights at an alpha, rounded as those of the condition.
 
         Raises:
@@ -69,26 +71,29 @@ class DoseSolver:
                 raise ValueError("the vector is zero: no alpha gives it a norm")
             return dose.value * self.theta_norm / norm
         if dose.kind == "log_odds_shift":
-            return self._shift(dose.value, calibration, contrast, direction)
+            return self._shift(dose.value, calibration, contrast, curve)
         if dose.kind == "kl_budget":
-            return self._budget(dose.value, vector, weights)
-        if self.forecaster is None:
+            return self._budget(dose.value, vector, key, curve, weights)
+        if curve is None:
             raise ValueError("a target rate is solved on the forecast curve: give --forecasting.responses FILE")
-        if direction is None:
-            raise ValueError("a target rate is solved along derivatives, which weights in half precision do not have")
         if contrast.behavior is None:
             raise ValueError("which behavior's rate is the target? give --steering.behaviors.VECTOR BEHAVIOR")
-        return solve_rate(self.forecaster, contrast.behavior, dose.value, direction, weights)[0]
+        return solve_rate(curve, contrast.behavior, dose.value)[0]
+
+    def needs_no_curve(self, dose: Dose, calibration: Calibration | None) -> bool:
+        """Whether the dose's alpha is known before anything is scored."""
+        calibrated = calibration is not None and calibration.is_of(self.temperature, self.top_p)
+        return dose.kind in ("alpha", "relative_norm") or (dose.kind == "log_odds_shift" and calibrated)
 
     def _shift(
-        self, shift: float, calibration: Calibration | None, contrast: Contrast, direction: Direction | None
+        self, shift: float, calibration: Calibration | None, contrast: Contrast, curve: VectorCurve | None
     ) -> float:
         if calibration is not None and calibration.is_of(self.temperature, self.top_p):
             return calibration.alpha(shift)
-        if self.forecaster is not None and direction is not None:
+        if curve is not None:
             if contrast.plus is None or contrast.minus is None:
                 raise ValueError("a shift of log-odds is between two classes, and the vector's piles do not say theirs")
-            slope, error = self.forecaster.slope(direction, contrast.plus, contrast.minus)
+            slope, error = curve.forecaster.slope(curve.direction(), contrast.plus, contrast.minus)
             plain = Calibration(slope, error, (slope, slope), self.temperature, self.top_p, 0, 0)
             return plain.alpha(shift)
         if calibration is not None:
@@ -103,7 +108,12 @@ class DoseSolver:
         )
 
     def _budget(
-        self, budget: float, vector: ParameterVector, weights: Callable[[float], AbstractContextManager[Any]]
+        self,
+        budget: float,
+        vector: ParameterVector,
+        key: Hashable,
+        curve: VectorCurve | None,
+        weights: Callable[[float], AbstractContextManager[Any]],
     ) -> float:
         if self._measured is None:
             if self.text is None:
@@ -114,10 +124,27 @@ class DoseSolver:
         text, norm = self._measured, vector.norm()
         if norm == 0:
             raise ValueError("the vector is zero: no alpha makes it diverge")
-        sign = 1.0 if budget > 0 else -1.0
+        sign, known = math.copysign(1.0, budget), self._known.setdefault(key, {})
 
-        def measure(alpha: float) -> float:
-            with weights(sign * alpha):
-                return statistic_of(text.divergences(self.model), self.statistic)
+        def measure(size: float) -> float:
+            with weights(sign * size):
+                known[sign * size] = statistic_of(text.divergences(self.model), self.statistic)
+            return known[sign * size]
 
-        return sign * solve_budget(measure, abs(budget), start=1e-3 * self.theta_norm / norm)[0]
+        start = _guess(abs(budget), sign, known, curve) or 1e-3 * self.theta_norm / norm
+        return sign * solve_budget(measure, abs(budget), start=start)[0]
+
+
+def _guess(budget: float, sign: float, known: dict[float, float], curve: VectorCurve | None) -> float | None:
+    """A size of alpha near a divergence, which grows as alpha squared, from others of this sign; None without any.
+
+    From those that were measured, or else from what the curve's own weights say of it.
+    """
+    points = [(abs(alpha), value) for alpha, value in known.items() if alpha * sign > 0 and 0 < value < math.inf]
+    if not points and curve is not None:
+        forecast = [(abs(alpha), curve.forecast(alpha).kl_per_token) for alpha in curve.nodes if alpha * sign > 0]
+        points = [(size, value) for size, value in forecast if value is not None and value > 0]
+    if not points:
+        return None
+    size, value = min(points, key=lambda point: abs(math.log(point[1] / budget)))
+    return size * math.sqrt(budget / value)

@@ -28,6 +28,8 @@ from gradsteer.vectors.parameter_vectors import ParameterVector
 
 MIN_SAMPLE_SIZE = 200.0  # below it importance weights erred by 3 to 7 points in trials
 
+_INTERVAL = 2 * 1.96  # standard errors in a 95% interval
+
 Tick = Callable[[], None]
 Where = Mapping[str, bool]
 
@@ -73,11 +75,12 @@ class Forecaster:
         self.responses, self.scorer, self.min_sample_size = responses, scorer, min_sample_size
         self.bootstrap = PromptBootstrap.draw(responses.prompts, draws=draws, seed=seed)
         self.num_passes = 1
-        self._verdicts = {**responses.verdicts, **_classes(responses.verdicts)}
-        self._reference = scorer.log_probs(sampled_here=True, tick=tick)
-        if not np.isfinite(self._reference).all():
-            bad = int(np.flatnonzero(~np.isfinite(self._reference))[0])
+        self.verdicts = {**responses.verdicts, **_classes(responses.verdicts)}
+        self.anchor_scores = scorer.log_probs(sampled_here=True, tick=tick)
+        if not np.isfinite(self.anchor_scores).all():
+            bad = int(np.flatnonzero(~np.isfinite(self.anchor_scores))[0])
             raise ValueError(f"{responses.path}: the model's log-probability of response {bad + 1} is not finite")
+        self._reference = self.anchor_scores
 
     def at_present_weights(
         self,
@@ -99,10 +102,17 @@ class Forecaster:
             scorer: of the same responses behind other prompts (a system prompt, say); the plain one by default.
             tick: called after each batch.
         """
+        return self.forecast(self.score(scorer, tick=tick), direction=direction, alpha=alpha, plus=plus, minus=minus)
+
+    def score(self, scorer: ResponseScorer | None = None, *, tick: Tick | None = None) -> np.ndarray:
+        """``log p_r`` (responses,) under the weights that the model has now: one forward pass (collective).
+
+        Args:
+            scorer: of the same responses behind other prompts; the plain one by default.
+            tick: called after each batch.
+        """
         self.num_passes += 1
-        return self.forecast(
-            (scorer or self.scorer).log_probs(tick=tick), direction=direction, alpha=alpha, plus=plus, minus=minus
-        )
+        return (scorer or self.scorer).log_probs(tick=tick)
 
     def forecast(
         self,
@@ -130,7 +140,7 @@ class Forecaster:
         linear = direction.linear.rates(alpha) if direction else {}
         intervals = direction.linear.intervals(alpha, self.bootstrap) if direction and use_linear else {}
         rates = {}
-        for name, verdicts in self._verdicts.items():
+        for name, verdicts in self.verdicts.items():
             found = weighted_rate(weights, verdicts, self.bootstrap)
             if found is not None and empty:
                 found = found[0], 0.0, 1.0
@@ -164,6 +174,48 @@ class Forecaster:
             {} if empty else _weighted_means(weights, self.responses.traits),
         )
 
+    def sample_size(self, log_probs: np.ndarray) -> float:
+        """The effective sample size at log-probabilities (responses,); 0 where no response is possible there."""
+        try:
+            return effective_sample_size(normalised_weights(log_probs - self._reference))
+        except ValueError:
+            return 0.0
+
+    def moved(self, exact: np.ndarray, approximate: np.ndarray) -> tuple[float, float]:
+        """The most that any forecast rate differs between two sets of log-probabilities (responses,).
+
+        Returns:
+            In [0, 1], and in units of the rate's own standard error (a quarter of its 95% interval, about).
+        """
+        weights, others = (normalised_weights(scores - self._reference) for scores in (exact, approximate))
+        most, errors = 0.0, 0.0
+        for verdicts in self.verdicts.values():
+            found = weighted_rate(weights, verdicts, self.bootstrap)
+            scored = ~np.isnan(verdicts)
+            if found is None or not others[scored].sum() > 0:
+                continue
+            other = float((others[scored] * verdicts[scored]).sum() / others[scored].sum())
+            difference = abs(other - found[0])
+            most = max(most, difference)
+            errors = max(errors, difference / max((found[2] - found[1]) / _INTERVAL, 1e-12))
+        return most, errors
+
+    def turned(self, derivatives: np.ndarray, others: np.ndarray) -> float:
+        """The most that a behavior's slope against all other replies differs, in units of its own standard error.
+
+        Args:
+            derivatives: (responses,) of ``-log p(r)`` by alpha.
+            others: (responses,) likewise.
+        """
+        most = 0.0
+        for verdicts in self.responses.verdicts.values():
+            members = verdicts == 1, verdicts == 0
+            if all(each.any() for each in members):
+                slopes = [mean_difference(each, *members, self.responses.prompts) for each in (derivatives, others)]
+                error = slopes[1][1]
+                most = max(most, abs(slopes[0][0] - slopes[1][0]) / error if error > 0 else 0.0)
+        return most
+
     def along(self, model: Any, vector: ParameterVector, *, tick: Tick | None = None) -> Direction:
         """The responses' derivatives along a vector, at the model's present weights: two forward passes, or a few more.
 
@@ -171,7 +223,7 @@ class Forecaster:
         """
         derivatives, passes = log_prob_derivatives(model, self.scorer, vector, tick=tick)
         self.num_passes += passes
-        return Direction(derivatives, LinearForm.of(derivatives, self._verdicts))
+        return Direction(derivatives, LinearForm.of(derivatives, self.verdicts))
 
     def slope(self, direction: Direction, plus: Where, minus: Where) -> tuple[float, float]:
         """``<S, V>`` between two classes of these responses, and its standard error; see `mean_difference`.

@@ -2,44 +2,35 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from gradsteer.forecast.forecaster import Direction, Forecaster, Tick
+from gradsteer.forecast.curve import VectorCurve
 
 _CLOSE = 5e-4  # of a rate: a twentieth of a point
+_CLOSE_SHARE = 0.02  # of a rare one
 _FARTHEST = 100.0  # nats of a whole response: beyond, the linear form says nothing
-_NEAR = 5e-3  # accepted where the passes are used up
+_NEAR, _NEAR_SHARE = 5e-3, 0.1  # accepted where the steps are used up
+_BEYOND = 1.2  # the curve is drawn past the first guess by so much: its ends are where most steps would lead
 
 
 def solve_rate(
-    forecaster: Forecaster,
-    behavior: str,
-    target: float,
-    direction: Direction,
-    weights: Callable[[float], AbstractContextManager[Any]],
-    *,
-    tick: Tick | None = None,
-    max_passes: int = 8,
+    curve: VectorCurve, behavior: str, target: float, *, max_steps: int = 12
 ) -> tuple[float, Literal["importance", "linear"]]:
     """The alpha at which the forecast of a behavior's rate is the target.
 
-    The linear form, which costs nothing more, gives a first alpha; secant steps on the log-odds then follow the
-    importance-weighted curve, as long as its effective sample size is large enough.
+    The linear form gives a first alpha; secant steps on the log-odds then follow the importance-weighted curve, as long
+    as its effective sample size is large enough. Where the curve reaches, a step takes no pass.
 
     Args:
-        forecaster: of the judged responses.
+        curve: forecasts along the vector.
         behavior: whose rate.
         target: the rate, between 0 and 1.
-        direction: along which the weights move.
-        weights: gives the model the weights at an alpha.
-        tick: called after each batch.
-        max_passes: forward passes at most.
+        max_steps: secant steps at most.
 
     Returns:
-        alpha, and which curve it was solved on.
+        alpha, and which form it was solved on.
 
     Raises:
         ValueError: the target is out of range, the rate is not known, or it does not reach the target along this
@@ -47,7 +38,8 @@ def solve_rate(
     """
     if not 0 < target < 1:
         raise ValueError(f"target rate {target} of {behavior!r}; accepted: more than 0 and less than 1")
-    forecaster.responses.check_behaviors([behavior])
+    responses, direction = curve.forecaster.responses, curve.direction()
+    responses.check_behaviors([behavior])
     if behavior not in direction.linear.rates(0.0):
         raise ValueError(f"the rate of {behavior!r} is not known: no response has a verdict on every behavior")
     size = float(np.sqrt(np.mean(np.square(direction.derivatives))))
@@ -55,23 +47,23 @@ def solve_rate(
     alpha = _root(lambda a: _logit(direction.linear.rates(a)[behavior]) - _logit(target), farthest)
     if alpha is None:
         raise ValueError(f"along this direction the rate of {behavior!r} does not reach {target}: it hardly moves")
+    close, near = min(_CLOSE, _CLOSE_SHARE * target), min(_NEAR, _NEAR_SHARE * target)
     linear, goal = alpha, _logit(target)
     # at alpha 0 all weights are equal: a first point that costs nothing
-    verdicts = forecaster.responses.verdicts[behavior]
-    last = 0.0, _logit(float(np.nanmean(verdicts))) - goal
+    last = 0.0, _logit(float(np.nanmean(responses.verdicts[behavior]))) - goal
     if linear == 0 or last[1] == 0:
         return 0.0, "linear"
+    curve.cover([_BEYOND * linear])
     sides = {last[1] > 0: last[0]}  # where the rate was last below and above the target
     slope = -last[1] / linear
     best = math.inf, linear
-    for _ in range(max_passes):
-        with weights(alpha):
-            forecast = forecaster.at_present_weights(tick=tick)
+    for _ in range(max_steps):
+        forecast = curve.forecast(alpha)
         rate = forecast.rates[behavior].importance
         if not forecast.reliable:  # past what the weights can say: where they last came near, else the linear form
-            return (best[1], "importance") if best[0] <= _NEAR else (linear, "linear")
+            return (best[1], "importance") if best[0] <= near else (linear, "linear")
         best = min(best, (abs(rate - target), alpha))
-        if best[0] < _CLOSE:
+        if best[0] < close:
             return best[1], "importance"
         gap = _logit(rate) - goal
         found = (gap - last[1]) / (alpha - last[0])
@@ -80,10 +72,10 @@ def solve_rate(
         alpha -= max(-abs(2 * linear), min(abs(2 * linear), gap / slope))
         if len(sides) == 2 and not min(sides.values()) < alpha < max(sides.values()):
             alpha = sum(sides.values()) / 2
-    if best[0] > _NEAR:
+    if best[0] > near:
         raise ValueError(
             f"along this direction the rate of {behavior!r} was not brought to {target}: the nearest forecast, "
-            f"at alpha {best[1]:+.4g}, is {100 * best[0]:.1f} points off"
+            f"at alpha {best[1]:+.4g}, is {100 * best[0]:.2g} points off"
         )
     return best[1], "importance"
 

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
+from gradsteer.forecast.curve import VectorCurve
 from gradsteer.forecast.dose_solver import DoseSolver
-from gradsteer.forecast.forecaster import Direction, Forecaster
+from gradsteer.forecast.forecaster import Forecaster
 from gradsteer.forecast.judged_responses import behind_system_prompt
 from gradsteer.forecast.kl_budget import Statistic
 from gradsteer.generation.sampling import check_seeds
@@ -22,12 +24,12 @@ from gradsteer.steering.condition_plan import Plan, Recipe
 from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
-from gradsteer.steering.rounding import HALF_PRECISIONS
 from gradsteer.trainer.session import needed, session_of, shows_progress
 from gradsteer.vectors.combinations import is_combination
 from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.controls import CONTROLS
 from gradsteer.vectors.parameter_vectors import SteeringVector
+from gradsteer.vectors.transforms import parse_transform
 
 _Key = tuple[str, str]  # a vector and its transforms
 
@@ -53,8 +55,8 @@ class DoseFinder:
         self._known = {} if forecast is None else {row["name"]: row for row in forecast["conditions"]}
         self._about: dict[str, Any] = {} if forecast is None else forecast["forecast"]
         self._digests: dict[str, str] | None = None
-        self._directions: dict[_Key, Direction] = {}
-        self._sampling, self._half = (1.0, 1.0), False
+        self.curves: dict[_Key, VectorCurve] = {}
+        self._sampling = (1.0, 1.0)
         self._forecaster: Forecaster | None = None
         self._calibrations = {
             name: None if is_combination(source, sources) else Calibration.read(vectors[name].metadata)
@@ -95,19 +97,12 @@ class DoseFinder:
         else:
             how = forecasting.sampling(pl_module)
         self._sampling = how
-        self._half = next(pl_module.model.parameters()).dtype in HALF_PRECISIONS
-        if forecaster is not None and self._half:
-            rank_zero_warn(
-                "no linear forecast, and no shift or rate can be solved on it: weights in half precision round "
-                "away the small steps by which derivatives are taken (--model.dtype float32)"
-            )
         norms = (float(p.detach().double().norm()) ** 2 for p in pl_module.model.parameters())
         solver = DoseSolver(
             pl_module.model,
             math.sqrt(sum(norms)),
             how[0],
             how[1],
-            forecaster,
             lambda: TextDivergence(
                 _text(trainer, forecaster),
                 int(pl_module.tokenizer.pad_token_id),
@@ -121,8 +116,8 @@ class DoseFinder:
             if recipe is None:
                 found.append((condition, recipe))
                 continue
-            if recipe.source == "vector" and not recipe.on_base and condition.name not in self._known:
-                self._take_direction(recipe, weights)
+            if self._is_curved(condition, recipe) and _key(recipe) not in self.curves:
+                self._draw(trainer, plan, recipe, solver, weights)
             alpha = weights.fixed_alpha(recipe)
             if alpha is None and recipe.dose is not None:
                 key = (_key(recipe), recipe.dose)
@@ -130,45 +125,58 @@ class DoseFinder:
                     alphas[key] = self._alpha(condition, recipe, solver, weights)
                 alpha = alphas[key]
             found.append((replace(condition, alpha=alpha), recipe))
+            if self._is_curved(condition, recipe):
+                self.curves[_key(recipe)].log_probs(needed(alpha))  # while the model has the anchor's weights
+        for curve in self.curves.values():
+            rank_zero_info(str(curve))
         if any(dose.kind != "alpha" for _, dose in alphas):
             own = [c for c, r in found if r and r.source == "vector" and not r.on_base]
             rank_zero_info("doses: " + ", ".join(f"{c.name}: alpha {c.alpha:+.4g}" for c in own))
         return found
 
-    def _alpha(
-        self,
-        condition: Condition,
-        recipe: Recipe,
-        solver: DoseSolver,
-        weights: ConditionWeights,
-    ) -> float:
-        name = str(recipe.vector)
+    def _is_curved(self, condition: Condition, recipe: Recipe) -> bool:
+        """Whether the condition's forecast is read from a vector's curve."""
+        own = recipe.source == "vector" and not recipe.on_base
+        return own and self._forecaster is not None and condition.name not in self._known
+
+    def _draw(
+        self, trainer: L.Trainer, plan: Plan, recipe: Recipe, solver: DoseSolver, weights: ConditionWeights
+    ) -> None:
+        """Scores the responses along a transformed vector, for all of its alphas that are known before."""
+        name, key = str(recipe.vector), _key(recipe)
+
+        def vector() -> SteeringVector:
+            return weights.transformed(name, recipe.pipeline)
+
+        curve = self.curves[key] = VectorCurve(
+            "|".join([name, *(parse_transform(spec)[0] for spec in recipe.pipeline)]),
+            needed(self._forecaster),
+            lambda alpha: weights.at(vector(), alpha),
+            vector,
+            shown=shows_progress(trainer),
+        )
+        calibration = None if recipe.pipeline else self._calibrations[name]
+        of_curve = [(c, r) for c, r in plan if r and self._is_curved(c, r) and _key(r) == key]
+        known = [(c, r) for c, r in of_curve if r.dose and solver.needs_no_curve(r.dose, calibration)]
+        curve.cover([self._alpha(c, r, solver, weights) for c, r in known])
+
+    def _alpha(self, condition: Condition, recipe: Recipe, solver: DoseSolver, weights: ConditionWeights) -> float:
         forecast = self._known.get(condition.name)
         if forecast is not None:
             return float(forecast["alpha"])
-        vector = weights.transformed(name, recipe.pipeline)
+        name, vector = str(recipe.vector), weights.transformed(str(recipe.vector), recipe.pipeline)
         try:
             return solver.solve(
                 needed(recipe.dose),
                 vector,
+                key=_key(recipe),
                 calibration=None if recipe.pipeline else self._calibrations[name],
                 contrast=self.contrasts[name],
-                direction=self._directions.get(_key(recipe)),
+                curve=self.curves.get(_key(recipe)),
                 weights=lambda alpha: weights.at(vector, alpha),
             )
         except ValueError as error:
             raise ValueError(f"condition {condition.name!r}: {error}") from error
-
-    def _take_direction(self, recipe: Recipe, weights: ConditionWeights) -> None:
-        """Computes the responses' derivatives along a transformed vector, once."""
-        key, forecaster = _key(recipe), self._forecaster
-        if forecaster is None or key in self._directions:
-            return
-        if self._half:
-            return
-        self._directions[key] = forecaster.along(
-            weights.model, weights.transformed(str(recipe.vector), recipe.pipeline)
-        )
 
     def _check_model(self, pl_module: Any) -> None:
         if not self._about:
@@ -237,19 +245,11 @@ class DoseFinder:
         own = recipe is not None and recipe.source == "vector" and not recipe.on_base
         alpha = condition.alpha or 0.0
         if forecaster is not None and forecasting is not None:
-            scorer = forecaster.scorer
-            if condition.system_prompt is not None:
-                examples = behind_system_prompt(forecaster.responses, pl_module.tokenizer, condition.system_prompt)
-                scorer = forecasting.scorer(trainer, pl_module, examples)
-            with progress(condition.name, total=len(scorer), unit="batch", shown=shows_progress(trainer)) as tick:
-                forecast = forecaster.at_present_weights(
-                    direction=self._directions.get(_key(recipe)) if own and recipe else None,
-                    alpha=alpha,
-                    plus=contrast.plus,
-                    minus=contrast.minus,
-                    scorer=scorer,
-                    tick=tick,
-                )
+            if own and recipe is not None:
+                forecast = self.curves[_key(recipe)].forecast(alpha, contrast.plus, contrast.minus)
+            else:
+                scores = self._scores(trainer, pl_module, condition, recipe)
+                forecast = forecaster.forecast(scores, alpha=alpha, plus=contrast.plus, minus=contrast.minus)
             predicted = {"role": condition.kind, **forecast.to_dict()}
             session.forecasts[number] = forecast
             if forecast.effective_sample_size == 0:
@@ -267,6 +267,18 @@ class DoseFinder:
             said = {"calibrated_log_odds_shift": calibration.shift(alpha), "calibrated_standard_error": error}
             predicted = {**(predicted or {"role": condition.kind}), **said}
         session.result(number).predicted = predicted
+
+    def _scores(self, trainer: L.Trainer, pl_module: Any, condition: Condition, recipe: Recipe | None) -> np.ndarray:
+        """The responses' log-probabilities under the condition's weights, which the model has, and system prompt."""
+        forecaster, scorer = needed(self._forecaster), None
+        if condition.system_prompt is not None:
+            examples = behind_system_prompt(forecaster.responses, pl_module.tokenizer, condition.system_prompt)
+            scorer = needed(session_of(trainer).forecasting).scorer(trainer, pl_module, examples)
+        elif condition.model == "anchor" and recipe is None:
+            return forecaster.anchor_scores
+        total = len(scorer or forecaster.scorer)
+        with progress(condition.name, total=total, unit="batch", shown=shows_progress(trainer)) as tick:
+            return forecaster.score(scorer, tick=tick)
 
 
 def sources_of(plan: Plan) -> dict[str, str]:

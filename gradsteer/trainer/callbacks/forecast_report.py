@@ -70,6 +70,7 @@ class ForecastReport(L.Callback):
             "vectors": steering.vector_digests(),
             "sources": sources_of(session.plan),
             "settings": steering.settings,
+            "curves": steering.curves(),
             "num_passes": needed(forecasting.forecaster).num_passes,
             "warnings": forecasting.warnings,
         }

@@ -257,6 +257,10 @@ class WeightSteering(L.Callback):
         """Vector -> digest of its file, or the text of a combination."""
         return self._finder.digests()
 
+    def curves(self) -> dict[str, Any]:
+        """What is known of the forecasts' curves, by vector and transforms, as plain values."""
+        return {curve.name: curve.to_dict() for curve in self._finder.curves.values()}
+
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:

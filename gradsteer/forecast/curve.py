@@ -1,0 +1,228 @@
+"""Forecasts at every alpha along one vector, for the price of a few passes.
+
+Along ``theta + alpha V`` the log-probability of each response is a smooth function of alpha. It is taken at the
+Chebyshev-Lobatto nodes of the range that is asked for, 0 among them, and interpolated in between by the polynomial
+through them (Berrut and Trefethen 2004, SIAM Review 46:501). One more pass, at the alpha where the polynomial has the
+most room to err, says how wrong it is; that alpha then becomes a node, and more are added while it moves a forecast by
+more than a tenth of its standard error.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gradsteer.evaluation.importance_sampling import LinearForm
+from gradsteer.forecast.forecast_file import Forecast
+from gradsteer.forecast.forecaster import Direction, Forecaster, Where
+from gradsteer.progress import progress
+from gradsteer.vectors.parameter_vectors import ParameterVector
+
+NUM_NODES = 5
+MAX_NODES = 13
+_GRID = 257
+_FEWEST = 5.0  # effective samples at the range's ends: beyond, a forecast says nothing, and its curve is not needed
+_TOLERATED = 0.1  # of a forecast's standard error, at the alpha left out
+_TOLERATED_NATS = 0.1  # likewise, of a response: where all weigh on a few, rates no longer tell
+_TOLERATED_SLOPE = 0.3  # of the slope's, between the curve without that alpha and with it: several times its error
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the interpolation missed at an alpha that was scored but left out of it.
+
+    Attributes:
+        alpha: the one left out.
+        error: root mean square over the responses, nats.
+        largest_error: of any response, nats.
+        rate_error: the most that a forecast rate moved, in [0, 1].
+        standard_errors: the most that one moved in units of its own standard error.
+    """
+
+    alpha: float
+    error: float
+    largest_error: float
+    rate_error: float
+    standard_errors: float
+
+
+class VectorCurve:
+    """Forecasts along one vector.
+
+    With top-p below 1 the nucleus jumps from alpha to alpha: nothing is interpolated, and every alpha takes a pass.
+    Nor is it where the curve does not settle (`settled`), as with weights whose rounding is as large as the step.
+
+    Args:
+        name: of the vector and its transforms, for progress and messages.
+        forecaster: of the anchor's judged responses; the model has the anchor's weights whenever this is called.
+        weights: gives the model the weights at an alpha, rounded as those of the conditions.
+        vector: gives the direction, for derivatives where there is no curve; it is as large as the model, and not kept.
+        shown: whether progress is shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forecaster: Forecaster,
+        weights: Callable[[float], AbstractContextManager[Any]],
+        vector: Callable[[], ParameterVector],
+        *,
+        shown: bool = False,
+    ) -> None:
+        self.name, self.forecaster = name, forecaster
+        self._weights, self._vector, self._shown = weights, vector, shown
+        self._scores: dict[float, np.ndarray] = {0.0: forecaster.anchor_scores}
+        self._nodes: list[float] = []
+        self._polynomial: Any = None
+        self._direction: Direction | None = None
+        self.left_out: LeftOut | None = None
+        self.settled = forecaster.scorer.top_p == 1
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        """The alphas that are interpolated between, in order; none where nothing is."""
+        return tuple(sorted(self._nodes))
+
+    def cover(self, alphas: Iterable[float]) -> None:
+        """Makes sure that these alphas can be forecast without further passes (collective)."""
+        if not self.settled:
+            return
+        asked = [alpha for alpha in {*alphas} - set(self._scores) if not self._covers(alpha)]
+        low, high = (self._end([a for a in asked if side * a > 0], side) for side in (-1, 1))
+        low, high = min([low, *self._nodes]), max([high, *self._nodes])
+        if (low, high) == (0.0, 0.0) or self._nodes and (low, high) == (min(self._nodes), max(self._nodes)):
+            return
+        self._add([low, high] if self._nodes else _nodes(low, high))
+        self._refine()
+
+    def log_probs(self, alpha: float) -> np.ndarray:
+        """``log p_r(alpha)`` (responses,) in nats; takes a pass where the curve does not reach (collective)."""
+        if alpha not in self._scores and not self._covers(alpha):
+            self.cover([alpha])
+        if alpha in self._scores:
+            return self._scores[alpha]
+        if self._covers(alpha):
+            return self._at(alpha)
+        self._score([alpha])
+        return self._scores[alpha]
+
+    def forecast(self, alpha: float, plus: Where | None = None, minus: Where | None = None) -> Forecast:
+        """The forecast at an alpha; see `Forecaster.forecast`."""
+        scores = self.log_probs(alpha)
+        return self.forecaster.forecast(scores, direction=self.direction(), alpha=alpha, plus=plus, minus=minus)
+
+    def direction(self) -> Direction:
+        """The responses' derivatives at alpha 0: the curve's, else by central differences (collective)."""
+        if self._direction is None:
+            if self._nodes:
+                derivatives = -self._polynomial.derivative(0.0)
+                self._direction = Direction(derivatives, LinearForm.of(derivatives, self.forecaster.verdicts))
+            else:
+                with self._progress(2) as tick:
+                    self._direction = self.forecaster.along(self.forecaster.scorer.model, self._vector(), tick=tick)
+        return self._direction
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is said of it in a forecast.json: its nodes, and what it missed at the alpha left out last."""
+        missed = None if self.left_out is None else asdict(self.left_out)
+        return {"nodes": list(self.nodes), "num_scored": len(self._scores) - 1, "settled": self.settled} | {
+            "left_out": missed
+        }
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        passes = f"curve of {self.name}: {len(self._scores) - 1} passes"
+        if self.left_out is None:
+            return passes
+        if not self.settled:
+            return f"{passes}; it does not settle, so each alpha has a pass of its own"
+        missed = self.left_out
+        return (
+            f"{passes} for every alpha from {self.nodes[0]:+.4g} to {self.nodes[-1]:+.4g}; without the one at "
+            f"{missed.alpha:+.4g} it missed that by {missed.error:.2g} nats a response and "
+            f"{100 * missed.rate_error:.2g} points of a rate ({missed.standard_errors:.2g} standard errors)"
+        )
+
+    def _covers(self, alpha: float) -> bool:
+        return bool(self._nodes) and self.settled and min(self._nodes) <= alpha <= max(self._nodes)
+
+    def _end(self, asked: list[float], side: int) -> float:
+        """The outermost asked alpha on a side whose weights still say something; those beyond have their own pass."""
+        for alpha in sorted(asked, key=abs, reverse=True):
+            self._score([alpha])
+            if self.forecaster.sample_size(self._scores[alpha]) >= _FEWEST:
+                return alpha
+        return 0.0
+
+    def _refine(self) -> None:
+        """Adds the alpha with the most room for error until a forecast hardly moves there."""
+        while len(self._nodes) < MAX_NODES:
+            alpha, before = self._widest(), -self._polynomial.derivative(0.0)
+            self._score([alpha])
+            missed = self._at(alpha) - self._scores[alpha]
+            moved = self.forecaster.moved(self._scores[alpha], self._scores[alpha] + missed)
+            self.left_out = LeftOut(alpha, _rms(missed), float(np.abs(missed).max()), *moved)
+            self._add([alpha])
+            turned = self.forecaster.turned(before, -self._polynomial.derivative(0.0))
+            small = self.left_out.error <= _TOLERATED_NATS and moved[1] <= _TOLERATED
+            if small and turned <= _TOLERATED_SLOPE:
+                return
+        self.settled = False
+        self._nodes = []
+
+    def _widest(self) -> float:
+        """The alpha with the most room for an error that matters.
+
+        The error grows as ``prod |alpha - node|``, and what it does to a forecast with the effective sample size.
+        """
+        nodes = np.array(self._nodes)
+        grid = np.linspace(nodes.min(), nodes.max(), _GRID)
+        sizes = [self.forecaster.sample_size(self._at(alpha)) for alpha in grid]
+        with np.errstate(divide="ignore"):
+            room = np.log(np.abs(grid[:, None] - nodes)).sum(axis=1) + np.log(np.maximum(sizes, 1.0))
+        return float(grid[room.argmax()])
+
+    def _at(self, alpha: float) -> np.ndarray:
+        found: np.ndarray = self.forecaster.anchor_scores + self._polynomial(alpha)
+        return found
+
+    def _add(self, alphas: Iterable[float]) -> None:
+        """Makes alphas nodes, and the polynomial through all of them."""
+        from scipy.interpolate import BarycentricInterpolator
+
+        new = [alpha for alpha in dict.fromkeys([0.0, *alphas]) if alpha not in self._nodes]
+        self._score(new)
+        self._nodes += new
+        # of the change from alpha 0: it is exact there
+        changes = [self._scores[alpha] - self.forecaster.anchor_scores for alpha in self._nodes]
+        self._polynomial = BarycentricInterpolator(self._nodes, np.array(changes), rng=0)  # the same on every process
+        self._direction = None
+
+    def _score(self, alphas: Iterable[float]) -> None:
+        """Passes over the responses at the alphas that had none."""
+        new = [alpha for alpha in alphas if alpha not in self._scores]
+        with self._progress(len(new)) as tick:
+            for alpha in new:
+                with self._weights(alpha):
+                    self._scores[alpha] = self.forecaster.score(tick=tick)
+
+    def _progress(self, passes: int) -> AbstractContextManager[Any]:
+        total = passes * len(self.forecaster.scorer)
+        return progress(f"curve of {self.name}", total, unit="batch", shown=self._shown and passes > 0)
+
+
+def _nodes(low: float, high: float) -> list[float]:
+    """Chebyshev-Lobatto nodes of a range about 0; the inner one next to 0 becomes 0, if no end is."""
+    places = np.cos(np.pi * np.arange(NUM_NODES) / (NUM_NODES - 1))
+    nodes: list[float] = ((low + high) / 2 - (high - low) / 2 * places).tolist()
+    nodes[0], nodes[-1] = low, high
+    if low < 0 < high:
+        nearest = min(range(1, NUM_NODES - 1), key=lambda index: abs(nodes[index]))
+        nodes[nearest] = 0.0
+    return nodes
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
