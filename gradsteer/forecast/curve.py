@@ -21,11 +21,12 @@ from gradsteer.progress import progress
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
 NUM_NODES = 5
-MAX_NODES = 13
+MOST_ADDED = 8  # nodes, beyond which the curve does not settle
 _GRID = 257
 _FEWEST = 5.0  # effective samples at the range's ends: beyond, a forecast says nothing, and its curve is not needed
 _TOLERATED = 0.1  # of a forecast's standard error, at the alpha left out
 _TOLERATED_NATS = 0.1  # likewise, of a response: where all weigh on a few, rates no longer tell
+_TOLERATED_SHARE = 0.05  # likewise, of the responses' change there: divergences go by it
 _TOLERATED_SLOPE = 0.3  # of the slope's, between the curve without that alpha and with it: several times its error
 
 
@@ -111,7 +112,11 @@ class VectorCurve:
     def forecast(self, alpha: float, plus: Where | None = None, minus: Where | None = None) -> Forecast:
         """The forecast at an alpha; see `Forecaster.forecast`."""
         scores = self.log_probs(alpha)
-        return self.forecaster.forecast(scores, direction=self.direction(), alpha=alpha, plus=plus, minus=minus)
+        try:
+            direction = self.direction()
+        except ValueError:  # too coarse for derivatives: the weights alone say what they can
+            direction = None
+        return self.forecaster.forecast(scores, direction=direction, alpha=alpha, plus=plus, minus=minus)
 
     def direction(self) -> Direction:
         """The responses' derivatives at alpha 0: the curve's, else by central differences (collective)."""
@@ -158,7 +163,7 @@ class VectorCurve:
 
     def _refine(self) -> None:
         """Adds the alpha with the most room for error until a forecast hardly moves there."""
-        while len(self._nodes) < MAX_NODES:
+        for _ in range(MOST_ADDED):
             alpha, before = self._widest(), -self._polynomial.derivative(0.0)
             self._score([alpha])
             missed = self._at(alpha) - self._scores[alpha]
@@ -166,8 +171,9 @@ class VectorCurve:
             self.left_out = LeftOut(alpha, _rms(missed), float(np.abs(missed).max()), *moved)
             self._add([alpha])
             turned = self.forecaster.turned(before, -self._polynomial.derivative(0.0))
-            small = self.left_out.error <= _TOLERATED_NATS and moved[1] <= _TOLERATED
-            if small and turned <= _TOLERATED_SLOPE:
+            change = _rms(self._scores[alpha] - self.forecaster.anchor_scores)
+            small = self.left_out.error <= min(_TOLERATED_NATS, _TOLERATED_SHARE * change)
+            if small and moved[1] <= _TOLERATED and turned <= _TOLERATED_SLOPE:
                 return
         self.settled = False
         self._nodes = []

@@ -2,22 +2,21 @@
 
 import copy
 import math
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ragged_examples, tiny_llama
-from test_forecasting import Bigram, judged
+from test_curve import known_curve
+from test_forecasting import Bigram
 from test_scoring import direction_of
 
-from gradsteer.data.chat import EncodedExample
 from gradsteer.evaluation.importance_sampling import LinearForm
 from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
+from gradsteer.forecast.curve import VectorCurve
 from gradsteer.forecast.dose_solver import DoseSolver
-from gradsteer.forecast.forecaster import Direction, Forecaster
+from gradsteer.forecast.forecaster import Direction
 from gradsteer.forecast.kl_budget import solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.condition_plan import Recipe
@@ -291,39 +290,32 @@ def test_hard_curves_are_bracketed_and_impossible_ones_refused():
 # --- target rates ----------------------------------------------------------------------------------------------------
 
 
-def curve(*, curvature=0.0, min_sample_size=200.0, noise=0.3, number=2000, base=0.4):
-    """A forecaster whose scores are known functions of alpha: -log p changes by alpha d + curvature alpha^2 d^2 / 2."""
+def bent_curve(*, curvature=0.0, noise=0.3, number=2000, base=0.4, **options):
+    """Scores that are known functions of alpha: -log p changes by alpha d + curvature alpha^2 d^2 / 2."""
     generator = np.random.default_rng(0)
     shows = np.arange(number) < base * number
     derivatives = np.where(shows, 1.0, -0.5) + noise * generator.normal(size=number)
-    responses = judged([EncodedExample([1, 2], [-100, 2])] * number, {"two": shows}, np.arange(number) // 8)
-    state = SimpleNamespace(alpha=0.0, passes=0)
+    curve = known_curve(lambda a: -(a * derivatives + 0.5 * curvature * (a * derivatives) ** 2), shows, **options)
+    curve.cover([0.1])  # derivatives come from there
+    curve.forecaster.scorer.passes = 0
+    return curve
 
-    def log_probs(**_):
-        state.passes += 1
-        return -(state.alpha * derivatives + 0.5 * curvature * (state.alpha * derivatives) ** 2)
 
-    @contextmanager
-    def weights(alpha):
-        state.alpha = alpha
-        yield
-        state.alpha = 0.0
-
-    forecaster = Forecaster(responses, SimpleNamespace(log_probs=log_probs), draws=100, min_sample_size=min_sample_size)
-    state.passes = 0
-    return forecaster, Direction(derivatives, LinearForm.of(derivatives, responses.verdicts)), weights, state
+def lead_astray(curve, derivatives):
+    """Gives the curve another linear form."""
+    curve._direction = Direction(derivatives, LinearForm.of(derivatives, curve.forecaster.verdicts))
 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.6, -0.4])
 @pytest.mark.parametrize("target", [0.1, 0.25, 0.39, 0.6, 0.75])
 def test_the_rate_is_reached_in_both_directions(target, curvature):
-    forecaster, direction, weights, state = curve(curvature=curvature)
-    alpha, by = solve_rate(forecaster, "two", target, direction, weights)
+    curve = bent_curve(curvature=curvature)
+    scorer = curve.forecaster.scorer
+    alpha, by = solve_rate(curve, "two", target)
     assert by == "importance"
-    assert state.passes <= 8
+    assert scorer.passes <= 8
     assert (alpha > 0) == (target < 0.4)  # a positive alpha reduces the behavior
-    with weights(alpha):
-        found = forecaster.at_present_weights()
+    found = curve.forecaster.forecast(scorer.function(alpha))
     assert found.reliable
     assert found.rates["two"].rate == pytest.approx(target, abs=0.001)
 
@@ -331,53 +323,60 @@ def test_the_rate_is_reached_in_both_directions(target, curvature):
 @pytest.mark.parametrize("factor", [0.3, 3.0])
 def test_a_linear_form_that_is_far_off_is_left_behind(factor):
     """The weights' curve is `factor` times as steep: plain steps along the linear form's slope would not settle."""
-    forecaster, direction, weights, state = curve()
-    wrong = Direction(
-        direction.derivatives / factor, LinearForm.of(direction.derivatives / factor, forecaster.responses.verdicts)
-    )
-    alpha, by = solve_rate(forecaster, "two", 0.3, wrong, weights)
+    curve = bent_curve()
+    lead_astray(curve, curve.direction().derivatives / factor)
+    alpha, by = solve_rate(curve, "two", 0.3)
     assert by == "importance"
-    with weights(alpha):
-        assert forecaster.at_present_weights().rates["two"].rate == pytest.approx(0.3, abs=0.001)
-    assert state.passes <= 9
+    assert curve.forecaster.forecast(curve.forecaster.scorer.function(alpha)).rates["two"].rate == pytest.approx(
+        0.3, abs=0.001
+    )
+    assert curve.forecaster.scorer.passes <= 6
 
 
 def test_a_small_sample_falls_back_to_the_linear_form():
-    forecaster, direction, weights, state = curve(min_sample_size=1999.0)
-    alpha, by = solve_rate(forecaster, "two", 0.1, direction, weights)
+    curve = bent_curve(min_sample_size=1999.0)
+    alpha, by = solve_rate(curve, "two", 0.1)
     assert by == "linear"
-    assert state.passes == 1
-    assert direction.linear.rates(alpha)["two"] == pytest.approx(0.1, abs=1e-6)
+    assert curve.direction().linear.rates(alpha)["two"] == pytest.approx(0.1, abs=1e-6)
 
 
 def test_the_rate_as_it_is_needs_no_step():
-    forecaster, direction, weights, _ = curve()
-    assert solve_rate(forecaster, "two", 0.4, direction, weights)[0] == pytest.approx(0, abs=1e-3)
+    assert solve_rate(bent_curve(), "two", 0.4)[0] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_rare_rate_is_reached_to_a_part_of_itself():
+    curve = bent_curve(noise=0.0, min_sample_size=50.0)
+    alpha, by = solve_rate(curve, "two", 0.004)
+    assert by == "importance"
+    found = curve.forecaster.forecast(curve.forecaster.scorer.function(alpha)).rates["two"].rate
+    assert found == pytest.approx(0.004, rel=0.03)
 
 
 def test_targets_that_cannot_be_reached():
-    forecaster, direction, weights, _ = curve()
-    verdicts = forecaster.responses.verdicts
+    curve = bent_curve()
+    verdicts = curve.forecaster.responses.verdicts
     for target in (0.0, 1.0, 5.0, math.nan):
         with pytest.raises(ValueError, match=f"target rate {target} of 'two'; accepted: more than 0 and less than 1"):
-            solve_rate(forecaster, "two", target, direction, weights)
+            solve_rate(curve, "two", target)
     with pytest.raises(ValueError, match="has no verdicts on 'three'; it has: two"):
-        solve_rate(forecaster, "three", 0.2, direction, weights)
-    flat = np.full(2000, 0.7)
+        solve_rate(curve, "three", 0.2)
+    derivatives = curve.direction().derivatives
+    lead_astray(curve, np.full(2000, 0.7))
     with pytest.raises(ValueError, match="the rate of 'two' does not reach 0.2: it hardly moves"):
-        solve_rate(forecaster, "two", 0.2, Direction(flat, LinearForm.of(flat, verdicts)), weights)
-    verdicts["never"] = np.zeros(2000)
-    never = Direction(direction.derivatives, LinearForm.of(direction.derivatives, verdicts))
-    with pytest.raises(ValueError, match="the rate of 'never' does not reach 0.2"):
-        solve_rate(forecaster, "never", 0.2, never, weights)
-    verdicts["unscored"] = np.full(2000, np.nan)
-    with pytest.raises(ValueError, match="the rate of 'unscored' is not known"):
-        solve_rate(forecaster, "unscored", 0.2, never, weights)
-    # the weights do nothing, whatever the linear form says
-    with pytest.raises(
-        ValueError, match=r"was not brought to 0.2: the nearest forecast, at alpha .* is 20.0 points off"
+        solve_rate(curve, "two", 0.2)
+    for name, value, message in (
+        ("never", 0.0, "the rate of 'never' does not reach 0.2"),
+        ("unscored", np.nan, "the rate of 'unscored' is not known"),
     ):
-        solve_rate(forecaster, "two", 0.2, direction, lambda _: nullcontext())
+        verdicts[name] = curve.forecaster.verdicts[name] = np.full(2000, value)
+        lead_astray(curve, derivatives)
+        with pytest.raises(ValueError, match=message):
+            solve_rate(curve, name, 0.2)
+    # the weights do nothing, whatever the linear form says
+    still = known_curve(lambda _: np.zeros(2000), verdicts["two"])
+    lead_astray(still, derivatives)
+    with pytest.raises(ValueError, match=r"was not brought to 0.2: the nearest forecast, at alpha .* is 20 points off"):
+        solve_rate(still, "two", 0.2)
 
 
 # --- all kinds of doses ----------------------------------------------------------------------------------------------
@@ -387,10 +386,10 @@ def solver_of(model=None, **changes):
     return DoseSolver(**{"model": model, "theta_norm": 12.0, "temperature": 1.0, "top_p": 1.0, **changes})
 
 
-def solve(solver, dose, *, vector=None, calibration=None, contrast=None, direction=None, weights=None):
+def solve(solver, dose, *, vector=None, calibration=None, contrast=None, curve=None, weights=None):
     vector = SteeringVector({"w": torch.tensor([3.0, 4.0])}) if vector is None else vector
     return solver.solve(
-        dose, vector, calibration=calibration, contrast=contrast or Contrast(), direction=direction, weights=weights
+        *(dose, vector), key="v", calibration=calibration, contrast=contrast or Contrast(), curve=curve, weights=weights
     )
 
 
@@ -410,7 +409,7 @@ def test_alphas_of_plain_doses():
 
 
 def test_a_shift_without_a_slope_of_its_sampling():
-    shift, forecaster = Dose("log_odds_shift", -0.5), curve()
+    shift, curve = Dose("log_odds_shift", -0.5), bent_curve()
     said = Contrast({"two": True}, {"two": False}, "two")
     with pytest.raises(ValueError, match=r"a shift of log-odds needs a calibrated vector .* --forecasting.responses"):
         solve(solver_of(), shift)
@@ -420,28 +419,22 @@ def test_a_shift_without_a_slope_of_its_sampling():
         solve(solver_of(), shift, calibration=calibration_of(temperature=0.6))
     with pytest.raises(ValueError, match=r"the slope <S, V> is 1 \+- 0.6, not told from 0"):
         solve(solver_of(), shift, calibration=calibration_of(1.0, 0.6))
-    solver = solver_of(forecaster=forecaster[0])
     with pytest.raises(ValueError, match="the vector's piles do not say theirs"):
-        solve(solver, shift, direction=forecaster[1])
-    slope = forecaster[0].slope(forecaster[1], {"two": True}, {"two": False})[0]
+        solve(solver_of(), shift, curve=curve)
+    slope = curve.forecaster.slope(curve.direction(), {"two": True}, {"two": False})[0]
     for known in (None, calibration_of(temperature=0.6)):
-        assert solve(solver, shift, calibration=known, contrast=said, direction=forecaster[1]) == pytest.approx(
-            0.5 / slope
-        )
+        found = solve(solver_of(), shift, calibration=known, contrast=said, curve=curve)
+        assert found == pytest.approx(0.5 / slope)
 
 
 def test_a_target_rate_wants_a_forecast_and_a_behavior():
-    forecaster, direction, weights, _ = curve()
-    rate = Dose("target_rate", 0.2)
+    rate, curve = Dose("target_rate", 0.2), bent_curve()
     with pytest.raises(ValueError, match="a target rate is solved on the forecast curve: give --forecasting.responses"):
         solve(solver_of(), rate)
-    solver = solver_of(forecaster=forecaster)
-    with pytest.raises(ValueError, match="along derivatives, which weights in half precision do not have"):
-        solve(solver, rate)
     with pytest.raises(ValueError, match="which behavior's rate is the target"):
-        solve(solver, rate, direction=direction)
-    found = solve(solver, rate, direction=direction, contrast=Contrast(behavior="two"), weights=weights)
-    assert found == solve_rate(forecaster, "two", 0.2, direction, weights)[0]
+        solve(solver_of(), rate, curve=curve)
+    found = solve(solver_of(), rate, curve=curve, contrast=Contrast(behavior="two"))
+    assert found == solve_rate(bent_curve(), "two", 0.2)[0]
 
 
 def test_a_budget_is_spent_on_the_side_that_is_asked_for():
@@ -494,11 +487,11 @@ def test_a_shift_that_was_asked_for_comes_out_of_a_linear_softmax():
     model, vector, _, forecaster = bigram_world(0.6)
     assert isinstance(model, Bigram)
     plus, minus = {"zero": True}, {"one": True, "zero": False}
-    direction = forecaster.along(model, vector)
-    solver = solver_of(model, forecaster=forecaster, temperature=0.6)
+    curve = VectorCurve("v", forecaster, lambda alpha: steered(model, vector, alpha), lambda: vector)
+    solver = solver_of(model, temperature=0.6)
     for shift in (-0.75, 1.5):
         said = Contrast(plus, minus)
-        alpha = solve(solver, Dose("log_odds_shift", shift), vector=vector, contrast=said, direction=direction)
+        alpha = solve(solver, Dose("log_odds_shift", shift), vector=vector, contrast=said, curve=curve)
         with steered(model, vector, alpha):
             found = forecaster.at_present_weights(plus=plus, minus=minus)
         assert found.log_odds_shift == pytest.approx(shift, rel=1e-9)
