@@ -7,7 +7,7 @@ most room to err, says how wrong it is; that alpha then becomes a node, and more
 more than a tenth of its standard error.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +23,9 @@ from gradsteer.vectors.parameter_vectors import ParameterVector
 NUM_NODES = 5
 MOST_ADDED = 8  # nodes, beyond which the curve does not settle
 _GRID = 257
-_FEWEST = 5.0  # effective samples at the range's ends: beyond, a forecast says nothing, and its curve is not needed
+# effective samples, and nats of change (root mean square), at the range's ends: beyond, a forecast says nothing, and a
+# polynomial that reached there would need many nodes
+_FEWEST, _FARTHEST = 5.0, 15.0
 _TOLERATED = 0.1  # of a forecast's standard error, at the alpha left out
 _TOLERATED_NATS = 0.1  # likewise, of a response: where all weigh on a few, rates no longer tell
 _TOLERATED_SHARE = 0.05  # likewise, of the responses' change there: divergences go by it
@@ -76,6 +78,8 @@ class VectorCurve:
         self._weights, self._vector, self._shown = weights, vector, shown
         self._scores: dict[float, np.ndarray] = {0.0: forecaster.anchor_scores}
         self._nodes: list[float] = []
+        self._asked: set[float] = set()
+        self._tried = False  # between the nodes, and not at the asked alphas alone
         self._polynomial: Any = None
         self._direction: Direction | None = None
         self.left_out: LeftOut | None = None
@@ -86,22 +90,26 @@ class VectorCurve:
         """The alphas that are interpolated between, in order; none where nothing is."""
         return tuple(sorted(self._nodes))
 
-    def cover(self, alphas: Iterable[float]) -> None:
+    def cover(self, alphas: Collection[float]) -> None:
         """Makes sure that these alphas can be forecast without further passes (collective)."""
         if not self.settled:
             return
+        self._asked |= {*alphas}
         asked = [alpha for alpha in {*alphas} - set(self._scores) if not self._covers(alpha)]
         low, high = (self._end([a for a in asked if side * a > 0], side) for side in (-1, 1))
         low, high = min([low, *self._nodes]), max([high, *self._nodes])
         if (low, high) == (0.0, 0.0) or self._nodes and (low, high) == (min(self._nodes), max(self._nodes)):
             return
         self._add([low, high] if self._nodes else _nodes(low, high))
-        self._refine()
+        self._tried = False
+        self._refine([alpha for alpha in asked if alpha not in self._scores])
 
     def log_probs(self, alpha: float) -> np.ndarray:
         """``log p_r(alpha)`` (responses,) in nats; takes a pass where the curve does not reach (collective)."""
         if alpha not in self._scores and not self._covers(alpha):
             self.cover([alpha])
+        elif alpha not in self._asked and self._covers(alpha) and not self._tried:
+            self._refine([])
         if alpha in self._scores:
             return self._scores[alpha]
         if self._covers(alpha):
@@ -139,8 +147,8 @@ class VectorCurve:
     def __str__(self) -> str:
         """One line for the log."""
         passes = f"curve of {self.name}: {len(self._scores) - 1} passes"
-        if self.left_out is None:
-            return passes
+        if self.left_out is None or (self.settled and not self._nodes):
+            return f"{passes}, one for each alpha"
         if not self.settled:
             return f"{passes}; it does not settle, so each alpha has a pass of its own"
         missed = self.left_out
@@ -157,14 +165,24 @@ class VectorCurve:
         """The outermost asked alpha on a side whose weights still say something; those beyond have their own pass."""
         for alpha in sorted(asked, key=abs, reverse=True):
             self._score([alpha])
-            if self.forecaster.sample_size(self._scores[alpha]) >= _FEWEST:
+            change = _rms(self._scores[alpha] - self.forecaster.anchor_scores)
+            if self.forecaster.sample_size(self._scores[alpha]) >= _FEWEST and change <= _FARTHEST:
                 return alpha
         return 0.0
 
-    def _refine(self) -> None:
-        """Adds the alpha with the most room for error until a forecast hardly moves there."""
+    def _refine(self, asked: Sequence[float]) -> None:
+        """Adds the alpha with the most room for error until forecasts, divergences and slopes hardly move there.
+
+        Args:
+            asked: the alphas to choose from; without any, those between the nodes. Where all of them are scored before
+                the curve settles it is dropped: nothing else is wanted of it yet.
+        """
         for _ in range(MOST_ADDED):
-            alpha, before = self._widest(), -self._polynomial.derivative(0.0)
+            left = [alpha for alpha in asked if alpha not in self._scores and self._covers(alpha)]
+            if asked and not left:
+                self._nodes = []
+                return
+            alpha, before = self._widest(left), -self._polynomial.derivative(0.0)
             self._score([alpha])
             missed = self._at(alpha) - self._scores[alpha]
             moved = self.forecaster.moved(self._scores[alpha], self._scores[alpha] + missed)
@@ -174,20 +192,25 @@ class VectorCurve:
             change = _rms(self._scores[alpha] - self.forecaster.anchor_scores)
             small = self.left_out.error <= min(_TOLERATED_NATS, _TOLERATED_SHARE * change)
             if small and moved[1] <= _TOLERATED and turned <= _TOLERATED_SLOPE:
+                self._tried = not asked
                 return
         self.settled = False
         self._nodes = []
 
-    def _widest(self) -> float:
-        """The alpha with the most room for an error that matters.
+    def _widest(self, asked: Sequence[float]) -> float:
+        """The alpha with the most room for an error that matters, of those asked for or else between the nodes.
 
-        The error grows as ``prod |alpha - node|``, and what it does to a forecast with the effective sample size.
+        The error grows as ``prod |alpha - node|``, what it does to a rate with the effective sample size, and to a
+        divergence as it is to the change of the responses.
         """
         nodes = np.array(self._nodes)
-        grid = np.linspace(nodes.min(), nodes.max(), _GRID)
-        sizes = [self.forecaster.sample_size(self._at(alpha)) for alpha in grid]
+        grid = np.array(asked) if len(asked) else np.linspace(nodes.min(), nodes.max(), _GRID)
+        scores = [self._at(alpha) for alpha in grid]
+        sizes = np.array([self.forecaster.sample_size(each) for each in scores])
         with np.errstate(divide="ignore"):
             room = np.log(np.abs(grid[:, None] - nodes)).sum(axis=1) + np.log(np.maximum(sizes, 1.0))
+        if len(asked):
+            room -= np.log([_rms(each - self.forecaster.anchor_scores) + 1e-12 for each in scores])
         return float(grid[room.argmax()])
 
     def _at(self, alpha: float) -> np.ndarray:

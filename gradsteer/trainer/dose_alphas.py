@@ -13,7 +13,7 @@ from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.curve import VectorCurve
 from gradsteer.forecast.dose_solver import DoseSolver
-from gradsteer.forecast.forecaster import Forecaster
+from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.judged_responses import behind_system_prompt
 from gradsteer.forecast.kl_budget import Statistic
 from gradsteer.generation.sampling import check_seeds
@@ -56,6 +56,7 @@ class DoseFinder:
         self._about: dict[str, Any] = {} if forecast is None else forecast["forecast"]
         self._digests: dict[str, str] | None = None
         self.curves: dict[_Key, VectorCurve] = {}
+        self._slopes: dict[str, Direction] = {}  # of controls, where asked for
         self._sampling = (1.0, 1.0)
         self._forecaster: Forecaster | None = None
         self._calibrations = {
@@ -118,6 +119,8 @@ class DoseFinder:
                 continue
             if self._is_curved(condition, recipe) and _key(recipe) not in self.curves:
                 self._draw(trainer, plan, recipe, solver, weights)
+            if forecasting is not None and forecasting.control_slopes and condition.kind == "control":
+                self._take_slope(trainer, condition, recipe, weights)
             alpha = weights.fixed_alpha(recipe)
             if alpha is None and recipe.dose is not None:
                 key = (_key(recipe), recipe.dose)
@@ -159,6 +162,14 @@ class DoseFinder:
         of_curve = [(c, r) for c, r in plan if r and self._is_curved(c, r) and _key(r) == key]
         known = [(c, r) for c, r in of_curve if r.dose and solver.needs_no_curve(r.dose, calibration)]
         curve.cover([self._alpha(c, r, solver, weights) for c, r in known])
+
+    def _take_slope(self, trainer: L.Trainer, condition: Condition, recipe: Recipe, weights: ConditionWeights) -> None:
+        """Computes the responses' derivatives along a control's direction, once."""
+        forecaster, key = self._forecaster, _direction_of(recipe)
+        if forecaster is None or key in self._slopes:
+            return
+        with progress(f"slope of {condition.name}", unit="batch", shown=shows_progress(trainer)) as tick:
+            self._slopes[key] = forecaster.along(weights.model, weights.direction(recipe), tick=tick)
 
     def _alpha(self, condition: Condition, recipe: Recipe, solver: DoseSolver, weights: ConditionWeights) -> float:
         forecast = self._known.get(condition.name)
@@ -249,7 +260,10 @@ class DoseFinder:
                 forecast = self.curves[_key(recipe)].forecast(alpha, contrast.plus, contrast.minus)
             else:
                 scores = self._scores(trainer, pl_module, condition, recipe)
-                forecast = forecaster.forecast(scores, alpha=alpha, plus=contrast.plus, minus=contrast.minus)
+                slope = None if recipe is None else self._slopes.get(_direction_of(recipe))
+                forecast = forecaster.forecast(
+                    scores, direction=slope, alpha=alpha, plus=contrast.plus, minus=contrast.minus
+                )
             predicted = {"role": condition.kind, **forecast.to_dict()}
             session.forecasts[number] = forecast
             if forecast.effective_sample_size == 0:
@@ -296,6 +310,11 @@ def sources_of(plan: Plan) -> dict[str, str]:
 
 def _key(recipe: Recipe) -> _Key:
     return str(recipe.vector), repr(recipe.pipeline)
+
+
+def _direction_of(recipe: Recipe) -> str:
+    """What tells a control's direction from others'."""
+    return repr(replace(recipe, dose=None))
 
 
 def _text(trainer: L.Trainer, forecaster: Forecaster | None) -> Any:

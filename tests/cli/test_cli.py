@@ -134,7 +134,16 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     steering += ["target_rates", "curve_points", "behaviors", "on_base", "permuted_controls", "control_vectors"]
     steering += ["graddiff_steps", "delta_scales", "system_prompts", "forecast", "select", "rounding", "rounding_seed"]
     steering += ["min_retained", "anchor_resamples", "seed_faithful", "controls_both_signs"]
-    forecasting = ["responses", "temperature", "top_p", "draws", "seed", "min_sample_size", "token_budget"]
+    forecasting = [
+        "responses",
+        "temperature",
+        "top_p",
+        "draws",
+        "seed",
+        "min_sample_size",
+        "token_budget",
+        "control_slopes",
+    ]
 
     def group(name, options):
         return [f"--{name}", *(f"--{name}.{option}" for option in options)]

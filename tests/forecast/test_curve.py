@@ -66,13 +66,15 @@ def test_twenty_alphas_take_at_most_seven_passes():
     passes = curve.forecaster.scorer.passes
     assert NUM_NODES <= passes <= 6  # and the anchor's own
     assert len(curve.nodes) == passes + 1
-    for alpha in (*ALPHAS, 0.123, 0.0):
+    for alpha in (*ALPHAS, 0.0):
         np.testing.assert_allclose(curve.log_probs(alpha), function(alpha), atol=0.02)
         exact = curve.forecaster.forecast(function(alpha)).rates["two"]
         found = curve.forecast(alpha).rates["two"]
         assert found.rate == pytest.approx(exact.rate, abs=0.1 * (exact.ci_high - exact.ci_low) / 3.92)
     assert curve.forecaster.scorer.passes == passes
     assert (curve.log_probs(0.0) == curve.forecaster.anchor_scores).all()
+    np.testing.assert_allclose(curve.log_probs(0.123), function(0.123), atol=0.02)  # not asked for: tried once there
+    assert curve.forecaster.scorer.passes <= 7
     assert curve.settled
 
 
@@ -194,3 +196,37 @@ def test_a_real_models_curve_gives_what_passes_give():
     exact = autograd_derivatives(model, vector, responses.examples)
     found = curve.direction().derivatives
     assert np.sqrt(np.mean((found - exact) ** 2)) < 0.06 * np.sqrt(np.mean(exact**2))
+
+
+def test_a_few_alphas_far_apart_are_scored_and_no_curve_is_kept():
+    """A polynomial that reaches the farthest would miss the nearest: once all are scored nothing else is wanted."""
+    gentle, shows = saturating()
+
+    def function(alpha):
+        return gentle(6 * alpha)
+
+    curve = known_curve(function, shows)
+    curve.cover([-3.0, 0.05, 3.0])
+    assert curve.nodes == ()
+    assert curve.settled
+    assert "one for each alpha" in str(curve)
+    passes = curve.forecaster.scorer.passes
+    assert passes == 5
+    for alpha in (-3.0, 0.05, 3.0):
+        np.testing.assert_array_equal(curve.log_probs(alpha), function(alpha))
+    assert curve.forecaster.scorer.passes == passes
+    np.testing.assert_allclose(curve.log_probs(0.03), function(0.03), atol=1e-3)  # wanted now, and drawn
+    assert 0.03 in curve.nodes
+
+
+def test_between_asked_alphas_a_curve_is_tried_before_it_is_believed():
+    gentle, shows = saturating()
+
+    def function(alpha):
+        return gentle(6 * alpha)
+
+    curve = known_curve(function, shows)
+    curve.cover([-3.0, -0.02, 0.02, 3.0])  # the two inner ones mend each other, and no one looks elsewhere
+    assert curve.nodes[-1] == 3.0
+    found, exact = (curve.forecaster.forecast(scores).rates["two"] for scores in (curve.log_probs(0.3), function(0.3)))
+    assert found.rate == pytest.approx(exact.rate, abs=0.15 * (exact.ci_high - exact.ci_low) / 3.92)

@@ -60,6 +60,9 @@ def test_the_report_has_the_rows_of_results_json_and_says_what_it_is_made_from(j
     assert (about["temperature"], about["top_p"]) == (1.0, 1.0)
     assert about["model_fingerprint"] == model_fingerprint(load_causal_lm(str(judged.anchor)))
     assert about["vectors"] == {"a": file_digest(judged.vector("a"))}
+    curve = about["curves"]["a"]
+    assert 4 <= curve["num_scored"] < about["num_passes"]
+    assert curve["settled"]
     [warning] = about["warnings"]
     assert "were cut at the length limit" in warning
     rows = report["conditions"]
@@ -79,6 +82,8 @@ def test_the_report_has_the_rows_of_results_json_and_says_what_it_is_made_from(j
             assert set(rate) == {field.name for field in fields(Rate)}
             assert rate["num_positive"] is rate["num_degenerate"] is None
             assert 0 <= rate["ci_low"] <= rate["rate"] <= rate["ci_high"] <= 1
+        slope = row["predicted"]["linear_log_odds_shift"]  # of controls only where asked for
+        assert (slope is not None) == (row["predicted"]["role"] == "steered" and "on base" not in row["name"])
     flat = list(csv.DictReader((forecast / "forecast.csv").read_text().splitlines()))
     assert [row["name"] for row in flat] == [row["name"] for row in rows]
     assert float(flat[2]["a_rate"]) == rows[2]["behaviors"]["a"]["rate"]
@@ -314,8 +319,12 @@ def test_responses_of_other_weights_are_warned_of_and_of_the_vectors_prompts_ref
 
 
 def test_the_printed_table_shows_each_condition_and_dims_the_unreliable(judged, tmp_path, capsys):
-    run(*forecast_words(judged, tmp_path, steering__alphas="[0.4, 20]", steering__both_signs="false"))
+    words = {"steering__both_signs": "false", "steering__random_controls": 1, "forecasting__control_slopes": "true"}
+    run(*forecast_words(judged, tmp_path, steering__alphas="[0.4, 20]", **words))
     shown = capsys.readouterr().out
+    control = rows_of(tmp_path / "forecast.json")["random-0 of a alpha=+20"]["predicted"]
+    assert control["linear_log_odds_shift"] is not None
+    assert control["rates"]["a"]["linear"] is not None
     row = rows_of(tmp_path / "forecast.json")["a alpha=+0.4"]
     rate, size = row["behaviors"]["a"], row["predicted"]["effective_sample_size"]
     interval = f"{100 * rate['rate']:.1f} [{100 * rate['ci_low']:.1f}, {100 * rate['ci_high']:.1f}]"

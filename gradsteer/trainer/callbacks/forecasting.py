@@ -27,6 +27,8 @@ class Forecasting(L.Callback):
         seed: seed for the bootstrap.
         min_sample_size: below this effective sample size a forecast is greyed out and uses the linear approximation.
         token_budget: tokens per batch. Affects speed, not the forecast. Default: 2048 on a CPU, 16384 elsewhere.
+        control_slopes: also take the responses' derivatives along every control's direction, at two more passes each,
+            for the controls' linear approximation and predicted shift.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Forecasting(L.Callback):
         seed: int = 0,
         min_sample_size: float = MIN_SAMPLE_SIZE,
         token_budget: int | None = None,
+        control_slopes: bool = False,
     ) -> None:
-        given = (temperature, top_p, draws, seed, min_sample_size, token_budget)
-        if responses is None and given != (None, None, 1000, 0, MIN_SAMPLE_SIZE, None):
+        given = (temperature, top_p, draws, seed, min_sample_size, token_budget, control_slopes)
+        if responses is None and given != (None, None, 1000, 0, MIN_SAMPLE_SIZE, None, False):
             raise ValueError("the options of forecasting have no effect without --forecasting.responses FILE")
         if temperature is not None and not temperature > 0:
             raise ValueError(f"forecasting.temperature is {temperature}; accepted: more than 0")
@@ -54,7 +57,7 @@ class Forecasting(L.Callback):
             raise ValueError(f"forecasting.token_budget is {token_budget}; accepted: at least 1")
         self.file, self.temperature, self.top_p = responses, temperature, top_p
         self.draws, self.seed, self.min_sample_size = draws, seed, min_sample_size
-        self.token_budget = token_budget
+        self.token_budget, self.control_slopes = token_budget, control_slopes
         self.responses: JudgedResponses | None = None
         self.forecaster: Forecaster | None = None
         self.warnings: list[str] = []
