@@ -106,10 +106,11 @@ class VectorCurve:
 
     def log_probs(self, alpha: float) -> np.ndarray:
         """``log p_r(alpha)`` (responses,) in nats; takes a pass where the curve does not reach (collective)."""
-        if alpha not in self._scores and not self._covers(alpha):
-            self.cover([alpha])
-        elif alpha not in self._asked and self._covers(alpha) and not self._tried:
-            self._refine([])
+        if alpha not in self._scores:
+            if not self._covers(alpha):
+                self.cover([alpha])
+            elif alpha not in self._asked and not self._tried:
+                self._refine([])
         if alpha in self._scores:
             return self._scores[alpha]
         if self._covers(alpha):
