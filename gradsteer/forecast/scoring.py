@@ -1,6 +1,6 @@
 """How likely a model finds responses, at whatever weights it has: ``log p(r)`` of whole responses as they were sampled.
 
-Forward passes only, over packs as in attribution.
+Forward passes only, over packs as in attribution; what replies to one prompt share of them, the prompt, is read once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,10 @@ from torch import Tensor
 from gradsteer.data.batching import share_of_rank
 from gradsteer.data.chat import EncodedExample
 from gradsteer.generation.sampling import nucleus
-from gradsteer.models.batches import Batch, BatchLayout, labelled_logits, running, token_losses
+from gradsteer.models.batches import Batch, BatchLayout, labelled_logits, num_run, running, token_losses
 from gradsteer.models.losses import precise
 from gradsteer.models.parallel import gathered
+from gradsteer.models.shared_prompts import prompt_of
 
 _CPU_TOKEN_BUDGET, _DEVICE_TOKEN_BUDGET = 2048, 16384
 
@@ -41,6 +42,7 @@ class ResponseScorer:
         num_known: ids from this one on are never drawn; by default all of the model's are.
         rank: of this process; the batches are shared out, and every process is given all results.
         world_size: number of processes.
+        shared_prompts: read equal prompts once; changes the speed, not the result. False is for comparison.
 
     Raises:
         ValueError: a setting out of its range, or no response.
@@ -58,6 +60,7 @@ class ResponseScorer:
         num_known: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        shared_prompts: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; accepted: more than 0 (greedy replies have no weights)")
@@ -70,11 +73,12 @@ class ResponseScorer:
         drawn = max(max(example.labels) for example in self.examples)
         # responses of other samplers may hold ids that this one never draws: theirs drew from all
         self._num_known = num_known if num_known is not None and drawn < num_known else None
-        self.layout = BatchLayout.of(model, self.examples[:2], pad_token_id=pad_token_id)
+        shared = shared_prompts and len({prompt_of(example) for example in self.examples}) < len(self.examples)
+        self.layout = BatchLayout.of(model, self.examples[:2], pad_token_id=pad_token_id, shared_prompts=shared)
         # a nucleus sorts all logits of a batch
         default = _CPU_TOKEN_BUDGET if self.layout.device.type == "cpu" else _DEVICE_TOKEN_BUDGET
         budget = token_budget or (default if top_p == 1 else default // 8)
-        plan = self.layout.plan([len(example.input_ids) for example in self.examples], budget)
+        plan = self.layout.plan_examples(self.examples, budget)
         plan += [[]] * (-len(plan) % world_size)  # where weights are split, processes meet in every forward pass
         self._batches = [
             (indices, self.layout.make([self.examples[index] for index in indices]))
@@ -89,6 +93,11 @@ class ResponseScorer:
     def num_tokens(self) -> int:
         """Scored tokens over all responses."""
         return sum(example.num_target_tokens for example in self.examples)
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Tokens, padding among them, that this process runs in a pass."""
+        return sum(num_run(batch) for _, batch in self._batches)
 
     @torch.no_grad()
     def log_probs(

@@ -12,8 +12,9 @@ from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
 from gradsteer.models.losses import Reference, padded_logits, position_losses
 from gradsteer.models.packing import Pack, attending, pack_logits, pack_token_losses, plan_packs
-from gradsteer.models.packing_check import why_not_packs, why_not_padded
+from gradsteer.models.packing_check import why_not_packs, why_not_padded, why_not_shared
 from gradsteer.models.parallel import is_split_model
+from gradsteer.models.shared_prompts import pack_shared, plan_shared
 
 Batch = Mapping[str, Any] | Pack
 
@@ -42,6 +43,7 @@ class BatchLayout:
         pad_token_id: fills padded batches.
         reason: why there are no packs where they were wanted, or why not even padded batches.
         one_by_one: no sequence may share a batch with another, as padding would change it.
+        shared_prompts: packs read a prompt once for all of its replies; see `gradsteer.models.shared_prompts`.
     """
 
     packs: bool
@@ -50,6 +52,7 @@ class BatchLayout:
     pad_token_id: int = 0
     reason: str | None = None
     one_by_one: bool = False
+    shared_prompts: bool = False
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class BatchLayout:
         reference: Any = None,
         pad_token_id: int = 0,
         packing: bool = True,
+        shared_prompts: bool = False,
     ) -> Self:
         """Chooses packs, with a chunked head where possible, if a check says that they change nothing.
 
@@ -72,6 +76,7 @@ class BatchLayout:
             reference: a second model that will run the same batches.
             pad_token_id: fills padded batches.
             packing: False for no packs in any case.
+            shared_prompts: packs read a prompt once for all of its replies if a check says that it changes nothing.
 
         Raises:
             ValueError: neither packs nor padded batches would do, and the weights are split over processes, which run
@@ -86,9 +91,11 @@ class BatchLayout:
         reasons: list[str | None] = []
         for head_chunk in (chunk, None):
             # a chunk of 1 runs the same code on the few positions of the check
-            reasons = [why_not_packs(each, examples, head_chunk=1 if head_chunk else None) for each in models]
+            checked = 1 if head_chunk else None
+            reasons = [why_not_packs(each, examples, head_chunk=checked) for each in models]
             if not any(reasons):
-                return cls(True, head_chunk, device, pad_token_id)
+                share = shared_prompts and not any(why_not_shared(e, examples, head_chunk=checked) for e in models)
+                return cls(True, head_chunk, device, pad_token_id, shared_prompts=share)
         return cls._without_packs(models, examples, pad_token_id, next(filter(None, reasons)))
 
     @classmethod
@@ -109,6 +116,12 @@ class BatchLayout:
         """How sequences run, and why, where it is not as it was wanted."""
         how = "one by one" if self.one_by_one else "in padded batches of similar lengths instead of packs"
         return None if self.reason is None else f"sequences run {how}: {self.reason}"
+
+    def plan_examples(self, examples: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
+        """As `plan`, of examples; where packs share prompts, those with equal ones come together."""
+        if self.shared_prompts:
+            return plan_shared(examples, token_budget)
+        return self.plan([len(example.input_ids) for example in examples], token_budget)
 
     def plan(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         """Shares sequences out over batches.
@@ -132,7 +145,7 @@ class BatchLayout:
         nothing = EncodedExample([self.pad_token_id] * 2, [IGNORE_INDEX] * 2)
         chosen = list(examples) or [nothing]
         if self.packs:
-            return Pack.of(chosen, self.device)
+            return pack_shared(chosen, self.device) if self.shared_prompts else Pack.of(chosen, self.device)
         return {key: value.to(self.device) for key, value in collate(chosen, self.pad_token_id).items()}
 
 
@@ -142,6 +155,12 @@ def lengths_of(batch: Batch) -> list[int]:
         return list(batch.lengths)
     lengths: list[int] = batch["attention_mask"].sum(dim=1).tolist()
     return lengths
+
+
+def num_run(batch: Batch) -> int:
+    """Tokens that a forward pass runs, padding among them."""
+    tokens: Tensor = batch.input_ids if isinstance(batch, Pack) else batch["input_ids"]
+    return tokens.numel()
 
 
 def part_of(batch: Batch, start: int, stop: int) -> Batch:

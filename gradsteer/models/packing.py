@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -30,6 +31,8 @@ class Pack:
         predictors: (labelled,) the positions whose logits predict them.
         owners: (labelled,) the segment of each.
         lengths: tokens of every segment.
+        shared: tokens that each segment shares with an earlier one, and leaves out; see `gradsteer.models.shared_prompts`.
+            Empty where all segments are whole.
     """
 
     input_ids: Tensor
@@ -38,6 +41,7 @@ class Pack:
     predictors: Tensor
     owners: Tensor
     lengths: tuple[int, ...]
+    shared: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, examples: Sequence[EncodedExample], device: torch.device | str = "cpu") -> Self:
@@ -53,7 +57,8 @@ class Pack:
         return cls(input_ids, position_ids, targets, predictors, owners, lengths)
 
     def part(self, start: int, stop: int) -> Self:
-        """A pack of some of the segments, from start up to stop."""
+        """A pack of some of the segments, from start up to stop; all are whole."""
+        assert not any(self.shared)
         first, last = sum(self.lengths[:start]), sum(self.lengths[:stop])
         mine = (self.owners >= start) & (self.owners < stop)
         return type(self)(
@@ -64,6 +69,19 @@ class Pack:
             self.owners[mine] - start,
             self.lengths[start:stop],
         )
+
+    @property
+    def seen(self) -> Tensor:
+        """(segments, tokens) bool, on the CPU: the tokens that each segment attends to, at most."""
+        segment = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        seen = segment == torch.arange(len(self.lengths))[:, None]
+        ends = list(accumulate(self.lengths))
+        for number, shared in enumerate(self.shared):
+            if shared:
+                seen[number, whole : whole + shared] = True
+            else:
+                whole = ends[number] - self.lengths[number]
+        return seen
 
     @property
     def counts(self) -> Tensor:
@@ -110,7 +128,7 @@ def attending(model: Any, pack: Pack) -> Iterator[None]:
 
     The backward pass belongs in it: gradient checkpointing runs the forward pass again there.
     """
-    with segment_attention(model), segments(pack.lengths):
+    with segment_attention(model), segments(pack.lengths, pack.shared):
         yield
 
 

@@ -8,17 +8,19 @@ A path of zeros stays zero through any rounding, so this sees a state that goes 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import cycle, islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from gradsteer.data.chat import EncodedExample, collate
+from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
 from gradsteer.models.losses import example_losses
 from gradsteer.models.packing import Pack, attending, pack_losses
 from gradsteer.models.parallel import is_split_model, settle
 from gradsteer.models.segment_attention import untold_windows
+from gradsteer.models.shared_prompts import pack_shared
 
 # relative, of losses and gradients that should be equal but for the order of their sums; half precision: `_rounding`
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
@@ -51,7 +53,35 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
     Returns:
         None where packs give the same; otherwise the reason, for a message.
     """
-    return _remembered(model, ("packs", head_chunk), lambda: _check_packs(model, _probe(examples), head_chunk))
+
+    def check() -> tuple[float, str | None]:
+        first, *others = _probe(examples)
+        reordered = EncodedExample(first.input_ids[::-1], first.labels)
+        return _check_packs(model, [first, *others], reordered, head_chunk, Pack.of)
+
+    return _remembered(model, ("packs", head_chunk), check)
+
+
+def why_not_shared(model: Any, examples: Sequence[EncodedExample], *, head_chunk: int | None = None) -> str | None:
+    """Asks of a pack whose replies share a prompt what `why_not_packs` asks, where that found nothing.
+
+    Two replies to one prompt, and a third to another: a reply's loss is that of its plain sequence, and depends on its
+    own tokens and its prompt's only.
+
+    Args:
+        model: a causal LM in eval mode that takes packs.
+        examples: whose tokens are used, whatever their labels.
+        head_chunk: as in `why_not_packs`.
+
+    Returns:
+        None where shared prompts give the same; otherwise the reason.
+    """
+
+    def check() -> tuple[float, str | None]:
+        (first, *others), reordered = _shared_probe(_probe(examples))
+        return _check_packs(model, [first, *others], reordered, head_chunk, pack_shared)
+
+    return _remembered(model, ("shared", head_chunk), check)
 
 
 def why_not_padded(model: Any, examples: Sequence[EncodedExample]) -> str | None:
@@ -76,20 +106,31 @@ def _remembered(model: Any, asked: tuple[Any, ...], check: Callable[[], tuple[fl
     return answers[key]
 
 
-def _check_packs(model: Any, probe: list[EncodedExample], head_chunk: int | None) -> tuple[float, str | None]:
-    """The norm of what padded rows gave, and why packs do not give the same."""
+def _check_packs(
+    model: Any,
+    probe: list[EncodedExample],
+    reordered: EncodedExample,
+    head_chunk: int | None,
+    make: Callable[[list[EncodedExample], torch.device], Pack],
+) -> tuple[float, str | None]:
+    """The norm of what padded rows gave, and why packs do not give the same.
+
+    Args:
+        model: see `why_not_packs`.
+        probe: the examples.
+        reordered: the first of them with its own tokens in another order.
+        head_chunk: see `why_not_packs`.
+        make: packs the examples.
+    """
     device = next(model.parameters()).device
-    first, *others = probe
-    reordered = EncodedExample(first.input_ids[::-1], first.labels)
-    packs = [Pack.of([each, *others], device) for each in (first, reordered)]
+    packs = [make([each, *probe[1:]], device) for each in (probe[0], reordered)]
     rows = {key: value.to(device) for key, value in collate(probe, 0).items()}
     try:
         with _differentiable(model) as vectors, untold_windows() as untold:
             plain = _observe(example_losses(model, rows)[0], vectors)
             with attending(model, packs[0]), _embedding(model, vectors) as embedded:
                 losses = pack_losses(model, packs[0], head_chunk=head_chunk)
-                owners = torch.repeat_interleave(torch.arange(len(probe)), torch.tensor(packs[0].lengths))[None]
-                leak = _leak(losses, embedded, owners)
+                leak = _leak(losses, embedded, packs[0].seen[:, None])
                 packed = _observe(losses, vectors)
             with attending(model, packs[1]), torch.no_grad():
                 moved = pack_losses(model, packs[1], head_chunk=head_chunk)[1]
@@ -121,7 +162,7 @@ def _check_padded(model: Any, probe: list[EncodedExample]) -> tuple[float, str |
             with _embedding(model, vectors) as embedded:
                 losses = example_losses(model, rows)[0]
                 mask = rows["attention_mask"].cpu().bool()
-                leak = _leak(losses, embedded, torch.arange(len(probe))[:, None].expand(mask.shape).where(mask, -1))
+                leak = _leak(losses, embedded, torch.eye(len(probe), dtype=torch.bool)[:, :, None] & mask)
     finally:
         settle(model)
     norm = float(alone.norm())
@@ -168,19 +209,19 @@ def _embedding(model: Any, vectors: Sequence[Any]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _leak(losses: Tensor, embedded: Sequence[Tensor], owners: Tensor) -> bool:
+def _leak(losses: Tensor, embedded: Sequence[Tensor], seen: Tensor) -> bool:
     """Whether the loss of an example has a gradient at a token that is not its own.
 
     Args:
         losses: (examples,).
         embedded: the tokens' embeddings (rows, tokens, hidden); none where there are no gradients.
-        owners: (rows, tokens) which example's each token is, -1 for none's.
+        seen: (examples, rows, tokens) bool, which tokens are each example's own.
     """
     for example, loss in enumerate(losses if embedded else ()):
         if not loss.requires_grad:  # nothing of it is a target
             continue
         (gradient,) = torch.autograd.grad(loss, embedded[0], retain_graph=True)
-        if bool((gradient != 0).any(dim=-1).cpu()[owners != example].any()):
+        if bool((gradient != 0).any(dim=-1).cpu()[~seen[example]].any()):
             return True
     return False
 
@@ -211,6 +252,17 @@ def _probe(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
     short = [_shortened(example) for example in examples]
     chosen = [example for example in short if example.num_target_tokens] or short
     return [chosen[index % len(chosen)] for index in range(3)]
+
+
+def _shared_probe(probe: list[EncodedExample]) -> tuple[list[EncodedExample], EncodedExample]:
+    """Two replies to one prompt and one to another, of the probe's tokens, and the first with its reply reordered."""
+    longest = max(len(example.input_ids) for example in probe)
+    start, length = max(2, longest // 3), max(3, longest - longest // 3)  # no longer than the examples, but for tiny ones
+    tokens = cycle([token for example in probe for token in example.input_ids])
+    prompt, *replies = (list(islice(tokens, count)) for count in (start, length, max(2, length - 1), length))
+    inputs = [prompt + replies[0], prompt + replies[1], prompt[::-1] + replies[2], prompt + replies[0][::-1]]
+    *found, reordered = (EncodedExample(ids, [IGNORE_INDEX] * start + ids[start:]) for ids in inputs)
+    return found, reordered
 
 
 def _shortened(example: EncodedExample) -> EncodedExample:

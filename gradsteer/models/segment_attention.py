@@ -1,23 +1,34 @@
 """Attention within the segments of a pack, through transformers' public attention interface.
 
 A pack is several sequences laid end to end in one row. Each segment attends to itself only, so a pack gives what its
-sequences give one by one, without padding.
+sequences give one by one, without padding. A segment may leave out a beginning that it shares with one before it: it
+attends to that beginning there.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 NAME = "gradsteer_segments"
-_LENGTHS: ContextVar[tuple[int, ...]] = ContextVar("segment lengths")
 # windows of the masks that a model asks for, and those that its attention is told of, while someone looks
 _WINDOWS: ContextVar[tuple[set[int], set[int]] | None] = ContextVar("windows", default=None)
 # what models pass to their attention function; anything else would be ignored in silence
 _KNOWN = {"sliding_window", "softcap", "position_ids", "use_cache", "is_causal", "output_attentions", "cache_position"}
+
+
+@dataclass(frozen=True)
+class _Segments:
+    lengths: tuple[int, ...]
+    shared: tuple[int, ...]
+    masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)  # of all layers
+
+
+_SEGMENTS: ContextVar[_Segments] = ContextVar("segments")
 
 
 @contextmanager
@@ -46,13 +57,19 @@ def segment_attention(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def segments(lengths: Sequence[int]) -> Iterator[None]:
-    """Says of which lengths the segments of the pack are that runs in the block, forward and backward."""
-    token = _LENGTHS.set(tuple(lengths))
+def segments(lengths: Sequence[int], shared: Sequence[int] = ()) -> Iterator[None]:
+    """Says what the segments of the pack are that runs in the block, forward and backward.
+
+    Args:
+        lengths: tokens of each.
+        shared: tokens that each leaves out as it shares them with the last segment before it that is whole; 0 where it
+            is whole itself. By default all are.
+    """
+    token = _SEGMENTS.set(_Segments(tuple(lengths), tuple(shared) or (0,) * len(lengths)))
     try:
         yield
     finally:
-        _LENGTHS.reset(token)
+        _SEGMENTS.reset(token)
 
 
 @contextmanager
@@ -99,13 +116,17 @@ def _attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    lengths = list(_LENGTHS.get())
-    outputs = [
-        _segment(q, k, v, dropout, scaling, window, softcap).transpose(1, 2)
-        for q, k, v in zip(
-            query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True
-        )
-    ]
+    said = _SEGMENTS.get()
+    outputs, whole = [], (key, value)
+    queries, keys, values = (tensor.split(list(said.lengths), dim=2) for tensor in (query, key, value))
+    for shared, q, k, v in zip(said.shared, queries, keys, values, strict=True):
+        if not shared:
+            whole = k, v
+        elif q.shape[2]:
+            k, v = (torch.cat([one[:, :, :shared], own], dim=2) for one, own in zip(whole, (k, v), strict=True))
+        else:
+            continue
+        outputs.append(_segment(q, k, v, dropout, scaling, window, softcap, said.masks).transpose(1, 2))
     return torch.cat(outputs, dim=1), None
 
 
@@ -117,16 +138,24 @@ def _segment(
     scaling: float | None,
     window: int | None,
     softcap: float | None,
+    masks: dict[tuple[int, int, int], Tensor],
 ) -> Tensor:
-    length = query.shape[2]
-    window = length if window is None else window
-    if softcap is None and window >= length:
+    """The queries are those of the last keys."""
+    length, before = key.shape[2], key.shape[2] - query.shape[2]
+    window = length if window is None else min(window, length)
+    if softcap is None and window == length and not before:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scaling, is_causal=True
         )
-    position = torch.arange(length, device=query.device)
-    distance = position[:, None] - position
-    allowed = (distance >= 0) & (distance < window)
+    allowed = masks.get((length, before, window))
+    if allowed is None:
+        position = torch.arange(length, device=query.device)
+        distance = position[before:, None] - position
+        allowed = (distance >= 0) & (distance < window)
+        if before:  # every layer asks for it, and other replies to the prompt may be as long
+            if softcap is None:  # as it would be turned into at every call
+                allowed = torch.zeros_like(allowed, dtype=query.dtype).masked_fill(~allowed, -torch.inf)
+            masks[length, before, window] = allowed
     if softcap is None:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scaling
