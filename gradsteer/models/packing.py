@@ -31,8 +31,8 @@ class Pack:
         predictors: (labelled,) the positions whose logits predict them.
         owners: (labelled,) the segment of each.
         lengths: tokens of every segment.
-        shared: tokens that each segment shares with an earlier one, and leaves out; see `gradsteer.models.shared_prompts`.
-            Empty where all segments are whole.
+        shared: tokens that each segment leaves out, as it shares them with the last whole segment before it; see
+            `gradsteer.models.shared_prompts`. Empty where all are whole.
     """
 
     input_ids: Tensor
@@ -75,12 +75,11 @@ class Pack:
         """(segments, tokens) bool, on the CPU: the tokens that each segment attends to, at most."""
         segment = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
         seen = segment == torch.arange(len(self.lengths))[:, None]
-        ends = list(accumulate(self.lengths))
+        starts = [0, *accumulate(self.lengths)]
+        whole = 0
         for number, shared in enumerate(self.shared):
-            if shared:
-                seen[number, whole : whole + shared] = True
-            else:
-                whole = ends[number] - self.lengths[number]
+            whole = whole if shared else starts[number]
+            seen[number, whole : whole + shared] = True
         return seen
 
     @property

@@ -257,7 +257,10 @@ def _probe(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
 def _shared_probe(probe: list[EncodedExample]) -> tuple[list[EncodedExample], EncodedExample]:
     """Two replies to one prompt and one to another, of the probe's tokens, and the first with its reply reordered."""
     longest = max(len(example.input_ids) for example in probe)
-    start, length = max(2, longest // 3), max(3, longest - longest // 3)  # no longer than the examples, but for tiny ones
+    start, length = (
+        max(2, longest // 3),
+        max(3, longest - longest // 3),
+    )  # no longer than the examples, but for tiny ones
     tokens = cycle([token for example in probe for token in example.input_ids])
     prompt, *replies = (list(islice(tokens, count)) for count in (start, length, max(2, length - 1), length))
     inputs = [prompt + replies[0], prompt + replies[1], prompt[::-1] + replies[2], prompt + replies[0][::-1]]

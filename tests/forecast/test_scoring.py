@@ -198,9 +198,71 @@ def test_neither_packs_nor_batches_nor_chunks_change_a_score(monkeypatch, dtype,
         np.testing.assert_allclose(other, expected, rtol=0, atol=bound * max(1, np.abs(expected).max()))
 
 
-def test_processes_share_the_batches(monkeypatch):
+def replies(prompts, count, *, tokens=61):
+    """(prompts x count) examples of different lengths, in an order that mixes the prompts."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(count):
+        for prompt in prompts:
+            length = int(torch.randint(1, 12, (1,), generator=generator))
+            found.append(encoded(prompt, torch.randint(3, tokens, (length,), generator=generator).tolist()))
+    return found
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_a_prompt_that_is_read_once_changes_no_score(dtype, bound, top_p):
+    model, prompts = gpt2(dtype), [[5, 6, 7, 8, 9, 4], [5, 6, 7], [11]]
+    examples = [*replies(prompts, 6), encoded([33, 34], [35])]
+    how = {"temperature": 0.7, "top_p": top_p}
+    plain = ResponseScorer(model, examples, **how, shared_prompts=False)
+    assert not plain.layout.shared_prompts
+    assert plain.tokens_per_pass == sum(len(example.input_ids) for example in examples)
+    expected = plain.log_probs(sampled_here=True)
+    bound *= max(1, np.abs(expected).max())
+    for budget, order in ((None, 1), (1, 1), (20, -1), (45, -1)):
+        scorer = ResponseScorer(model, examples[::order], **how, token_budget=budget)
+        assert scorer.layout.shared_prompts
+        if budget is None:  # every prompt once, and no reply's last token
+            assert scorer.tokens_per_pass == 6 + 3 + 1 + 2 + scorer.num_tokens - len(examples)
+        assert scorer.tokens_per_pass < plain.tokens_per_pass
+        for chunk in (None, 3):
+            scorer.layout = replace(scorer.layout, head_chunk=chunk)
+            found = scorer.log_probs(sampled_here=True)[::order]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+    if top_p < 1:
+        vector = direction_of(model, scale=0.01)
+        nuclei = [each.nuclei() for each in (plain, scorer)]
+        with steered(model, vector, 1.0):
+            expected, found = (s.log_probs(nuclei=n) for s, n in zip((plain, scorer), nuclei, strict=True))
+        np.testing.assert_allclose(found[::-1], expected, rtol=0, atol=bound)
+
+
+def test_one_response_a_prompt_asks_for_nothing_more(monkeypatch):
+    model, examples = gpt2(torch.float32), replies([[5, 6, 7], [5, 6], [8]], 1)
+    monkeypatch.setattr("gradsteer.models.batches.why_not_shared", None)
+    scorer, plain = (ResponseScorer(model, examples, shared_prompts=shared) for shared in (True, False))
+    assert scorer.tokens_per_pass == plain.tokens_per_pass
+    np.testing.assert_array_equal(scorer.log_probs(), plain.log_probs())
+
+
+@pytest.mark.parametrize("refused", ["why_not_shared", "why_not_packs"])
+def test_where_prompts_may_not_be_shared_all_is_as_it_was(monkeypatch, refused):
+    model, examples = gpt2(torch.float32), replies([[5, 6, 7], [5, 6]], 4)
+    expected = ResponseScorer(model, examples).log_probs()
+    monkeypatch.setattr(f"gradsteer.models.batches.{refused}", lambda *_, **__: "not here")
+    scorer = ResponseScorer(model, examples)
+    assert not scorer.layout.shared_prompts
+    assert scorer.layout.packs == (refused == "why_not_shared")
+    np.testing.assert_allclose(scorer.log_probs(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "examples", [ragged_examples(9), replies([[5, 6, 7, 8], [5, 6], [9]], 5)], ids=["each", "shared"]
+)
+def test_processes_share_the_batches(monkeypatch, examples):
     """Two ranks in one process: each scores its own batches, and together they have all."""
-    model, examples = tiny_llama(), ragged_examples(9)
+    model = tiny_llama()
     alone = ResponseScorer(model, examples, token_budget=40).log_probs()
     ranks = [ResponseScorer(model, examples, token_budget=40, rank=rank, world_size=2) for rank in (0, 1)]
     assert len(ranks[0]) == len(ranks[1])  # they meet in every forward pass
