@@ -153,8 +153,6 @@ def _segment(
         distance = position[before:, None] - position
         allowed = (distance >= 0) & (distance < window)
         if before:  # every layer asks for it, and other replies to the prompt may be as long
-            if softcap is None:  # as it would be turned into at every call
-                allowed = torch.zeros_like(allowed, dtype=query.dtype).masked_fill(~allowed, -torch.inf)
             masks[length, before, window] = allowed
     if softcap is None:
         return nn.functional.scaled_dot_product_attention(

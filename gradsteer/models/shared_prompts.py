@@ -71,9 +71,10 @@ def pack_shared(examples: Sequence[EncodedExample], device: torch.device | str =
         positions += range(skipped, end)
         lengths.append(end - skipped)
         shared.append(skipped)
-    tensors = [torch.tensor(each, dtype=torch.int64, device=device) for each in (targets, predictors, owners)]
-    rows = [torch.tensor([each], device=device) for each in (ids, positions)]
-    return Pack(*rows, *tensors, tuple(lengths), tuple(shared))
+    columns = (targets, predictors, owners)
+    targets_, predictors_, owners_ = (torch.tensor(each, dtype=torch.int64, device=device) for each in columns)
+    input_ids, position_ids = (torch.tensor([each], device=device) for each in (ids, positions))
+    return Pack(input_ids, position_ids, targets_, predictors_, owners_, tuple(lengths), tuple(shared))
 
 
 def _start_of_reply(example: EncodedExample) -> int:
