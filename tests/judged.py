@@ -67,6 +67,7 @@ def make_judged(experiment, out):
     run(
         "attribute", *model, "--data.piles", json.dumps(piles), "--vectors.a", "[a-yes, a-no]", "--vectors.b",
         "[b-yes, b-no]", "--data.permutations", 1, "--graddiff.steps", "[2]", "--graddiff.alpha", 0.05,
+        "--model.slope_responses", 1000,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class Calibration:
         halves: the two terms.
         temperature: that the responses were sampled and scored at.
         top_p: likewise.
-        num_plus: responses of the PLUS pile.
+        num_plus: responses of the PLUS pile that it was taken from; the pile may hold more.
         num_minus: of the MINUS pile.
         judges: fingerprints of the judges whose verdicts made the piles, where their rows say.
     """

@@ -24,6 +24,7 @@ def log_prob_derivatives(
     vector: ParameterVector,
     *,
     changes: tuple[float, float, float] | None = None,
+    sensitivity: float | None = None,
     tick: Callable[[], None] | None = None,
 ) -> tuple[np.ndarray, int]:
     """``d(-log p(r)) / d alpha`` at alpha = 0 for ``theta + alpha V``, response by response: central differences.
@@ -36,6 +37,8 @@ def log_prob_derivatives(
         scorer: of the responses.
         vector: the direction V; whether it belongs to the model is the caller's to check.
         changes: smallest, largest and wished-for change of the responses, nats, instead.
+        sensitivity: see `sensitivity`, of a few of the responses or along a vector like this one: the first step is
+            then chosen by it, and as a rule no other one is tried.
         tick: called after every batch.
 
     Returns:
@@ -50,7 +53,7 @@ def log_prob_derivatives(
     half = next(model.parameters()).dtype in HALF_PRECISIONS
     smallest, largest, aim = changes or (_HALF_PRECISION if half else _FULL_PRECISION)
     nuclei = scorer.nuclei() if scorer.top_p < 1 else None
-    step, passes = 0.01 / norm, 0 if nuclei is None else 1
+    step, passes = aim / sensitivity / norm if sensitivity else 0.01 / norm, 0 if nuclei is None else 1
     for _ in range(_MOST_TRIALS):
         scores = []
         for sign in (1, -1):
@@ -69,3 +72,13 @@ def log_prob_derivatives(
         f"the log-probabilities change by {size:.1e} nats at +-{step:.1e} V, and no other step came near {aim}: the "
         "vector does not move the model, or the scores are not finite"
     )
+
+
+def sensitivity(derivatives: np.ndarray, vector: ParameterVector) -> float:
+    """Root mean square of responses' derivatives, nats for a step of norm 1 along the vector.
+
+    Args:
+        derivatives: (responses,) along the vector, nats a unit of alpha.
+        vector: that they were taken along.
+    """
+    return float(np.sqrt(np.mean(np.square(derivatives)))) / vector.norm()

@@ -16,8 +16,9 @@ from gradsteer.data.chat import EncodedExample
 from gradsteer.data.piles import Pile
 from gradsteer.evaluation.importance_sampling import mean_difference
 from gradsteer.forecast.calibration import Calibration
-from gradsteer.forecast.derivatives import log_prob_derivatives
+from gradsteer.forecast.derivatives import log_prob_derivatives, sensitivity
 from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.forecast.slope_samples import SEARCHED, responses_in, spread
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
 MIN_RESPONSES = 20
@@ -58,60 +59,83 @@ def has_both_halves(plus: Pile, minus: Pile, piles: Sequence[Pile]) -> bool:
     return both and min(counts.values()) >= 2
 
 
-def cross_fitted_slope(
-    model: Any,
-    plus: Pile,
-    minus: Pile,
-    half_of: dict[str, int],
-    halves: tuple[ParameterVector, ParameterVector],
-    make_scorer: MakeScorer,
-    *,
-    tick: Callable[[], None] | None = None,
-) -> Calibration:
-    """The slope of a vector and its standard error over prompts; four forward passes over half of both piles.
+class CrossFittedSlopes:
+    """Takes the slopes of vectors one after another, each with its standard error over prompts.
+
+    A step that a few responses ask for is tried first on all of them; along the next vector, the step that was right
+    along the one before. As a rule that is two forward passes over half of both piles along each half's vector.
 
     Args:
         model: with the weights that the piles' gradients were taken at.
-        plus: the PLUS pile.
-        minus: the MINUS pile.
         half_of: digest of a prompt -> 1 or 2; see `halves_of_prompts`.
-        halves: the vectors of the two halves, made as the whole one.
         make_scorer: scores responses at a temperature and top_p.
-        tick: called after every batch.
-
-    Raises:
-        ValueError: a half has no response of one of the piles, a half's vector is zero, or the PLUS pile does not say
-            how it was sampled.
+        most: take so many responses of each pile in each half, spread over the prompts; all by default.
     """
-    how = next((how for how in plus.sampling if how is not None), None)
-    if how is None:
-        raise ValueError(f"pile {plus.name!r} does not say at which temperature and top_p its responses were sampled")
-    temperature, top_p = how
-    slopes, errors = [], []
-    for half in (1, 2):
-        examples: list[EncodedExample] = []
-        is_plus: list[bool] = []
-        prompts: list[str] = []
-        for pile in (plus, minus):
-            for response, prompt in zip(pile.responses, pile.prompts, strict=True):
-                if half_of[prompt] == half and response is not None:
-                    examples.append(response)
-                    is_plus.append(pile is plus)
-                    prompts.append(prompt)
-        scorer = make_scorer(examples, temperature, top_p)
-        derivatives, _ = log_prob_derivatives(model, scorer, halves[2 - half], tick=tick)
-        members = np.array(is_plus)
-        numbers = np.unique(prompts, return_inverse=True)[1]
-        slope, error = mean_difference(derivatives, members, ~members, numbers)
-        slopes.append(slope)
-        errors.append(error)
-    return Calibration(
-        sum(slopes) / 2,
-        math.hypot(*errors) / 2,
-        (slopes[0], slopes[1]),
-        temperature,
-        top_p,
-        len(plus.examples),
-        len(minus.examples),
-        tuple(sorted(plus.judges | minus.judges)),
-    )
+
+    def __init__(
+        self, model: Any, half_of: dict[str, int], make_scorer: MakeScorer, *, most: int | None = None
+    ) -> None:
+        self.model, self.half_of, self.make_scorer, self.most = model, half_of, make_scorer, most
+        self._sensitivity: float | None = None
+
+    def of(
+        self,
+        plus: Pile,
+        minus: Pile,
+        halves: tuple[ParameterVector, ParameterVector],
+        *,
+        tick: Callable[[], None] | None = None,
+    ) -> Calibration:
+        """The slope of a vector.
+
+        Args:
+            plus: the PLUS pile.
+            minus: the MINUS pile.
+            halves: the vectors of the two halves, made as the whole one.
+            tick: called after every batch.
+
+        Raises:
+            ValueError: a half has no response of one of the piles, a half's vector is zero, or the PLUS pile does not
+                say how it was sampled.
+        """
+        how = next((how for how in plus.sampling if how is not None), None)
+        if how is None:
+            raise ValueError(
+                f"pile {plus.name!r} does not say at which temperature and top_p its responses were sampled"
+            )
+        slopes, errors, counts = [], [], np.zeros(2, dtype=int)
+        for half in (1, 2):
+            sides = [responses_in(pile, half, self.half_of, self.most) for pile in (plus, minus)]
+            members = np.repeat([True, False], [len(side) for side in sides])
+            numbers = np.unique([prompt for side in sides for _, prompt in side], return_inverse=True)[1]
+            derivatives = self._derivatives(sides, halves[2 - half], how, tick)
+            slope, error = mean_difference(derivatives, members, ~members, numbers)
+            slopes.append(slope)
+            errors.append(error)
+            counts += len(sides[0]), len(sides[1])
+        return Calibration(
+            sum(slopes) / 2,
+            math.hypot(*errors) / 2,
+            (slopes[0], slopes[1]),
+            *how,
+            int(counts[0]),
+            int(counts[1]),
+            tuple(sorted(plus.judges | minus.judges)),
+        )
+
+    def _derivatives(
+        self,
+        sides: Sequence[Sequence[tuple[EncodedExample, str]]],
+        vector: ParameterVector,
+        how: tuple[float, float],
+        tick: Callable[[], None] | None,
+    ) -> np.ndarray:
+        """(responses,) of the PLUS and then the MINUS responses along a vector, nats a unit of alpha."""
+        if self._sensitivity is None:
+            few = [side[index][0] for side in sides for index in spread([prompt for _, prompt in side])[:SEARCHED]]
+            found, _ = log_prob_derivatives(self.model, self.make_scorer(few, *how), vector, tick=tick)
+            self._sensitivity = sensitivity(found, vector)
+        scorer = self.make_scorer([response for side in sides for response, _ in side], *how)
+        found, _ = log_prob_derivatives(self.model, scorer, vector, sensitivity=self._sensitivity, tick=tick)
+        self._sensitivity = sensitivity(found, vector)
+        return found

@@ -1,4 +1,4 @@
-"""Calibration: a vector's slope, the change in its piles' log-odds per unit of alpha."""
+"""Calibration: vectors' slopes, the change in their piles' log-odds per unit of alpha, within their gradients' time."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from gradsteer.attribution.pile_partition import halves_of_prompts
 from gradsteer.data.piles import Pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
-from gradsteer.forecast.slopes import cross_fitted_slope
+from gradsteer.forecast.slope_samples import FORWARD_AND_BACKWARD, most_within
+from gradsteer.forecast.slopes import CrossFittedSlopes
 from gradsteer.generation.sampling import num_known_ids
 from gradsteer.models.train_mode import evaluating
 from gradsteer.progress import progress
@@ -18,64 +19,99 @@ from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
 
-def calibrate(
-    trainer: L.Trainer,
-    pl_module: Any,
-    name: str,
-    piles: tuple[str, str],
-    halves: tuple[SteeringVector, SteeringVector],
-) -> Calibration | None:
-    """Estimates a vector's slope, logs and prints it. Collective: every process must call it.
+class VectorSlopes:
+    """Estimates the slopes of a run's vectors, logs and prints them.
+
+    The forward passes of all of them run at most as many tokens as take the time of the piles' gradients, which is
+    what three forward passes take; where that is too little for all responses, each slope takes a sample of them.
 
     Args:
-        trainer: the Trainer whose datamodule holds the piles.
+        trainer: the Trainer whose datamodule holds the piles and says which vectors are calibrated.
         pl_module: the module that holds the model, at its own weights.
-        name: the vector's name.
-        piles: names of its PLUS and MINUS piles.
-        halves: the vectors of the two halves of the prompts.
-
-    Returns:
-        The calibration; None, with a warning, if the responses were sampled from other weights, because the score
-        function is then not the model's.
+        contrasts: names of each vector's PLUS and MINUS piles.
     """
-    data = data_of(trainer)
-    by_name: dict[str, Pile] = {pile.name: pile for pile in data.piles}
-    plus, minus = (by_name[pile] for pile in piles)
-    others = (plus.sampled_from | minus.sampled_from) - {pl_module.fingerprint}
-    if others:
-        rank_zero_warn(
-            f"vector {name}: no slope is taken: responses of its piles were sampled from weights with fingerprint "
-            f"{min(others)}, the model has {pl_module.fingerprint}"
-        )
-        return None
 
-    def make_scorer(examples: Any, temperature: float, top_p: float) -> ResponseScorer:
+    def __init__(self, trainer: L.Trainer, pl_module: Any, contrasts: dict[str, tuple[str, str]]) -> None:
+        data = data_of(trainer)
+        self.trainer, self.module, self.contrasts = trainer, pl_module, contrasts
+        by_name: dict[str, Pile] = {pile.name: pile for pile in data.piles}
+        piles = {name: (by_name[plus], by_name[minus]) for name, (plus, minus) in contrasts.items()}
+        # of responses of other weights no slope is taken, because the score function is not the model's
+        self._others = {
+            name: sorted((plus.sampled_from | minus.sampled_from) - {pl_module.fingerprint})
+            for name, (plus, minus) in piles.items()
+        }
+        self._piles = {name: piles[name] for name in data.calibrated if not self._others[name]}
+        half_of = halves_of_prompts(data.piles)
+        most = None if pl_module.slope_responses is None else (pl_module.slope_responses + 1) // 2
+        if most is None and self._piles:
+            most = most_within(list(self._piles.values()), half_of, budget=self._budget(), passes=self._passes())
+        self._slopes = CrossFittedSlopes(pl_module.model, half_of, self._scorer, most=most)
+
+    def _budget(self) -> int:
+        """Tokens of forward passes that take as long as the gradients of the piles that were asked for."""
+        parts = [part for part in data_of(self.trainer).parts if not (part.squares or part.is_permuted)]
+        tokens = sum(len(example.input_ids) for part in parts for example in part.examples)
+        return FORWARD_AND_BACKWARD * tokens * int(self.module.num_points)
+
+    def _passes(self) -> int:
+        """Two make a difference; where replies were sampled from a nucleus, it is found by one before them."""
+        ways = {way for pair in self._piles.values() for pile in pair for way in pile.sampling if way is not None}
+        return 3 if any(top_p < 1 for _, top_p in ways) else 2
+
+    def _scorer(self, examples: Any, temperature: float, top_p: float) -> ResponseScorer:
+        module, trainer = self.module, self.trainer
         return ResponseScorer(
-            pl_module.model,
+            module.model,
             examples,
             temperature=temperature,
             top_p=top_p,
-            token_budget=data.budget(),
-            pad_token_id=int(pl_module.tokenizer.pad_token_id),
-            num_known=num_known_ids(pl_module.tokenizer),
+            token_budget=data_of(trainer).budget(),
+            pad_token_id=int(module.tokenizer.pad_token_id),
+            num_known=num_known_ids(module.tokenizer),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
 
-    shown = shows_progress(trainer)
-    with evaluating(pl_module.model), progress(f"slope of {name}", unit="batch", shown=shown) as tick:
-        half_of = halves_of_prompts(data.piles)
-        found = cross_fitted_slope(pl_module.model, plus, minus, half_of, halves, make_scorer, tick=tick)
-    measured = {"slope": found.slope, "slope_error": found.standard_error}
-    log_metrics(trainer, {f"vector/{name}/{key}": value for key, value in measured.items()}, step=0)
-    first, second = found.halves
-    rank_zero_info(
-        f"vector {name}: slope <S, V> = {found.slope:.4g} +- {found.standard_error:.2g} (halves {first:.4g} and "
-        f"{second:.4g}), scored at temperature {found.temperature:g}: alpha {1 / found.slope:+.4g} lowers the "
-        f"log-odds of {piles[0]} against {piles[1]} by one nat"
-        if found.slope
-        else f"vector {name}: its slope is 0"
-    )
-    if abs(found.slope) <= 2 * found.standard_error:
-        rank_zero_warn(f"vector {name}: its slope is within two standard errors of 0; use larger piles")
-    return found
+    def take(self, name: str, halves: tuple[SteeringVector, SteeringVector]) -> Calibration | None:
+        """Estimates a vector's slope. Collective: every process must call it.
+
+        Args:
+            name: the vector's name.
+            halves: the vectors of the two halves of the prompts.
+
+        Returns:
+            The calibration; None, with a warning, if the responses were sampled from other weights.
+        """
+        if others := self._others[name]:
+            rank_zero_warn(
+                f"vector {name}: no slope is taken: responses of its piles were sampled from weights with fingerprint "
+                f"{others[0]}, the model has {self.module.fingerprint}"
+            )
+            return None
+        plus, minus = self._piles[name]
+        shown = shows_progress(self.trainer)
+        with evaluating(self.module.model), progress(f"slope of {name}", unit="batch", shown=shown) as tick:
+            found = self._slopes.of(plus, minus, halves, tick=tick)
+        measured = {"slope": found.slope, "slope_error": found.standard_error}
+        log_metrics(self.trainer, {f"vector/{name}/{key}": value for key, value in measured.items()}, step=0)
+        first, second = found.halves
+        sizes = len(plus.examples), len(minus.examples)
+        taken = " and ".join(
+            f"{num} of {size}" if num < size else f"all {size}"
+            for num, size in zip((found.num_plus, found.num_minus), sizes, strict=True)
+        )
+        rank_zero_info(
+            f"vector {name}: slope <S, V> = {found.slope:.4g} +- {found.standard_error:.2g} (halves {first:.4g} and "
+            f"{second:.4g}) from {taken} responses, scored at temperature {found.temperature:g}: alpha "
+            f"{1 / found.slope:+.4g} lowers the log-odds of {plus.name} against {minus.name} by one nat"
+            if found.slope
+            else f"vector {name}: its slope is 0"
+        )
+        if abs(found.slope) <= 2 * found.standard_error:
+            partly = (found.num_plus, found.num_minus) != sizes
+            rank_zero_warn(
+                f"vector {name}: its slope is within two standard errors of 0; use larger piles"
+                + (", or take it from more of their responses: --model.slope_responses" if partly else "")
+            )
+        return found

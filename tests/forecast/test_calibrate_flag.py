@@ -4,6 +4,7 @@ Also that a forecast and the steering that it is for agree in their configs.
 """
 
 import json
+from collections import Counter
 
 import pytest
 import yaml
@@ -55,24 +56,42 @@ def metadata_of(out):
     return SteeringVector.read_header(out / "vectors" / "a.safetensors")
 
 
-def test_by_default_the_slope_is_in_the_vectors_file(judged):
-    header = SteeringVector.read_header(judged.vector("a"))
-    found = Calibration.read(header)
+def test_by_default_the_slope_is_taken_from_all_and_else_from_as_many_as_asked(judged, tmp_path, capsys):
+    responses = judged.directory / "responses" / "piles.jsonl"
+    run(*attribute_words(judged, tmp_path / "default", responses))
+    words = [*attribute_words(judged, tmp_path / "asked", responses), "--model.slope_responses"]
+    run(*words, 100)
+    found, some = (Calibration.read(metadata_of(tmp_path / name)) for name in ("default", "asked"))
     assert found.slope == pytest.approx(sum(found.halves) / 2)
     assert (found.temperature, found.top_p) == (1.0, 1.0)
-    rows = lines_of(judged.directory / "responses" / "piles.jsonl")
-    assert (found.num_plus, found.num_minus) == (
-        sum(row["verdicts"]["a"] for row in rows),
-        sum(not row["verdicts"]["a"] for row in rows),
-    )
+    numbers = Counter(row["verdicts"]["a"] for row in lines_of(responses))
+    assert (found.num_plus, found.num_minus) == (numbers[True], numbers[False])
     assert found.slope > 2 * found.standard_error > 0
+    assert (some.num_plus, some.num_minus) == (100, 100)
+    assert some.standard_error > 1.2 * found.standard_error
+    assert abs(some.slope - found.slope) < 3 * some.standard_error
+    header = metadata_of(tmp_path / "default")
     assert json.loads(header["plus_where"]) == {"a": True}
-    assert (judged.directory / "gradients" / "halves" / "a-yes-1.safetensors").is_file()
-    pile = read_pile(
-        "a-yes", PileFilter(str(judged.directory / "responses" / "piles.jsonl"), {"a": True}),
-        load_tokenizer(str(judged.anchor)),
-    )  # fmt: skip
+    assert (tmp_path / "default" / "gradients" / "halves" / "shown-1.safetensors").is_file()
+    pile = read_pile("shown", PileFilter(str(responses), {"a": True}), load_tokenizer(str(judged.anchor)))
     assert set(halves_of_prompts([pile]).values()) == {1, 2}
+
+
+def test_null_vectors_have_no_slope(judged):
+    assert Calibration.read(SteeringVector.read_header(judged.vector("a"))) is not None
+    null = judged.directory / "vectors" / "permuted" / "a-0.safetensors"
+    assert Calibration.read(SteeringVector.read_header(null)) is None
+
+
+def test_a_count_that_makes_no_sense_is_refused(judged, few, tmp_path, capsys):
+    words = attribute_words(judged, tmp_path, few)
+    message = message_of([*words, "--model.slope_responses", "19"], capsys)
+    assert "model.slope_responses is 19; accepted: 20 or more" in message
+    message = message_of([*words, "--model.slope_responses", "20", "--model.calibrate", "false"], capsys)
+    assert "model.slope_responses is 20, which has no effect without model.calibrate" in message
+    words[words.index("--vectors.a") :] = []
+    message = message_of([*words, "--model.slope_responses", "20"], capsys)
+    assert "there are no vectors to take a slope of: --vectors.NAME [PLUS, MINUS]" in message
 
 
 def test_too_few_responses_are_said_by_default_and_taken_where_asked(judged, few, tmp_path, caplog):

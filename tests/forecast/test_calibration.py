@@ -18,10 +18,10 @@ from gradsteer.evaluation.realised_shift import realised_shift
 from gradsteer.evaluation.statistics import design_effect, expanded
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
-from gradsteer.forecast.slopes import cross_fitted_slope, has_both_halves, why_not_calibrate
+from gradsteer.forecast.slopes import CrossFittedSlopes, has_both_halves, why_not_calibrate
 from gradsteer.steering.weight_steering import steered
 from gradsteer.trainer.callbacks.vectors import VectorWriter
-from gradsteer.trainer.vector_slopes import calibrate
+from gradsteer.trainer.vector_slopes import VectorSlopes
 from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
@@ -49,11 +49,15 @@ def random_piles(number, *, how=(1.0, 1.0), prompts=8, seed=0, vocabulary=61):
     return piles
 
 
-def slope_of(model, plus, minus, halves):
+def slopes_of(model, piles, **options):
     def scorer(examples, temperature, top_p):
         return ResponseScorer(model, examples, temperature=temperature, top_p=top_p)
 
-    return cross_fitted_slope(model, plus, minus, halves_of_prompts([plus, minus]), halves, scorer)
+    return CrossFittedSlopes(model, halves_of_prompts(piles), scorer, **options)
+
+
+def slope_of(model, plus, minus, halves):
+    return slopes_of(model, [plus, minus]).of(plus, minus, halves)
 
 
 def anchors_nuclei(model, examples, temperature, top_p):
@@ -118,8 +122,8 @@ def test_each_half_is_scored_along_the_other_halfs_vector():
     one, two = direction_of(model, seed=1), direction_of(model, seed=2)
     both, swapped = slope_of(model, plus, minus, (one, two)), slope_of(model, plus, minus, (two, one))
     same = slope_of(model, plus, minus, (one, one)), slope_of(model, plus, minus, (two, two))
-    assert both.halves == pytest.approx((same[1].halves[0], same[0].halves[1]))
-    assert swapped.halves == pytest.approx((same[0].halves[0], same[1].halves[1]))
+    assert both.halves == pytest.approx((same[1].halves[0], same[0].halves[1]), rel=1e-3)  # other steps
+    assert swapped.halves == pytest.approx((same[0].halves[0], same[1].halves[1]), rel=1e-3)
     assert both.halves != pytest.approx(swapped.halves, rel=0.01)
 
 
@@ -223,9 +227,11 @@ def test_no_slope_is_taken_from_responses_of_other_weights():
     plus, minus = random_piles(14)
     halves = direction_of(tiny_llama(), seed=1), direction_of(tiny_llama(), seed=2)
     minus.sampled_from = {"g", "f"}
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(piles=[plus, minus]))
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(piles=[plus, minus], calibrated=("v",)))
+    module = SimpleNamespace(fingerprint="f", slope_responses=None, model=None)
+    slopes = VectorSlopes(trainer, module, {"v": ("plus", "minus")})
     with pytest.warns(UserWarning, match="vector v: no slope is taken: .* fingerprint g, the model has f"):
-        assert calibrate(trainer, SimpleNamespace(fingerprint="f"), "v", ("plus", "minus"), halves) is None
+        assert slopes.take("v", halves) is None
 
 
 @pytest.mark.parametrize("options", [{"unit_contrast": True}, {"precondition": "fisher"}])

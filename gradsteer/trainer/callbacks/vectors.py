@@ -13,7 +13,7 @@ from gradsteer.steering.conditions import check_name
 from gradsteer.trainer.permuted_vectors import write_permuted
 from gradsteer.trainer.session import data_of, is_trial, session_of
 from gradsteer.trainer.tensorboard import log_metrics
-from gradsteer.trainer.vector_slopes import calibrate
+from gradsteer.trainer.vector_slopes import VectorSlopes
 from gradsteer.vectors.parameter_vectors import ParameterVector, PileAverage, SteeringVector
 from gradsteer.vectors.preconditioning import SecondMoment, precondition
 from gradsteer.vectors.weight_diff import DELTA
@@ -163,15 +163,14 @@ class VectorWriter(L.Callback):
             assembly.clean()
         trainer.strategy.barrier()  # every process takes part in the slopes, along the vectors written just now
         moment = self._second_moment(assembly)
+        slopes = VectorSlopes(trainer, pl_module, self.contrasts) if self._plain else None
         for name, piles in self.contrasts.items():
             # a half is normalised by its own, noisier norm and so points less along V: the slope would be too small
-            calibrated = self._plain and name in data_of(trainer).calibrated
+            calibrated = slopes is not None and name in data_of(trainer).calibrated
             if not (trainer.is_global_zero or calibrated):
                 continue
             halves = [half[0] for number in (1, 2) if (half := self._contrast(assembly, piles, number, moment))]
-            slope = None
-            if calibrated:
-                slope = calibrate(trainer, pl_module, name, piles, (halves[0], halves[1]))
+            slope = slopes.take(name, (halves[0], halves[1])) if slopes is not None and calibrated else None
             if not trainer.is_global_zero:
                 continue
             made = self._contrast(assembly, piles, None, moment)

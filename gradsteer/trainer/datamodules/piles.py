@@ -132,7 +132,9 @@ class PileDataModule(RunDataModule):
         asked: bool | None = getattr(module, "calibrate", False)
         if asked is False or (asked is None and not self.vectors):
             return ()
-        reason = None if self.vectors else "there are no vectors: --vectors.NAME [PLUS, MINUS]"
+        if not self.vectors:
+            raise ValueError("model.calibrate: there are no vectors to take a slope of: --vectors.NAME [PLUS, MINUS]")
+        reason = None
         if module.dtype_name in ("bfloat16", "float16"):
             reason = f"weights in {module.dtype_name} round small steps away: --model.dtype float32"
         by_name = {pile.name: pile for pile in self.piles}

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.chat import EncodedExample, template_digest, tokenizer_digest
+from gradsteer.forecast.slopes import MIN_RESPONSES
 from gradsteer.models.batches import BatchLayout
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.models.loading import Loading, load_causal_lm, load_tokenizer
@@ -70,6 +71,11 @@ class AttributionModule(SummingModule):
         calibrate: also estimate each vector's slope (the change in its piles' log-odds per unit of alpha), by forward
             passes over half piles. With it, steer can turn a log-odds shift into an alpha. Default: on when both piles
             hold at least 20 sampled responses that record temperature and top_p.
+        slope_responses: take each slope from at most this many responses of each pile, half of them in each half of
+            the prompts and spread over the prompts; 20 or more, a large number takes all. Asks for slopes, as calibrate
+            does. Default: as many as keep all slopes together within the time of the gradients, at least 50; for a
+            vector or two that is as a rule all of them. A quarter of the responses doubles the slope's standard error,
+            which is printed and goes to the vector's file.
     """
 
     def __init__(
@@ -95,13 +101,19 @@ class AttributionModule(SummingModule):
         attn_implementation: str | None = None,
         gguf_file: str | None = None,
         calibrate: bool | None = None,
+        slope_responses: int | None = None,
     ) -> None:
         super().__init__()
         self.loading = Loading(
             model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file=gguf_file
         )
         self.loading.check()
-        self.calibrate = calibrate
+        self.calibrate = True if calibrate is None and slope_responses is not None else calibrate
+        self.slope_responses = slope_responses
+        if calibrate is False:
+            refuse_unused({"model.slope_responses": (slope_responses, None)}, "model.calibrate")
+        if slope_responses is not None and slope_responses < MIN_RESPONSES:
+            raise ValueError(f"model.slope_responses is {slope_responses}; accepted: {MIN_RESPONSES} or more")
         if loss != "kl":
             unused = {"model.reference": (reference, None), "model.kl_direction": (kl_direction, "forward")}
             refuse_unused(unused, "model.loss kl")
