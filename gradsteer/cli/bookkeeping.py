@@ -34,7 +34,8 @@ class SaveReplayableConfig(SaveConfigCallback):
         if config["trainer"]["default_root_dir"] == config["output_dir"]:
             config["trainer"]["default_root_dir"] = None
         config["overwrite"] = False  # nor does it replace anything unasked
-        text = self.parser.dump(config, skip_none=False, skip_link_targets=True)
+        # what was parsed is valid: checking every value again takes as long as parsing it
+        text = self.parser.dump(config, skip_none=False, skip_link_targets=True, skip_check=True)
         head = f"# replay: python -m gradsteer {command} --config {path}\n# made by gradsteer {__version__} {git_sha()}"
         write_text(path, f"{head.rstrip()}\n{text}")
 
