@@ -12,6 +12,7 @@ from gradsteer.reports.figures import result_figures
 from gradsteer.reports.layer_figure import layer_figure
 from gradsteer.reports.nulls import nulls_by_vector
 from gradsteer.reports.rates_figure import rates_figure
+from gradsteer.reports.tradeoff_figure import tradeoff_figure
 
 MOST, TALLEST, LEAST = 1600, 3000, 7.0  # pixels, pixels, points
 
@@ -118,7 +119,7 @@ def test_panels_that_hold_nothing_but_zeros_are_left_out():
     assert all(row["metrics"]["refusal_benign"] == 0 for row in rows)
 
     def panels():
-        figure = result_figures(rows, "t").get("trade-offs")
+        figure = tradeoff_figure(rows, "t")
         return [axes.get_xlabel() for axes in figure.axes if axes.get_visible()]
 
     assert panels() == 2 * ["perplexity, held-out text", "KL to the anchor (nats a token)", "mean length (tokens)"]
@@ -127,4 +128,4 @@ def test_panels_that_hold_nothing_but_zeros_are_left_out():
     assert panels().count("benign prompts refused (%)") == 1
     for row in rows:
         row["metrics"] = dict.fromkeys(row["metrics"]) | {"unfinished": 0.0}
-    assert "trade-offs" not in result_figures(rows, "t")
+    assert tradeoff_figure(rows, "t") is None
