@@ -22,14 +22,18 @@ import numpy as np
 import torch
 
 from gradsteer.attribution.pile_gradient import PileGradient
+from gradsteer.attribution.pile_partition import halves_of_prompts
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import EncodedExample, encode_prompt, encode_sampled
 from gradsteer.data.chat_formats import read_prompts
+from gradsteer.data.piles import Pile
 from gradsteer.forecast.curve import VectorCurve
 from gradsteer.forecast.derivatives import log_prob_derivatives
 from gradsteer.forecast.forecaster import Forecaster
 from gradsteer.forecast.judged_responses import JudgedResponses
 from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.forecast.slope_samples import FORWARD_AND_BACKWARD, most_within
+from gradsteer.forecast.slopes import CrossFittedSlopes
 from gradsteer.generation.decoding import Draw, SamplingConfig, sample_batch, stop_token_ids
 from gradsteer.judges import Exchange, KeywordJudge
 from gradsteer.models.batches import BatchLayout
@@ -38,6 +42,7 @@ from gradsteer.steering.weight_steering import holding, steered
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
 NUM_ALPHAS = 20
+NUM_SLOPES = (1, 2, 6)
 REACH = 1.5  # nats of a response
 RANDOM_SHAPE = (512, 1408, 8, 8)  # hidden, intermediate, layers, heads: 30 M parameters
 
@@ -114,6 +119,31 @@ class Bench:
         vector = SteeringVector({name: sides[0][name] - sides[1][name] for name in sides[0]})
         return vector, self.clock() - start
 
+    def pile(self, name: str, members: np.ndarray) -> Pile:
+        """Some of the replies as a pile."""
+        chosen = [index for index, member in enumerate(members) if member]
+        examples = [self.examples[index] for index in chosen]
+        return Pile(
+            name, examples, [""] * len(chosen), [str(index // self.options.num_samples) for index in chosen],
+            sampled=[True] * len(chosen), responses=list(examples),
+            sampling=[(self.options.temperature, 1.0)] * len(chosen),
+        )  # fmt: skip
+
+    def slopes(self, vector: SteeringVector, shows: np.ndarray, number: int) -> tuple[float, int | None]:
+        """The seconds that the slopes of so many vectors take, all of these piles, and the responses each is from."""
+        pair = self.pile("shows", shows == 1), self.pile("does not", shows == 0)
+        half_of, tokens = halves_of_prompts(pair), sum(len(each.input_ids) for pile in pair for each in pile.examples)
+        start = self.clock()
+        most = most_within([pair] * number, half_of, budget=FORWARD_AND_BACKWARD * tokens)
+        slopes = CrossFittedSlopes(self.model, half_of, self.scorer, most=most)
+        for _ in range(number):
+            slopes.of(*pair, (vector, vector))
+        return self.clock() - start, most
+
+    def scorer(self, examples: Any, temperature: float, top_p: float) -> ResponseScorer:
+        """Scores replies."""
+        return ResponseScorer(self.model, examples, temperature=temperature, top_p=top_p, pad_token_id=self.pad)
+
     def responses(self) -> JudgedResponses:
         """The responses as a forecast reads them."""
         number, each = len(self.examples), self.options.num_samples
@@ -156,7 +186,7 @@ def main(words: list[str]) -> None:
     options = parse(words)
     bench = Bench(options)
     model, responses = bench.model, bench.responses()
-    scorer = ResponseScorer(model, bench.examples, temperature=options.temperature, pad_token_id=bench.pad)
+    scorer = bench.scorer(bench.examples, options.temperature, 1.0)
     vectors, alphas = {}, {}
     for name, shows in bench.verdicts.items():
         vectors[name] = bench.gradients(shows)[0]
@@ -204,6 +234,19 @@ def main(words: list[str]) -> None:
         f"{len(chosen)} conditions {samplings:.1f} s, all {len(places)} {scale * samplings:.1f} s: the forecast takes "
         f"1/{1 / statistics.median(ratios):.1f} of it [1/{1 / ratios[0]:.1f}..1/{1 / ratios[-1]:.1f}]"
     )
+    name = next(iter(vectors))
+    for number in NUM_SLOPES:
+        rounds = [
+            (bench.gradients(bench.verdicts[name])[1], *bench.slopes(vectors[name], bench.verdicts[name], number))
+            for _ in range(options.rounds)
+        ]
+        ratios = sorted(taken / gradients for gradients, taken, _ in rounds)
+        gradients, taken = (statistics.median(each[index] for each in rounds) for index in (0, 1))
+        most = "all" if rounds[0][2] is None else f"at most {rounds[0][2]} of each pile in each half"
+        print(
+            f"gradients of {name}'s piles {gradients:.1f} s, slopes of {number} such vectors {taken:.1f} s ({most}): "
+            f"{statistics.median(ratios):.2f} times as long [{ratios[0]:.2f}..{ratios[-1]:.2f}]"
+        )
 
 
 if __name__ == "__main__":
