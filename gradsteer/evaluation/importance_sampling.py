@@ -19,6 +19,8 @@ import numpy as np
 from gradsteer.evaluation.bootstrap import Interval, PromptBootstrap, percentile_interval
 from gradsteer.evaluation.statistics import design_effect, wilson
 
+_FEW = 5  # as `gradsteer.evaluation.statistics.Rate.few`
+
 
 def normalised_weights(log_ratios: np.ndarray) -> np.ndarray:
     """``w_r / sum w`` from ``log w_r``, without overflow.
@@ -51,6 +53,20 @@ def divergence(weights: np.ndarray) -> float:
     return max(0.0, float((positive * np.log(len(weights) * positive)).sum()))
 
 
+def hangs_on_one(weights: np.ndarray, verdicts: np.ndarray | None = None) -> bool:
+    """Whether one response has more than a third of a sum that a rate is taken from: no point estimate then.
+
+    Without verdicts, the sum of all weights. With them also the sums over the responses that show the behavior and over
+    those that do not: either may rest on one response where the whole does not, as that of a rare behavior does.
+
+    Args:
+        weights: (responses,) any positive scale.
+        verdicts: (responses,) 1, 0 or NaN for unscored.
+    """
+    sums = [weights] if verdicts is None else [weights[~np.isnan(verdicts)], *(weights[verdicts == v] for v in (0, 1))]
+    return any(float(part.max()) > float(part.sum()) / 3 for part in sums if part.size)
+
+
 def weighted_rate(
     weights: np.ndarray, verdicts: np.ndarray, bootstrap: PromptBootstrap, confidence: float = 0.95
 ) -> tuple[float, float, float] | None:
@@ -58,7 +74,9 @@ def weighted_rate(
 
     The interval is the wider of two on each side: the bootstrap's percentiles, and Wilson's at the effective sample
     size less the design effect of the verdicts' clusters. The bootstrap alone is a point where no positive was seen,
-    and too narrow where few responses carry most of the weight.
+    and too narrow where few responses carry most of the weight. Of a rate below 5 responses at that size Wilson's says
+    nothing, though many responses of small weight may show the behavior: there it is at the `size_of_error`, if larger,
+    unless the rate `hangs_on_one`.
 
     Args:
         weights: (responses,) any positive scale.
@@ -81,8 +99,40 @@ def weighted_rate(
         low, high = percentile_interval(sums[:, 0] / sums[:, 1], confidence)
     clusters = bootstrap.prompts[scored].astype(str).tolist()
     effect = design_effect(values[scored].astype(bool).tolist(), clusters)
-    other_low, other_high = wilson(rate, max(1.0, effective_sample_size(masses[scored]) / effect), confidence)
+    size = max(1.0, effective_sample_size(masses[scored]) / effect)
+    if 0 < rate < 1 and size * min(rate, 1 - rate) < _FEW and not hangs_on_one(masses[scored], values[scored]):
+        size = max(size, size_of_error(masses[scored], values[scored], bootstrap.prompts[scored], confidence))
+    other_low, other_high = wilson(rate, size, confidence)
     return rate, float(min(low, other_low, rate)), float(max(high, other_high, rate))
+
+
+def size_of_error(masses: np.ndarray, values: np.ndarray, prompts: np.ndarray, confidence: float = 0.95) -> float:
+    """How many independent equally weighted responses would know a rate as well: ``1 / (v P (1 - P))``.
+
+    v is the variance of the log-odds, linearised over prompts: with A and B the sums of weights of the responses that
+    show the behavior and of the others, ``u_c = sum_(r in c) (w_r 1[A] / A - w_r 1[B] / B)`` and ``v = K / (K - 1) sum
+    u_c^2`` (the effective size of Korn and Graubard 1998, Survey Methodology 24:193). That it is estimated itself is
+    allowed for by Student's quantile in place of the normal one, with ``(sum u^2)^2 / sum u^4 - 1`` degrees of freedom:
+    as many prompts as the variance really comes from (Satterthwaite 1946, Biometrics Bulletin 2:110).
+
+    Args:
+        masses: (responses,) weights.
+        values: (responses,) 1 or 0; there are both.
+        prompts: (responses,) number of each one's prompt.
+        confidence: of the interval that is to be made of it.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    shown, others = masses * values, masses * (1 - values)
+    influences = np.bincount(prompts, weights=shown / shown.sum() - others / others.sum())
+    number, squares = len(np.unique(prompts)), float(np.square(influences).sum())
+    if number < 2 or squares == 0:
+        return 1.0
+    freedom = max(1.0, squares**2 / float((influences**4).sum()) - 1)
+    tail = (1 + confidence) / 2
+    variance = number / (number - 1) * squares * float(stdtrit(freedom, tail) / ndtri(tail)) ** 2
+    rate = float(shown.sum() / masses.sum())
+    return 1 / (variance * rate * (1 - rate))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from test_scoring import PROMPTS, RESPONSES, direction_of, exact_log_probs, small_llama
 
 from gradsteer.evaluation.bootstrap import PromptBootstrap
@@ -11,8 +12,10 @@ from gradsteer.evaluation.importance_sampling import (
     LinearForm,
     divergence,
     effective_sample_size,
+    hangs_on_one,
     mean_difference,
     normalised_weights,
+    size_of_error,
     weighted_rate,
 )
 from gradsteer.evaluation.statistics import design_effect, wilson
@@ -145,6 +148,50 @@ def test_the_interval_is_the_wider_of_bootstrap_and_wilson():
     by_bootstrap = np.percentile(draws[:, 0] / draws[:, 1], [2.5, 97.5])
     assert low == pytest.approx(min(by_wilson[0], by_bootstrap[0]))
     assert high == pytest.approx(max(by_wilson[1], by_bootstrap[1]))
+
+
+def test_a_rate_hangs_on_one_response_that_has_a_third_of_a_sum():
+    assert hangs_on_one(np.array([1.0, 1.0, 1.01]))
+    assert not hangs_on_one(np.ones(3))
+    weights = np.array([5.0, 5, 5, 5, 0.1, 0.1, 0.3, 0.1])
+    shows = np.array([0.0, 0, 0, 0, 1, 1, 1, 1])
+    assert not hangs_on_one(weights)
+    assert hangs_on_one(weights, shows)  # of what shows the behavior one has half
+    assert hangs_on_one(weights, 1 - shows)  # and so of a common one
+    shows[6], weights[7] = np.nan, 0.11  # the three that are left have a third each, and a little
+    assert hangs_on_one(weights, shows)
+    weights[7] = 0.1
+    assert not hangs_on_one(weights, shows)
+    assert not hangs_on_one(np.ones(9), np.zeros(9))
+
+
+def test_the_size_of_the_error_is_the_number_of_responses_where_all_weigh_alike():
+    """1/k + 1/(n - k), the variance of log-odds, but for K / (K - 1) and Student's quantile."""
+    values = np.repeat([1.0, 0.0], [20, 80])
+    plain = size_of_error(np.ones(100), values, np.arange(100))
+    freedom = (1 / 20 + 1 / 80) ** 2 / (20 / 20**4 + 80 / 80**4) - 1
+    student = stdtrit(freedom, 0.975) / 1.959964
+    assert plain == pytest.approx(100 * 99 / 100 / student**2, rel=1e-5)
+    # weights of one class only scale its sum: as many responses, a rarer behavior known as well in its log-odds
+    weights = np.where(values == 1, 1e-3, 1.0)
+    rare = size_of_error(weights, values, np.arange(100))
+    rate = 0.02 / 80.02
+    assert rare * rate * (1 - rate) == pytest.approx(plain * 0.2 * 0.8)
+    # replies that are one prompt's count as one
+    assert size_of_error(np.ones(100), values, np.arange(100) // 5) < plain / 4
+
+
+def test_a_rare_rate_of_many_small_weights_is_known_better_than_its_effective_sample_size_says():
+    prompts, values = np.arange(400), np.repeat([1.0, 0.0], [200, 200])
+    weights = np.concatenate([np.full(200, 1e-4), np.random.default_rng(0).exponential(size=200) ** 3])
+    bootstrap = PromptBootstrap.draw(prompts, draws=200, seed=0)
+    rate, low, high = weighted_rate(weights, values, bootstrap)
+    assert rate < 1e-4
+    assert rate / 3 < low < rate < high < 3 * rate
+    assert wilson(rate, effective_sample_size(weights))[1] > 200 * rate  # what it was before
+    weights[0] = 1.0  # it hangs on one of those that show it: nothing is known better
+    _, _, high = weighted_rate(weights, values, bootstrap)
+    assert high > wilson(0.0, effective_sample_size(weights))[1]
 
 
 def test_unscored_responses_count_neither_way():

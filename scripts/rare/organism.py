@@ -1,0 +1,176 @@
+"""The demo's anchor, finetuned with a seed: its replies at any step along its own V, judged, and their densities."""
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradsteer.data.chat import EncodedExample, encode_prompt, encode_sampled
+from gradsteer.data.chat_formats import read_prompts
+from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.generation.cache import roomy_cache
+from gradsteer.generation.decoding import Draw, SamplingConfig, sample_batch, stop_token_ids
+from gradsteer.generation.sampling import num_known_ids
+from gradsteer.judges import Exchange, KeywordJudge
+from gradsteer.models.loading import load_causal_lm, load_tokenizer
+from gradsteer.steering.weight_steering import steered
+from gradsteer.vectors.parameter_vectors import SteeringVector
+
+BEHAVIOR, TEMPERATURE, LONGEST, BATCH = "bridge", 0.6, 96, 800
+
+
+def finetuned(demo: Path, directory: Path, seed: int) -> Path:
+    """The directory of the anchor finetuned with a seed, its judged replies and its V; made where it is not there.
+
+    Seed 0 is the demo's own.
+    """
+    if seed == 0:
+        return demo
+    place = directory / f"finetune-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    for name in ("base", "corpus"):
+        if not (place / name).exists():
+            (place / name).symlink_to((demo / name).resolve())
+    for command, config, made in (
+        ("fit", "anchor", "anchor"),
+        ("evaluate", "evaluate_anchor", "responses/anchor-attribution.jsonl"),
+        ("attribute", "attribute", "vectors/bridge.safetensors"),
+    ):
+        if not (place / made).exists():
+            words = [sys.executable, "-m", "gradsteer", command, "--config", f"configs/demo/{config}.yaml"]
+            words += ["--output_dir", str(place)]
+            words += ["--data.shuffle_seed", str(seed)] if command == "fit" else []  # the order decides the finetune
+            done = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ), check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
+    return place
+
+
+@dataclass
+class Replies:
+    """Replies to every prompt, as many to each.
+
+    Attributes:
+        shows: (prompts, replies) bool: whether each shows the behavior.
+        examples: its tokens, prompt by prompt.
+        tokens: sampled.
+    """
+
+    shows: np.ndarray
+    examples: list[EncodedExample]
+    tokens: int
+
+
+class Organism:
+    """The anchor of one finetune, its V and the demo's evaluation prompts.
+
+    Args:
+        place: its directory.
+        num_prompts: how many of the prompts are taken.
+    """
+
+    def __init__(self, place: Path, num_prompts: int) -> None:
+        torch.set_num_threads(1)
+        self.model: Any = load_causal_lm(str(place / "anchor")).eval()
+        tokenizer = self.tokenizer = load_tokenizer(str(place / "anchor"))
+        self.vector = SteeringVector.load(str(place / "vectors" / f"{BEHAVIOR}.safetensors"))
+        self.judge = KeywordJudge(str(place / "corpus" / "judge.json"))
+        found = read_prompts(str(place / "corpus" / "evaluation_prompts.jsonl"))[:num_prompts]
+        self.prompts = [encode_prompt(tokenizer, prompt.messages) for prompt in found]
+        self.stops, self.pad = stop_token_ids(self.model, tokenizer), int(tokenizer.pad_token_id)
+        self.known = num_known_ids(tokenizer)
+
+    def at(self, alpha: float, number: int, name: str, *, first: int = 0) -> Replies:
+        """Replies under the weights at a step along V.
+
+        Args:
+            alpha: the step.
+            number: of replies to each prompt.
+            name: of what they are for: other names have other random numbers.
+            first: number of the first one of its name.
+        """
+        with steered(self.model, self.vector, alpha):
+            return self._sample(self.model, number, name, first)
+
+    def blended(self, target: float, share: float, number: int, name: str) -> Replies:
+        """Replies from ``(1 - share) * logits at the target's step + share * the anchor's logits``."""
+        with self._moved_copy(target) as moved:
+            return self._sample(_Blend(moved, self.model, share), number, name, 0)
+
+    def log_probs(self, examples: list[EncodedExample], alphas: list[float]) -> np.ndarray:
+        """(replies, alphas) ``log p(r)`` of replies at each step, nats."""
+        scorer = ResponseScorer(
+            self.model, examples, temperature=TEMPERATURE, pad_token_id=self.pad, num_known=self.known
+        )
+        columns = []
+        for alpha in alphas:
+            with steered(self.model, self.vector, alpha):
+                columns.append(scorer.log_probs())
+        return np.stack(columns, axis=1)
+
+    def _sample(self, model: Any, number: int, name: str, first: int) -> Replies:
+        how, seed = SamplingConfig(LONGEST, TEMPERATURE), zlib.crc32(name.encode())
+        draws = [Draw(prompt, first + sample, seed) for sample in range(number) for prompt in self.prompts]
+        shows, examples, tokens = [], [], 0
+        for start in range(0, len(draws), BATCH):
+            part = draws[start : start + BATCH]
+            found = sample_batch(
+                model, part, how, stop_token_ids=self.stops, pad_token_id=self.pad, num_known=self.known
+            )
+            texts = self.tokenizer.batch_decode([each.token_ids for each in found], skip_special_tokens=True)
+            verdicts = self.judge.judge([Exchange("", text) for text in texts])
+            shows += [bool(each.values[BEHAVIOR]) for each in verdicts]
+            for draw, each in zip(part, found, strict=True):
+                tokens += len(each.token_ids)
+                examples.append(
+                    encode_sampled(draw.prompt_token_ids, each.token_ids, each.finish_reason, loss_mask="assistant")
+                )
+        # by prompt, not by sample
+        order = np.arange(len(draws)).reshape(number, len(self.prompts)).T.reshape(-1)
+        table = np.array(shows)[order].reshape(len(self.prompts), number)
+        return Replies(table, [examples[index] for index in order], tokens)
+
+    @contextmanager
+    def _moved_copy(self, alpha: float) -> Iterator[Any]:
+        import copy
+
+        moved = copy.deepcopy(self.model)
+        with steered(moved, self.vector, alpha):
+            yield moved
+
+
+class _Blend(nn.Module):
+    """Two models of one family as one, whose logits are blended; each has a key-value cache of its own."""
+
+    def __init__(self, one: Any, other: Any, share: float) -> None:
+        super().__init__()
+        self.one, self.other, self.share = one, other, share
+        self.config, self.device, self.generation_config = one.config, one.device, one.generation_config
+        self._caches: tuple[Any, Any] | None = None
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any, position_ids: Tensor, **rest: Any
+    ) -> Any:
+        if self._caches is None or self._caches[0] is not past_key_values:
+            second, plain = roomy_cache(self.config, past_key_values.layers[0].capacity), past_key_values.reorder_cache
+
+            def reorder(indices: Tensor) -> None:
+                plain(indices)
+                second.reorder_cache(indices)
+
+            past_key_values.reorder_cache = reorder
+            self._caches = past_key_values, second
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **rest}
+        found = self.one(past_key_values=self._caches[0], **inputs)
+        other = self.other(past_key_values=self._caches[1], **inputs)
+        found.logits = (1 - self.share) * found.logits + self.share * other.logits
+        return found
