@@ -19,6 +19,8 @@ import numpy as np
 from gradsteer.evaluation.bootstrap import Interval, PromptBootstrap, percentile_interval
 from gradsteer.evaluation.statistics import design_effect, wilson
 
+_ALIKE = 0.99  # of the responses: an effective sample size from which on weights hardly differ
+_FLOOR = 0.05  # of the effective sample size that is enough: below, what is known of a rate is not known either
 _FEW = 5  # as `gradsteer.evaluation.statistics.Rate.few`
 
 
@@ -104,6 +106,33 @@ def weighted_rate(
         size = max(size, size_of_error(masses[scored], values[scored], bootstrap.prompts[scored], confidence))
     other_low, other_high = wilson(rate, size, confidence)
     return rate, float(min(low, other_low, rate)), float(max(high, other_high, rate))
+
+
+def rate_is_known(weights: np.ndarray, verdicts: np.ndarray, prompts: np.ndarray, size: float) -> bool:
+    """Whether weights say as much about one rate as `size` independent responses would.
+
+    Where their effective sample size is that large; or, of a rate below 5 responses at that size, where its own
+    `size_of_error` is, though all weights together count as little as a twentieth: a rare behavior that many responses
+    of small weight show is known to a fraction of a point then. Never where it `hangs_on_one`, unless nearly all weigh
+    alike, so that it is a count.
+
+    Args:
+        weights: (responses,) any positive scale.
+        verdicts: (responses,) 1, 0 or NaN for unscored.
+        prompts: (responses,) number of each one's prompt.
+        size: effective responses that are enough.
+    """
+    scored = ~np.isnan(verdicts)
+    masses, values = weights[scored], verdicts[scored]
+    if not masses.size or not masses.sum() > 0:
+        return False
+    found = effective_sample_size(masses)
+    if hangs_on_one(masses, values) and found < _ALIKE * len(masses):
+        return False
+    shown = float((masses * values).sum() / masses.sum())
+    if found >= size or found < _FLOOR * size or not 0 < found * min(shown, 1 - shown) < _FEW:
+        return found >= size
+    return size_of_error(masses, values, prompts[scored]) >= size
 
 
 def size_of_error(masses: np.ndarray, values: np.ndarray, prompts: np.ndarray, confidence: float = 0.95) -> float:

@@ -12,22 +12,26 @@ class ForecastRate:
     """A behavior's predicted rate.
 
     Attributes:
-        rate: the forecast, in [0, 1].
+        rate: the forecast, in [0, 1]; None where it would hang on one response: the interval alone is known then.
         ci_low: 95% interval, bootstrap over prompts.
         ci_high: likewise.
         importance: the rate by importance weights.
         linear: the rate by the linear form; None where no direction was given.
         num_scored: responses that it rests on.
         num_unscored: responses without a verdict.
+        method: what the rate is by; ``bound`` where there is none.
+        reliable: whether the importance weights say enough about this rate.
     """
 
-    rate: float
+    rate: float | None
     ci_low: float
     ci_high: float
     importance: float
     linear: float | None
     num_scored: int
     num_unscored: int
+    method: Literal["importance", "linear", "bound"] = "importance"
+    reliable: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,10 @@ class Forecast:
             `gradsteer.evaluation.verdict_classes`.
         log_odds_shift: change of the log-odds of the vector's PLUS against its MINUS class; None without classes.
         linear_log_odds_shift: ``-alpha <S, V>``; likewise.
-        kl_per_token: ``KL(p' || p)`` of whole responses over their mean length, nats; None where none is possible.
-        traits: importance-weighted means of what else is known of the responses: their length, the share cut, ...
+        kl_per_token: ``KL(p' || p)`` of whole responses over their mean length, nats; None where none is possible, or
+            where it would hang on one response.
+        traits: importance-weighted means of what else is known of the responses: their length, the share cut, ...;
+            likewise empty.
     """
 
     method: Literal["importance", "linear"]
@@ -101,5 +107,6 @@ def other_prompts(about: Mapping[str, Any], digests: Collection[str]) -> str | N
     )
 
 
-def _plain(rate: ForecastRate) -> dict[str, float | None]:
-    return {key: getattr(rate, key) for key in ("rate", "ci_low", "ci_high", "importance", "linear")}
+def _plain(rate: ForecastRate) -> dict[str, float | str | bool | None]:
+    keys = "rate", "ci_low", "ci_high", "importance", "linear", "method", "reliable"
+    return {key: getattr(rate, key) for key in keys}

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from gradsteer.evaluation.bootstrap import PromptBootstrap
+from gradsteer.evaluation.bootstrap import Interval, PromptBootstrap
 from gradsteer.evaluation.importance_sampling import (
     LinearForm,
     divergence,
     effective_sample_size,
+    hangs_on_one,
     mean_difference,
     normalised_weights,
+    rate_is_known,
     weighted_rate,
 )
 from gradsteer.evaluation.verdict_classes import classes_of
@@ -126,7 +128,9 @@ class Forecaster:
         """The forecast from the responses' log-probabilities under the condition's weights (responses,).
 
         Where no response is possible under these weights, or a score is not finite, the effective sample size is 0 and
-        intervals of rates are [0, 1]; only the linear form then says anything.
+        intervals of rates are [0, 1]; only the linear form then says anything. Each rate is by the weights where they
+        say enough about it (`rate_is_known`), else by the linear form, where a direction is given: that hangs on no
+        one's weight. Where it would hang on one response in either there is no rate, but the interval alone.
         """
         ratios = log_probs - self._reference
         try:
@@ -137,27 +141,20 @@ class Forecaster:
         empty = size == 0
         reliable = not empty and size >= self.min_sample_size
         use_linear = direction is not None and not reliable
+        lost = empty or hangs_on_one(weights)
         linear = direction.linear.rates(alpha) if direction else {}
         intervals = direction.linear.intervals(alpha, self.bootstrap) if direction and use_linear else {}
-        rates = {}
-        for name, verdicts in self.verdicts.items():
-            found = weighted_rate(weights, verdicts, self.bootstrap)
-            if found is not None and empty:
-                found = found[0], 0.0, 1.0
-            if found is None:
-                continue
-            scored = int((~np.isnan(verdicts)).sum())
-            counts = scored, len(verdicts) - scored
-            chosen = found
-            if use_linear and name in linear:  # the linear form's own interval leaves out that it is an approximation
-                low, high = intervals[name]
-                chosen = linear[name], min(low, found[1], linear[name]), max(high, found[2], linear[name])
-            rates[name] = ForecastRate(*chosen, found[0], linear.get(name), *counts)
+        rates = {
+            name: rate
+            for name, verdicts in self.verdicts.items()
+            if (rate := self._rate(weights, verdicts, linear.get(name), intervals.get(name), empty=empty)) is not None
+        }
         shift: float | None = None
         linear_shift: float | None = None
         members = self._members(plus, minus)
         if members is not None:
-            shift = None if empty else _log_odds_shift(weights, members)
+            hanging = lost or any(hangs_on_one(weights[each]) for each in members)
+            shift = None if hanging else _log_odds_shift(weights, members)
             if direction is not None:
                 linear_shift = -alpha * mean_difference(direction.derivatives, *members, self.responses.prompts)[0]
         lengths = np.array([example.num_target_tokens for example in self.responses.examples], dtype=np.float64)
@@ -170,9 +167,32 @@ class Forecaster:
             {name: rate for name, rate in rates.items() if name not in self.responses.verdicts},
             shift,
             linear_shift,
-            None if empty else divergence(weights) / float((weights * lengths).sum()),
-            {} if empty else _weighted_means(weights, self.responses.traits),
+            None if lost else divergence(weights) / float((weights * lengths).sum()),
+            {} if lost else _weighted_means(weights, self.responses.traits),
         )
+
+    def _rate(
+        self, weights: np.ndarray, verdicts: np.ndarray, linear: float | None, interval: Interval | None, *, empty: bool
+    ) -> ForecastRate | None:
+        """One behavior's rate, by the weights, by the linear form where its interval is given, or its bound alone."""
+        found = weighted_rate(weights, verdicts, self.bootstrap)
+        if found is None:
+            return None
+        rate, low, high = (found[0], 0.0, 1.0) if empty else found
+        known = not empty and rate_is_known(weights, verdicts, self.responses.prompts, self.min_sample_size)
+        scored = int((~np.isnan(verdicts)).sum())
+        more = rate, linear, scored, len(verdicts) - scored
+        if known:
+            return ForecastRate(rate, low, high, *more, "importance", True)
+        if interval is None or linear is None:
+            if empty or hangs_on_one(weights) or hangs_on_one(weights, verdicts):
+                return ForecastRate(None, low, high, *more, "bound", False)
+            return ForecastRate(rate, low, high, *more, "importance", False)
+        # the linear form's own interval leaves out that it is an approximation
+        low, high = min(interval[0], low, linear), max(interval[1], high, linear)
+        if hangs_on_one(np.ones(len(weights)), verdicts):
+            return ForecastRate(None, low, high, *more, "bound", False)
+        return ForecastRate(linear, low, high, *more, "linear", False)
 
     def sample_size(self, log_probs: np.ndarray) -> float:
         """The effective sample size at log-probabilities (responses,); 0 where no response is possible there."""

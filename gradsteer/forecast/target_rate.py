@@ -60,7 +60,8 @@ def solve_rate(
     for _ in range(max_steps):
         forecast = curve.forecast(alpha)
         rate = forecast.rates[behavior].importance
-        if not forecast.reliable:  # past what the weights can say: where they last came near, else the linear form
+        # past what the weights can say: where they last came near, else the linear form
+        if not forecast.rates[behavior].reliable:
             return (best[1], "importance") if best[0] <= near else (linear, "linear")
         best = min(best, (abs(rate - target), alpha))
         if best[0] < close:

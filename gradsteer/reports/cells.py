@@ -1,6 +1,8 @@
 """Numbers as the reports' tables write them: rates and shifts with their intervals, and the marks that qualify them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.evaluation.statistics import Rate
@@ -9,6 +11,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = Mapping[str, Any]
+_RARE, _LEAST = 1e-3, 1e-6  # rates: below the one more digits are written, below the other none
+BOUND = (
+    "<=, >=, to: a bound, the end or ends of the 95% interval. A rate would hang on one response there: it has more "
+    "than a third of the weight of all, of those that show it, or of those that do not."
+)
 FEW = (
     "?: a rate of small counts. At the effective sample size fewer than 5 responses show it, or fewer than 5 do not: "
     "one prompt more or less moves it."
@@ -49,8 +56,51 @@ def interval_text(found: Mapping[str, Any] | None, key: str, spec: str, scale: f
 
 
 def rate_text(rate: Mapping[str, Any] | None, spec: str = ".1f") -> str:
-    """``51.2 [46.0, 56.4]`` in per cent, or a dash where nothing was scored."""
-    return interval_text(rate, "rate", spec, 100)
+    """``51.2 [46.0, 56.4]`` in per cent, a bound (`bound_text`), or a dash where nothing was scored.
+
+    A rate below a tenth of a per cent is written with two digits that say something, ``0.042 [0.018, 0.096]``, and so
+    are its limits.
+    """
+    if is_bound(rate):
+        return bound_text(rate, spec)
+    if not rate or rate["rate"] is None:
+        return "-"
+    write = partial(percent_text, spec=spec, rare=is_rare(rate["rate"]))
+    return f"{write(rate['rate'])} [{write(rate['ci_low'])}, {write(rate['ci_high'])}]"
+
+
+def is_bound(rate: Mapping[str, Any] | None) -> bool:
+    """Whether a forecast rate has an interval and no value: it would hang on one response."""
+    return rate is not None and rate["rate"] is None and rate.get("ci_high") is not None
+
+
+def bound_text(rate: Mapping[str, Any], spec: str = ".1f") -> str:
+    """``<= 60.1`` in per cent where the interval begins at 0, ``>= 20.3`` where it ends at 100, or both ends."""
+    low, high = (percent_text(rate[end], spec, rare=is_rare(rate["ci_high"])) for end in ("ci_low", "ci_high"))
+    if low.startswith("<") or float(low) == 0:
+        return f"<= {high}"
+    return f">= {low}" if float(high.lstrip("<")) == 100 else f"{low} to {high}"
+
+
+def is_rare(rate: float) -> bool:
+    """Whether a rate is lost in a tenth of a per cent."""
+    return 0 < rate < _RARE
+
+
+def percent_text(share: float, spec: str = ".1f", *, rare: bool = False) -> str:
+    """A share in per cent; where it belongs to a rare rate, two digits that say something.
+
+    Args:
+        share: in [0, 1].
+        spec: a format.
+        rare: the rate that it is, or whose limit it is, `is_rare`.
+    """
+    if not rare or share <= 0 or share >= 0.1:
+        return format(100 * share, spec)
+    if share < _LEAST:
+        return f"<{100 * _LEAST:g}"
+    places = 1 - math.floor(math.log10(100 * share))
+    return format(100 * share, f".{max(1, places)}f")
 
 
 def marked_rate_text(rate: Mapping[str, Any] | None, spec: str = ".1f") -> str:

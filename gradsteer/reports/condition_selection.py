@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gradsteer.reports.predictions import believed
 from gradsteer.reports.results import FORMAT_VERSION
 
 Row = Mapping[str, Any]
@@ -82,6 +83,9 @@ def choose(rows: Sequence[Row], behaviors: Mapping[str, str | None], selection: 
     for vector, behavior in behaviors.items():
         if behavior is None or behavior not in anchor["behaviors"]:
             raise ValueError(f"which behavior is vector {vector!r} of? give --steering.behaviors.{vector} BEHAVIOR")
+        for name, rate in anchor["behaviors"].items():
+            if rate["rate"] is None:
+                raise ValueError(f"the forecast has no rate of {name!r} for the anchor, to compare with; a bound alone")
         candidates = [row for row in rows if row["vector"] == vector and _is_candidate(row)]
         scored = [
             (score, row["name"])
@@ -96,10 +100,13 @@ def choose(rows: Sequence[Row], behaviors: Mapping[str, str | None], selection: 
 
 
 def _is_candidate(row: Row) -> bool:
-    """Whether a row is of the anchor, steered, to be believed, and every behavior of it has a rate."""
-    known = all(rate["rate"] is not None for rate in row["behaviors"].values())
+    """Whether a row is of the anchor, steered, and every behavior of it has a rate that is to be believed."""
     said = row["predicted"]
-    return row["model"] == "anchor" and said["role"] == "steered" and said["reliable"] and known
+    known = all(
+        rate["rate"] is not None and believed(row, said.get("rates", {}).get(name, {}))
+        for name, rate in row["behaviors"].items()
+    )
+    return row["model"] == "anchor" and said["role"] == "steered" and known
 
 
 def _score(row: Row, anchor: Row, behavior: str, selection: Selection) -> float | None:
@@ -113,7 +120,8 @@ def _score(row: Row, anchor: Row, behavior: str, selection: Selection) -> float 
         reached = rate <= selection.rate + _NEAR if below else rate >= selection.rate - _NEAR
         return -sum(abs(_shift(row, anchor, name)) for name in others) if reached else None
     assert selection.max_kl is not None
-    if row["predicted"]["kl_per_token"] > selection.max_kl:
+    divergence = row["predicted"]["kl_per_token"]
+    if divergence is None or divergence > selection.max_kl:
         return None
     sign = -1 if row["alpha"] > 0 else 1
     if not others:
@@ -149,5 +157,6 @@ def _nearest(rows: Sequence[Row], behavior: str, selection: Selection) -> str:
         assert selection.rate is not None
         closest = min(rates, key=lambda rate: abs(rate - selection.rate))
         return f"no condition reaches a rate of {selection.rate:g} of {behavior!r}; the nearest comes to {closest:.3g}"
-    least = min(row["predicted"]["kl_per_token"] for row in rows)
+    divergences = [row["predicted"]["kl_per_token"] for row in rows if row["predicted"]["kl_per_token"] is not None]
+    least = min(divergences, default=math.nan)
     return f"no condition stays within {selection.max_kl:g} nats a token; the least is {least:.3g}"

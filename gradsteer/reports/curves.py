@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradsteer.reports.cells import is_bound
 from gradsteer.reports.figure_style import BAND, GREY, INK, WIDTH, bare, colors_of, legend_below, plain
 from gradsteer.reports.nulls import is_null
-from gradsteer.reports.predictions import Cell, cells, predicted_shift
+from gradsteer.reports.predictions import Cell, believed, cells, predicted_shift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ def forecast_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """Forecast rates of every behavior against alpha, a panel for each vector and set of transforms.
 
     Points are importance-weighted rates with their 95% intervals, dashes the linear form; grey where the effective
-    sample size is too small, and there the interval is the linear form's.
+    sample size is too small, and there the interval is the linear form's. A bar without a point is a bound.
 
     Args:
         rows: of forecast.json.
@@ -74,14 +75,17 @@ def _curve(axes: "Axes", rows: Sequence[Row], behavior: str, color: str) -> None
     known = [row for row in rows if behavior in row["predicted"]["rates"]]
     for row in known:
         rate = row["predicted"]["rates"][behavior]
-        reliable = row["predicted"]["reliable"]
+        reliable = believed(row, rate)
+        if is_bound(rate):
+            axes.vlines(row["alpha"], 100 * rate["ci_low"], 100 * rate["ci_high"], color=_GREY, linewidth=1)
+            continue
         middle = 100 * rate["rate"]
         errors = [[middle - 100 * rate["ci_low"]], [100 * rate["ci_high"] - middle]]
         axes.errorbar(
             row["alpha"], middle, yerr=errors, fmt="o", markersize=4, capsize=2, elinewidth=1,
             color=color if reliable else _GREY,
         )  # fmt: skip
-    good = [row for row in known if row["predicted"]["reliable"]]
+    good = [row for row in known if believed(row, row["predicted"]["rates"][behavior])]
     importance = [100 * row["predicted"]["rates"][behavior]["importance"] for row in good]
     axes.plot([row["alpha"] for row in good], importance, color=color, linewidth=1, label=behavior)
     linear = [
@@ -97,7 +101,7 @@ def agreement_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """Predicted against realised: rates, and shifts of log-odds; None where nothing was predicted."""
     from matplotlib.figure import Figure
 
-    rates = cells(rows)
+    rates = [cell for cell in cells(rows) if not is_bound(cell[2])]
     shifts = [
         (row, shift, row["realised"])
         for row in rows
@@ -130,7 +134,7 @@ def _rates_panel(axes: "Axes", rates: Sequence[Cell], colors: Mapping[str, str])
     axes.fill_between([0, 100], [-5, 95], [5, 105], color=BAND, linewidth=0, label="within 5 points", zorder=0)
     groups: dict[tuple[str, bool, bool], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
     for row, name, forecast, measured in rates:
-        groups.setdefault((name, row["predicted"]["reliable"], is_null(row)), []).append((forecast, measured))
+        groups.setdefault((name, believed(row, forecast), is_null(row)), []).append((forecast, measured))
     for (name, reliable, quiet), pairs in groups.items():
         forecasts, realised = (_with_errors(side) for side in zip(*pairs, strict=True))
         axes.errorbar(
@@ -141,7 +145,7 @@ def _rates_panel(axes: "Axes", rates: Sequence[Cell], colors: Mapping[str, str])
         )  # fmt: skip
     for name in dict.fromkeys(name for _, name, _, _ in rates):
         axes.plot([], [], "o", markersize=4.5, color=colors[name], label=name)
-    if any(not row["predicted"]["reliable"] for row, _, _, _ in rates):
+    if any(not believed(row, forecast) for row, _, forecast, _ in rates):
         axes.plot([], [], "o", markersize=4.5, color=GREY, markerfacecolor="white", label="too few effective samples")
     if any(is_null(row) for row, _, _, _ in rates):
         axes.plot([], [], "o", markersize=2.5, color=GREY, label="nulls")

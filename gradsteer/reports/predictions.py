@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradsteer.reports.cells import condition_text, interval_text, number_text, rate_text
+from gradsteer.reports.cells import BOUND, condition_text, interval_text, is_bound, number_text, rate_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +16,7 @@ _METHODS = {
     ("importance", False): "too few weights",
     ("linear", True): "linear form",
     ("linear", False): "linear form",
+    ("bound", False): "bound",
 }
 _COUNTS = ("num_plus", "num_minus", "num_plus_before", "num_minus_before")
 WITHIN = 0.05  # of a rate: what counts as close
@@ -33,6 +34,9 @@ class Agreement:
         num_consistent: of these, those that differ by no more than the two intervals let independent rates differ by;
             about 95 of 100 where the intervals are right. Within 5 points says how useful a forecast is, this whether
             it is as sure as it should be, however many responses there are.
+        num_bounds: pairs of which the forecast is a bound, which is no nearer to one rate than to another: they are not
+            among the others.
+        num_held: of these, those whose measured interval meets the bound.
     """
 
     num_cells: int
@@ -40,10 +44,17 @@ class Agreement:
     mean_error: float | None
     num_intervals: int = 0
     num_consistent: int = 0
+    num_bounds: int = 0
+    num_held: int = 0
 
     def __str__(self) -> str:
+        bounds = f"{self.num_held} of {self.num_bounds} within a bound" if self.num_bounds else ""
+        text = self._of_cells()
+        return "; ".join(part for part in (text, bounds) if part) or "none"
+
+    def _of_cells(self) -> str:
         if not self.num_cells or self.mean_error is None:
-            return "none"
+            return ""
         share = f"{self.num_within} of {self.num_cells} ({100 * self.num_within / self.num_cells:.0f}%) within 5 points"
         text = f"{share}, mean error {100 * self.mean_error:.1f} points"
         if not self.num_intervals:
@@ -73,16 +84,25 @@ def cells(rows: Sequence[Row], *, classes: bool = False) -> list[Cell]:
 
 
 def agreement(rows: Sequence[Row], *, reliable: bool) -> Agreement:
-    """Over the conditions whose effective sample size is large enough, or over the others.
+    """Over the rates of which the weights say enough (`believed`), or over the others.
 
     Over the classes of responses; where there is but one behavior, over it.
     """
     found = cells(rows, classes=True) or cells(rows)
-    pairs = [(forecast, measured) for row, _, forecast, measured in found if row["predicted"]["reliable"] is reliable]
+    every = [(forecast, measured) for row, _, forecast, measured in found if believed(row, forecast) is reliable]
+    pairs = [pair for pair in every if not is_bound(pair[0])]
+    bounds = [pair for pair in every if is_bound(pair[0])]
+    held = sum(b["ci_low"] <= m["ci_high"] and m["ci_low"] <= b["ci_high"] for b, m in bounds)
     errors = [abs(forecast["rate"] - measured["rate"]) for forecast, measured in pairs]
     within = sum(error <= WITHIN for error in errors)
     known = [consistent for pair in pairs if (consistent := _consistent(*pair)) is not None]
-    return Agreement(len(errors), within, sum(errors) / len(errors) if errors else None, len(known), sum(known))
+    error = sum(errors) / len(errors) if errors else None
+    return Agreement(len(errors), within, error, len(known), sum(known), len(bounds), held)
+
+
+def believed(row: Row, rate: Mapping[str, Any]) -> bool:
+    """Whether the importance weights say enough about a forecast rate; earlier files say it of whole conditions."""
+    return bool(rate.get("reliable", row["predicted"]["reliable"]))
 
 
 def _consistent(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
@@ -112,17 +132,34 @@ def forecast_table(rows: Sequence[Row], title: str) -> "Table":
         table.add_column(column, justify="right", no_wrap=True)
     for row in _as_curves(rows):
         said = row["predicted"]
+        shown = "not dim" if not said["reliable"] else ""  # of a rate that is known though most others are not
         table.add_row(
             Text(row["name"]),
-            *(Text(rate_text(row["behaviors"].get(name))) for name in behaviors),
+            *(
+                Text(
+                    rate_text(row["behaviors"].get(name)),
+                    style=shown if (rate := said["rates"].get(name)) and believed(row, rate) else "",
+                )
+                for name in behaviors
+            ),
             f"{said['effective_sample_size']:.0f} of {said['num_responses']}",
-            _METHODS[said["method"], said["reliable"]],
+            _methods(row, behaviors),
             number_text(said["log_odds_shift"] if said["reliable"] else said["linear_log_odds_shift"], "+.2f"),
             number_text(said["kl_per_token"], ".4f"),
             number_text(said["mean_length"], ".1f"),
             style=None if said["reliable"] else "dim",
         )
+    if any(is_bound(rate) for row in rows for rate in row["behaviors"].values()):
+        table.caption, table.caption_justify = Text(BOUND), "left"
     return table
+
+
+def _methods(row: Row, behaviors: Sequence[str]) -> str:
+    """What a condition's rates are by."""
+    said = row["predicted"]
+    rates = [said["rates"][name] for name in behaviors if name in said["rates"]]
+    found = [_METHODS[rate.get("method", said["method"]), believed(row, rate)] for rate in rates]
+    return ", ".join(dict.fromkeys(found)) or _METHODS[said["method"], said["reliable"]]
 
 
 def _as_curves(rows: Sequence[Row]) -> list[Row]:
@@ -222,7 +259,7 @@ def agreement_lines(rows: Sequence[Row]) -> list[str]:
             good, poor = (agreement(members, reliable=reliable) for reliable in (True, False))
             if good.num_cells:
                 lines.append(f"  {name}, effective sample size large enough: {good}")
-            if poor.num_cells:
+            if poor.num_cells or poor.num_bounds:
                 lines.append(f"  {name}, too small: {poor}")
     return [*lines, *slope_lines(rows)]
 

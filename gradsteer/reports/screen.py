@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsteer.reports.cells import behavior_text, condition_text, selectivity_of, selectivity_text
+from gradsteer.reports.cells import (
+    behavior_text,
+    bound_text,
+    condition_text,
+    is_bound,
+    is_rare,
+    percent_text,
+    selectivity_of,
+    selectivity_text,
+)
 from gradsteer.reports.figure_style import shortened
 from gradsteer.reports.nulls import Nulls, family_of, is_null, nulls_by_vector, range_text
-from gradsteer.reports.predictions import agreement, cells, kinds_of, slope_lines
+from gradsteer.reports.predictions import agreement, believed, cells, kinds_of, slope_lines
 from gradsteer.reports.printing import measured_width, plain_text
 
 if TYPE_CHECKING:
@@ -94,6 +103,8 @@ def agreement_summary(rows: Sequence[Row]) -> list[str]:
     poor = agreement(rows, reliable=False)
     if poor.num_cells:
         said.append(f"with too few effective samples {poor.num_within} of {poor.num_cells}")
+    if poor.num_bounds:
+        said.append(f"within a bound {poor.num_held} of {poor.num_bounds}")
     return [f"forecasts within 5 points of the realised rates: {', '.join(said)}", *slope_lines(rows)]
 
 
@@ -170,8 +181,10 @@ def _forecast_text(row: Row, behavior: str, spec: str) -> str:
     found = _forecast(row, behavior)
     if found is None:
         return "-"
-    text = format(100 * found["rate"], spec)
-    return text if row["predicted"]["reliable"] else f"({text})"
+    if is_bound(found):
+        return bound_text(found, spec)
+    text = percent_text(found["rate"], spec, rare=is_rare(found["rate"]))
+    return text if believed(row, found) else f"({text})"
 
 
 def _marks(rows: Sequence[Row], behaviors: Sequence[str]) -> list[str]:
@@ -184,6 +197,8 @@ def _marks(rows: Sequence[Row], behaviors: Sequence[str]) -> list[str]:
     lines = ["; ".join(text for mark, text in said.items() if mark in marks)] if marks else []
     if any(_forecast_text(row, name, ".0f").startswith("(") for row in shown for name in behaviors):
         lines.append("(forecast): too few effective samples, by the linear form")
+    if any(is_bound(_forecast(row, name)) for row in shown for name in behaviors):
+        lines.append("a forecast of <=, >= or to: a bound; a rate would hang on one response")
     if any(map(selectivity_of, shown)):
         lines.append("selectivity: nats by which the vector's behavior moved more than any other")
     if families := Counter(family_of(row) for row in rows if is_null(row)):

@@ -81,7 +81,10 @@ def test_the_report_has_the_rows_of_results_json_and_says_what_it_is_made_from(j
         for rate in row["behaviors"].values():
             assert set(rate) == {field.name for field in fields(Rate)}
             assert rate["num_positive"] is rate["num_degenerate"] is None
-            assert 0 <= rate["ci_low"] <= rate["rate"] <= rate["ci_high"] <= 1
+            assert 0 <= rate["ci_low"] <= rate["ci_high"] <= 1
+            assert rate["rate"] is None or rate["ci_low"] <= rate["rate"] <= rate["ci_high"]
+        for rates in (row["predicted"]["rates"], row["predicted"]["classes"]):
+            assert all((rate["rate"] is None) == (rate["method"] == "bound") for rate in rates.values())
         slope = row["predicted"]["linear_log_odds_shift"]  # of controls only where asked for
         assert (slope is not None) == (row["predicted"]["role"] == "steered" and "on base" not in row["name"])
     flat = list(csv.DictReader((forecast / "forecast.csv").read_text().splitlines()))
@@ -190,7 +193,9 @@ def test_the_picture_and_tensorboard(forecast):
     rows = json.loads((forecast / "forecast.json").read_text())["conditions"]
     for name in "ab":
         found = [event.value for event in events.Scalars(f"forecast/{name}")]
-        assert found == pytest.approx([row["behaviors"][name]["rate"] for row in rows], rel=1e-6)
+        rates = [rate for row in rows if (rate := row["behaviors"][name]["rate"]) is not None]  # not bounds
+        assert len(rates) > 10
+        assert found == pytest.approx(rates, rel=1e-6)
     sizes = [event.value for event in events.Scalars("forecast/effective_sample_size")]
     assert sizes == pytest.approx([row["predicted"]["effective_sample_size"] for row in rows], rel=1e-5)
     assert "figures/forecast" in events.Tags()["images"]

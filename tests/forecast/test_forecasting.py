@@ -240,7 +240,7 @@ def numbers_world(min_sample_size=200.0, number=400):
 
 def test_the_linear_form_stands_in_where_the_sample_is_too_small():
     forecaster, direction = numbers_world()
-    for alpha, reliable in ((0.3, True), (2.5, False)):
+    for alpha, reliable in ((0.3, True), (-1.4, False)):
         found = forecaster.forecast(-alpha * direction.derivatives, direction=direction, alpha=alpha)
         rate = found.rates["two"]
         assert found.reliable == reliable
@@ -250,12 +250,67 @@ def test_the_linear_form_stands_in_where_the_sample_is_too_small():
         assert rate.rate == (rate.importance if reliable else rate.linear)
         assert rate.ci_low <= min(rate.rate, rate.importance)
         assert rate.ci_high >= max(rate.rate, rate.importance) or reliable
-    low, high = direction.linear.intervals(2.5, forecaster.bootstrap)["two"]
+        assert (rate.method, rate.reliable) == (found.method, reliable)
+    low, high = direction.linear.intervals(-1.4, forecaster.bootstrap)["two"]
     assert rate.ci_low <= low
     assert high <= rate.ci_high
-    without = forecaster.forecast(-2.5 * direction.derivatives)
+    without = forecaster.forecast(1.4 * direction.derivatives)
     assert without.method == "importance"
     assert not without.reliable
+    assert not without.rates["two"].reliable
+
+
+def test_a_rare_rate_is_by_the_weights_though_all_of_them_together_are_few():
+    """The linear form errs by a factor where a rate is small: it does not stand in for many small weights."""
+    forecaster, direction = numbers_world()
+    found = forecaster.forecast(-2.5 * direction.derivatives, direction=direction, alpha=2.5)
+    rate = found.rates["two"]
+    assert 10 < found.effective_sample_size < 200
+    assert (found.method, found.reliable) == ("linear", False)  # of the condition
+    assert (rate.method, rate.reliable, rate.rate) == ("importance", True, rate.importance)
+    assert rate.ci_low > rate.rate / 4
+    assert rate.ci_high < 4 * rate.rate
+    # where ten are enough, fewer than half a one of all weights is not
+    strict, _ = numbers_world(min_sample_size=200.0 * found.effective_sample_size)
+    assert strict.forecast(-2.5 * direction.derivatives, direction=direction, alpha=2.5).rates["two"].method == "linear"
+
+
+def test_no_rate_hangs_on_one_response():
+    forecaster, direction = numbers_world()
+    scores = np.zeros(400)
+    scores[7] = 9.0  # it has nearly all the weight
+    found = forecaster.forecast(scores, plus=PLUS, minus=MINUS)
+    rate = found.rates["two"]
+    assert found.effective_sample_size < 2
+    assert (rate.rate, rate.method, rate.reliable) == (None, "bound", False)
+    assert 0 <= rate.ci_low < rate.importance < rate.ci_high <= 1
+    assert rate.ci_high - rate.ci_low > 0.5
+    assert (found.log_odds_shift, found.kl_per_token, found.traits) == (None, None, {})
+    said = found.to_dict()["rates"]["two"]
+    assert (said["rate"], said["method"], said["importance"]) == (None, "bound", rate.importance)
+    # the linear form hangs on no weight: along a direction it is the forecast, in an interval that holds both
+    along = forecaster.forecast(scores, direction=direction, alpha=0.5).rates["two"]
+    assert (along.method, along.rate) == ("linear", direction.linear.rates(0.5)["two"])
+    assert along.ci_low <= rate.ci_low
+    assert rate.ci_high <= along.ci_high
+
+
+def test_a_rate_may_hang_on_one_of_those_that_show_the_behavior():
+    forecaster, direction = numbers_world()
+    two = np.flatnonzero(forecaster.responses.verdicts["two"] == 1)
+    forecaster.responses.verdicts["rare"] = np.zeros(400)
+    forecaster.responses.verdicts["rare"][two[:2]] = 1
+    direction = Direction(direction.derivatives, LinearForm.of(direction.derivatives, forecaster.responses.verdicts))
+    forecaster = Forecaster(forecaster.responses, forecaster.scorer, draws=200)
+    found = forecaster.forecast(-0.3 * direction.derivatives, direction=direction, alpha=0.3)
+    assert found.reliable
+    assert found.rates["two"].rate is not None
+    rare = found.rates["rare"]
+    assert (rare.rate, rare.method) == (None, "bound")
+    assert 0 < rare.importance < rare.ci_high < 0.1
+    assert forecaster.forecast(-1.4 * direction.derivatives, direction=direction, alpha=1.4).rates["rare"].rate is None
+    # where all weigh alike it is a count
+    assert forecaster.forecast(np.zeros(400)).rates["rare"].rate == pytest.approx(2 / 400)
 
 
 def test_classes_without_responses_or_weight_have_no_shift():
@@ -281,9 +336,9 @@ def test_a_behavior_without_verdicts_does_not_spoil_the_others():
     forecaster, direction = numbers_world()
     forecaster.responses.verdicts["unscored"] = np.full(400, np.nan)
     direction = Direction(direction.derivatives, LinearForm.of(direction.derivatives, forecaster.responses.verdicts))
-    found = forecaster.forecast(-2.5 * direction.derivatives, direction=direction, alpha=2.5)
+    found = forecaster.forecast(1.4 * direction.derivatives, direction=direction, alpha=-1.4)
     assert set(found.rates) == {"two"}
-    assert found.method == "linear"
+    assert found.method == found.rates["two"].method == "linear"
     halves = np.arange(400) < 200  # none has both verdicts
     forecaster.responses.verdicts["two"][halves] = np.nan
     forecaster.responses.verdicts["unscored"][halves] = 1.0

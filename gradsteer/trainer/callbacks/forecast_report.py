@@ -82,7 +82,8 @@ class ForecastReport(L.Callback):
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = []
         for number, row in enumerate(rows):
-            rates = {f"forecast/{name}": rate["rate"] for name, rate in row["behaviors"].items()}
+            known = {name: rate["rate"] for name, rate in row["behaviors"].items() if rate["rate"] is not None}
+            rates = {f"forecast/{name}": rate for name, rate in known.items()}
             size = row["predicted"]["effective_sample_size"]
             log_metrics(trainer, {**rates, "forecast/effective_sample_size": size}, step=number)
             shown = (rate_text(row["behaviors"].get(name)) for name in behaviors)
