@@ -174,15 +174,19 @@ class LinearForm:
             the responses: each is one combination of verdicts.
         members: (classes, behaviors) 1 where the class shows the behavior.
         behaviors: their names.
+        weights: (responses,) weighs each to where the derivatives are taken; None where all were sampled there.
     """
 
     derivatives: np.ndarray
     classes: np.ndarray
     members: np.ndarray
     behaviors: tuple[str, ...]
+    weights: np.ndarray | None = None
 
     @classmethod
-    def of(cls, derivatives: np.ndarray, verdicts: Mapping[str, np.ndarray]) -> "LinearForm":
+    def of(
+        cls, derivatives: np.ndarray, verdicts: Mapping[str, np.ndarray], weights: np.ndarray | None = None
+    ) -> "LinearForm":
         """From the responses' derivatives and their verdicts (responses,) by behavior, 1, 0 or NaN.
 
         A behavior without any verdict is left out.
@@ -193,7 +197,7 @@ class LinearForm:
         members, numbers = np.unique(table[scored], axis=0, return_inverse=True)
         classes = np.full(len(table), -1)
         classes[scored] = numbers.reshape(-1)
-        return cls(derivatives, classes, members, tuple(verdicts))
+        return cls(derivatives, classes, members, tuple(verdicts), weights)
 
     def rates(self, alpha: float) -> dict[str, float]:
         """Behavior -> rate at alpha; empty where no response has all verdicts."""
@@ -201,7 +205,7 @@ class LinearForm:
             return {}
         one_hot = self._one_hot
         shares = one_hot.sum(axis=0, keepdims=True)
-        slopes = (one_hot * self.derivatives[:, None]).sum(axis=0, keepdims=True) / shares
+        slopes = (one_hot * self.derivatives[:, None]).sum(axis=0, keepdims=True) / np.maximum(shares, 1e-300)
         return dict(zip(self.behaviors, self._rates(alpha, shares, slopes)[0].tolist(), strict=True))
 
     def intervals(self, alpha: float, bootstrap: PromptBootstrap, confidence: float = 0.95) -> dict[str, Interval]:
@@ -216,9 +220,9 @@ class LinearForm:
 
     @property
     def _one_hot(self) -> np.ndarray:
-        """(responses, classes); a row of zeros where a verdict is unscored."""
+        """(responses, classes), each response's weight at its class; a row of zeros where a verdict is unscored."""
         inside: np.ndarray = self.classes[:, None] == np.arange(len(self.members))
-        return inside.astype(np.float64)
+        return inside.astype(np.float64) if self.weights is None else inside * self.weights[:, None]
 
     def _rates(self, alpha: float, shares: np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """(draws, behaviors) from (draws, classes)."""
@@ -230,7 +234,11 @@ class LinearForm:
 
 
 def mean_difference(
-    derivatives: np.ndarray, plus: np.ndarray, minus: np.ndarray, prompts: np.ndarray
+    derivatives: np.ndarray,
+    plus: np.ndarray,
+    minus: np.ndarray,
+    prompts: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """``<S, V>``, the mean derivative of ``-log p(r)`` over PLUS less that over MINUS, and its standard error.
 
@@ -242,16 +250,21 @@ def mean_difference(
         plus: (responses,) bool.
         minus: (responses,) bool.
         prompts: (responses,) number of each one's prompt.
+        weights: (responses,) weighs each to where the derivatives are taken; by default all were sampled there.
 
     Raises:
         ValueError: a class is empty.
     """
+    masses = np.ones(len(derivatives)) if weights is None else weights
     for name, members in (("PLUS", plus), ("MINUS", minus)):
-        if not members.any():
+        if not masses[members].sum() > 0:
             raise ValueError(f"the {name} class has no response: there is nothing to take a slope from")
-    means = [float(derivatives[members].mean()) for members in (plus, minus)]
-    parts = np.where(plus, (derivatives - means[0]) / plus.sum(), 0.0)
-    parts = parts - np.where(minus, (derivatives - means[1]) / minus.sum(), 0.0)
+    sums = [float(masses[members].sum()) for members in (plus, minus)]
+    means = [
+        float((masses * derivatives)[members].sum()) / total for members, total in zip((plus, minus), sums, strict=True)
+    ]
+    parts = np.where(plus, masses * (derivatives - means[0]) / sums[0], 0.0)
+    parts = parts - np.where(minus, masses * (derivatives - means[1]) / sums[1], 0.0)
     touched = np.unique(prompts[plus | minus])
     per_prompt = np.bincount(prompts, weights=parts)[touched]
     num = len(touched)

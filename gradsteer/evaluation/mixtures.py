@@ -39,7 +39,8 @@ def mixture_log_density(log_densities: np.ndarray, counts: Sequence[int] | np.nd
 
     Args:
         log_densities: (responses, sources) ``log p_k(r)`` in nats; -inf where a source never gives the response.
-        counts: (sources,) how many of the responses each source gave, n_k.
+        counts: (sources,) how many of the responses each source gave, n_k; or (responses, sources), how many of those
+            to the response's own prompt, where sources have different prompts.
 
     Returns:
         (responses,) nats.
@@ -49,16 +50,18 @@ def mixture_log_density(log_densities: np.ndarray, counts: Sequence[int] | np.nd
             that is NaN or +inf, or a response that no source gives.
     """
     numbers = np.asarray(counts, dtype=np.float64)
-    if log_densities.ndim != 2 or numbers.shape != (log_densities.shape[1],):
+    if log_densities.ndim != 2 or numbers.shape not in (log_densities.shape, log_densities.shape[1:]):
         raise ValueError(f"there are {len(numbers)} counts for densities of shape {log_densities.shape}")
-    if not (numbers >= 1).all() or numbers.sum() != len(log_densities):
+    if numbers.ndim == 1 and (not (numbers >= 1).all() or numbers.sum() != len(log_densities)):
         raise ValueError(
             f"counts are {numbers.astype(int).tolist()} of {len(log_densities)} responses; accepted: at least 1 from "
             "each source, and as many in all"
         )
     if np.isnan(log_densities).any() or np.isposinf(log_densities).any():
         raise ValueError("a log density is NaN or infinite: the scores of a response are not finite")
-    found: np.ndarray = np.logaddexp.reduce(log_densities + np.log(numbers / numbers.sum()), axis=1)
+    with np.errstate(divide="ignore"):  # a source without this prompt
+        shares = np.log(numbers / numbers.sum(axis=-1, keepdims=True))
+    found: np.ndarray = np.logaddexp.reduce(log_densities + shares, axis=1)
     if np.isneginf(found).any():
         raise ValueError(f"response {int(np.flatnonzero(np.isneginf(found))[0]) + 1} is possible under no source")
     return found

@@ -7,14 +7,13 @@ most room to err, says how wrong it is; that alpha then becomes a node, and more
 more than a tenth of its standard error.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from gradsteer.evaluation.importance_sampling import LinearForm
 from gradsteer.forecast.forecast_file import Forecast
 from gradsteer.forecast.forecaster import Direction, Forecaster, Where
 from gradsteer.progress import progress
@@ -63,6 +62,7 @@ class VectorCurve:
         weights: gives the model the weights at an alpha, rounded as those of the conditions.
         vector: gives the direction, for derivatives where there is no curve; it is as large as the model, and not kept.
         shown: whether progress is shown.
+        scores: alpha -> (responses,) ``log p_r`` of passes that were made before.
     """
 
     def __init__(
@@ -73,10 +73,11 @@ class VectorCurve:
         vector: Callable[[], ParameterVector],
         *,
         shown: bool = False,
+        scores: Mapping[float, np.ndarray] | None = None,
     ) -> None:
         self.name, self.forecaster = name, forecaster
         self._weights, self._vector, self._shown = weights, vector, shown
-        self._scores: dict[float, np.ndarray] = {0.0: forecaster.anchor_scores}
+        self._scores: dict[float, np.ndarray] = {**(scores or {}), 0.0: forecaster.anchor_scores}
         self._nodes: list[float] = []
         self._asked: set[float] = set()
         self._tried = False  # between the nodes, and not at the asked alphas alone
@@ -132,7 +133,7 @@ class VectorCurve:
         if self._direction is None:
             if self._nodes:
                 derivatives = -self._polynomial.derivative(0.0)
-                self._direction = Direction(derivatives, LinearForm.of(derivatives, self.forecaster.verdicts))
+                self._direction = self.forecaster.direction_of(derivatives)
             else:
                 with self._progress(2) as tick:
                     self._direction = self.forecaster.along(self.forecaster.scorer.model, self._vector(), tick=tick)

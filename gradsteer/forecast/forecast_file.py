@@ -52,6 +52,8 @@ class Forecast:
             where it would hang on one response.
         traits: importance-weighted means of what else is known of the responses: their length, the share cut, ...;
             likewise empty.
+        best_source: where responses of several files are pooled, the file whose own responses have the largest
+            effective sample size by themselves, with its alpha.
     """
 
     method: Literal["importance", "linear"]
@@ -64,6 +66,7 @@ class Forecast:
     linear_log_odds_shift: float | None
     kl_per_token: float | None
     traits: dict[str, float] = field(default_factory=dict)
+    best_source: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row's ``predicted``: plain values, None for what does not apply."""
@@ -76,6 +79,7 @@ class Forecast:
             "linear_log_odds_shift": self.linear_log_odds_shift,
             "kl_per_token": self.kl_per_token,
             "mean_length": self.traits.get("mean_length"),
+            **({} if self.best_source is None else {"best_source": self.best_source}),
             "rates": {name: _plain(rate) for name, rate in self.rates.items()},
             "classes": {name: _plain(rate) for name, rate in self.classes.items()},
         }

@@ -21,6 +21,7 @@ from gradsteer.evaluation.importance_sampling import (
     rate_is_known,
     weighted_rate,
 )
+from gradsteer.evaluation.mixtures import mixture_log_density, source_sizes
 from gradsteer.evaluation.verdict_classes import classes_of
 from gradsteer.forecast.derivatives import log_prob_derivatives
 from gradsteer.forecast.forecast_file import Forecast, ForecastRate
@@ -83,6 +84,20 @@ class Forecaster:
             bad = int(np.flatnonzero(~np.isfinite(self.anchor_scores))[0])
             raise ValueError(f"{responses.path}: the model's log-probability of response {bad + 1} is not finite")
         self._reference = self.anchor_scores
+        self._densities: np.ndarray | None = None
+        self.anchor_weights: np.ndarray | None = None
+
+    def pool(self, densities: np.ndarray) -> None:
+        """Takes the responses for a sample of their sources' mixture, `gradsteer.evaluation.mixtures`.
+
+        Forecasts, slopes and the linear form are then weighed from it, the anchor's among them.
+
+        Args:
+            densities: (responses, sources) ``log p_k(r)`` in nats, at the weights of each of ``responses.sources``.
+        """
+        self._densities = densities
+        self._reference = mixture_log_density(densities, self.responses.source_counts)
+        self.anchor_weights = normalised_weights(self.anchor_scores - self._reference)
 
     def at_present_weights(
         self,
@@ -154,9 +169,9 @@ class Forecaster:
         members = self._members(plus, minus)
         if members is not None:
             hanging = lost or any(hangs_on_one(weights[each]) for each in members)
-            shift = None if hanging else _log_odds_shift(weights, members)
+            shift = None if hanging else _log_odds_shift(weights, members, self.anchor_weights)
             if direction is not None:
-                linear_shift = -alpha * mean_difference(direction.derivatives, *members, self.responses.prompts)[0]
+                linear_shift = -alpha * self._slope(direction.derivatives, members)[0]
         lengths = np.array([example.num_target_tokens for example in self.responses.examples], dtype=np.float64)
         return Forecast(
             "linear" if use_linear else "importance",
@@ -167,8 +182,9 @@ class Forecaster:
             {name: rate for name, rate in rates.items() if name not in self.responses.verdicts},
             shift,
             linear_shift,
-            None if lost else divergence(weights) / float((weights * lengths).sum()),
+            None if lost else self._divergence(weights, log_probs) / float((weights * lengths).sum()),
             {} if lost else _weighted_means(weights, self.responses.traits),
+            self._best_source(log_probs),
         )
 
     def _rate(
@@ -190,9 +206,44 @@ class Forecaster:
             return ForecastRate(rate, low, high, *more, "importance", False)
         # the linear form's own interval leaves out that it is an approximation
         low, high = min(interval[0], low, linear), max(interval[1], high, linear)
-        if hangs_on_one(np.ones(len(weights)), verdicts):
+        if hangs_on_one(np.ones(len(weights)) if self.anchor_weights is None else self.anchor_weights, verdicts):
             return ForecastRate(None, low, high, *more, "bound", False)
         return ForecastRate(linear, low, high, *more, "linear", False)
+
+    def _divergence(self, weights: np.ndarray, log_probs: np.ndarray) -> float:
+        """``KL(p' || anchor)`` of whole responses, nats, at least 0."""
+        if self._densities is None:
+            return divergence(weights)
+        some = (
+            weights > 0
+        )  # the responses are of a mixture; densities are known, and not only ratios to the sampled one
+        return max(0.0, float((weights[some] * (log_probs - self.anchor_scores)[some]).sum()))
+
+    def _best_source(self, log_probs: np.ndarray) -> dict[str, Any] | None:
+        """The source whose own responses have the largest effective sample size alone; None where there is but one."""
+        source_of = self.responses.source_of
+        if self._densities is None or source_of is None:
+            return None
+        best = max(source_sizes(log_probs, self._densities, source_of), key=lambda found: found.effective_sample_size)
+        source = self.responses.sources[best.source]
+        return {
+            "responses": source.path, "alpha": source.alpha, "effective_sample_size": best.effective_sample_size,
+            "num_responses": best.num_responses,
+        }  # fmt: skip
+
+    def anchor_rate(self, behavior: str) -> float:
+        """The rate of a behavior under the anchor, of the responses that have a verdict on it."""
+        verdicts, weights = self.verdicts[behavior], self.anchor_weights
+        scored = ~np.isnan(verdicts)
+        return float(np.average(verdicts[scored], weights=None if weights is None else weights[scored]))
+
+    def direction_of(self, derivatives: np.ndarray) -> Direction:
+        """Derivatives (responses,) of ``-log p(r)`` by alpha at the anchor, with their linear form."""
+        return Direction(derivatives, LinearForm.of(derivatives, self.verdicts, self.anchor_weights))
+
+    def _slope(self, derivatives: np.ndarray, members: Sequence[np.ndarray]) -> tuple[float, float]:
+        plus, minus = members
+        return mean_difference(derivatives, plus, minus, self.responses.prompts, self.anchor_weights)
 
     def sample_size(self, log_probs: np.ndarray) -> float:
         """The effective sample size at log-probabilities (responses,); 0 where no response is possible there."""
@@ -231,7 +282,7 @@ class Forecaster:
         for verdicts in self.responses.verdicts.values():
             members = verdicts == 1, verdicts == 0
             if all(each.any() for each in members):
-                slopes = [mean_difference(each, *members, self.responses.prompts) for each in (derivatives, others)]
+                slopes = [self._slope(each, members) for each in (derivatives, others)]
                 error = slopes[1][1]
                 most = max(most, abs(slopes[0][0] - slopes[1][0]) / error if error > 0 else 0.0)
         return most
@@ -243,7 +294,7 @@ class Forecaster:
         """
         derivatives, passes = log_prob_derivatives(model, self.scorer, vector, tick=tick)
         self.num_passes += passes
-        return Direction(derivatives, LinearForm.of(derivatives, self.verdicts))
+        return self.direction_of(derivatives)
 
     def slope(self, direction: Direction, plus: Where, minus: Where) -> tuple[float, float]:
         """``<S, V>`` between two classes of these responses, and its standard error; see `mean_difference`.
@@ -252,7 +303,7 @@ class Forecaster:
             ValueError: a class is empty.
         """
         members = self.responses.matching(plus), self.responses.matching(minus)
-        return mean_difference(direction.derivatives, *members, self.responses.prompts)
+        return self._slope(direction.derivatives, members)
 
     def _members(self, plus: Where | None, minus: Where | None) -> tuple[np.ndarray, np.ndarray] | None:
         """(responses,) bool of both classes; None where one is not said, or has no response."""
@@ -262,12 +313,12 @@ class Forecaster:
         return members if all(each.any() for each in members) else None
 
 
-def _log_odds_shift(weights: np.ndarray, members: Sequence[np.ndarray]) -> float | None:
-    """Of two classes of weighted responses, from what it is with equal weights; None where a class has no weight."""
+def _log_odds_shift(weights: np.ndarray, members: Sequence[np.ndarray], at_anchor: np.ndarray | None) -> float | None:
+    """Of two classes of weighted responses, from what it is at the anchor; None where a class has no weight."""
     after = [float(weights[each].sum()) for each in members]
-    if not all(after):
+    before = [float(each.sum() if at_anchor is None else at_anchor[each].sum()) for each in members]
+    if not all((*after, *before)):
         return None
-    before = [int(each.sum()) for each in members]
     return math.log(after[0] / after[1]) - math.log(before[0] / before[1])
 
 

@@ -1,5 +1,6 @@
 """Judged responses for the forecast: sampled tokens, verdicts, prompts and sampling settings."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,40 @@ from gradsteer.data.response_rows import (
 from gradsteer.evaluation.degeneracy import has_repeated_sentence
 from gradsteer.evaluation.refusals import looks_like_refusal
 from gradsteer.records import resolve_resource
+from gradsteer.steering.sampled_step import SampledStep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
+class ResponseSource:
+    """One file of responses, and the weights that they were sampled from.
+
+    Attributes:
+        path: the file.
+        step: from the anchor; None for the anchor's own responses.
+        num_responses: in the file.
+    """
+
+    path: str
+    step: SampledStep | None
+    num_responses: int
+
+    @property
+    def alpha(self) -> float:
+        """The step's steering coefficient; 0 for the anchor."""
+        return 0.0 if self.step is None else self.step.alpha
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as forecast.json holds them."""
+        step = None if self.step is None else self.step.to_dict()
+        return {"responses": self.path, "step": step, "num_responses": self.num_responses}
+
+
+@dataclass(frozen=True)
 class JudgedResponses:
-    """Responses sampled from one set of weights, in the file's order.
+    """Responses sampled from one set of weights, in the file's order; or from several (`pooled_responses`).
 
     Attributes:
         path: the file.
@@ -40,11 +67,14 @@ class JudgedResponses:
         top_p: that they were sampled with; None where the file does not say.
         top_k: likewise.
         max_new_tokens: the longest response allowed; None where the file does not say.
-        fingerprint: of the weights that they were sampled from; None where the file does not say.
+        fingerprint: of the weights that they were sampled from, or that were moved for them along a vector; None where
+            the file does not say.
         prompt_digests: of the distinct prompts; see `gradsteer.data.response_rows.prompt_digest`.
         prompt_texts: (responses,) each one's prompt.
         seeds: that they were sampled with, where the rows say.
         judge: fingerprint of the judge of their verdicts; None where the file does not say.
+        sources: the files, and the weights of each.
+        source_of: (responses,) number of the source of each; None where there is one.
     """
 
     path: str
@@ -61,9 +91,25 @@ class JudgedResponses:
     prompt_texts: list[str]
     seeds: frozenset[int] = frozenset()
     judge: str | None = None
+    sources: tuple[ResponseSource, ...] = ()
+    source_of: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether any of them is of other weights than the anchor's."""
+        return any(source.step is not None for source in self.sources)
+
+    @property
+    def source_counts(self) -> np.ndarray:
+        """(responses, sources) how many responses to its own prompt each source gave."""
+        counts = np.zeros((self.num_prompts, max(1, len(self.sources))))
+        source_of = np.zeros(len(self), dtype=int) if self.source_of is None else self.source_of
+        np.add.at(counts, (self.prompts, source_of), 1)
+        found: np.ndarray = counts[self.prompts]
+        return found
 
     @property
     def num_prompts(self) -> int:
@@ -172,6 +218,12 @@ def read_judged_responses(
             shown = ", ".join(map(repr, values[:3]))
             raise ValueError(f"{path!r} mixes responses of different {key} ({shown}); accepted: those of one model")
         known[key] = values[0]
+    steps = {json.dumps(row.get("step"), sort_keys=True): (where, row.get("step")) for where, row in rows}
+    if len(steps) > 1:
+        (_, _), (where, _), *_ = steps.values()
+        raise ValueError(f"{where}: responses of another step than those before; accepted: those of one condition")
+    where, value = next(iter(steps.values()))
+    step = None if value is None else SampledStep.read(where, value)
     return JudgedResponses(
         path,
         examples,
@@ -182,11 +234,12 @@ def read_judged_responses(
         known["top_p"],
         known["top_k"],
         known["max_new_tokens"],
-        known["model_fingerprint"],
+        known["model_fingerprint"] if step is None else step.anchor,
         frozenset(numbers),
         [row["prompt"] for row in plain],
         frozenset(row["seed"] for row in plain if type(row.get("seed")) is int),
         known["judge"],
+        (ResponseSource(path, step, len(rows)),),
     )
 
 

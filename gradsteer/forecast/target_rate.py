@@ -49,8 +49,8 @@ def solve_rate(
         raise ValueError(f"along this direction the rate of {behavior!r} does not reach {target}: it hardly moves")
     close, near = min(_CLOSE, _CLOSE_SHARE * target), min(_NEAR, _NEAR_SHARE * target)
     linear, goal = alpha, _logit(target)
-    # at alpha 0 all weights are equal: a first point that costs nothing
-    last = 0.0, _logit(float(np.nanmean(responses.verdicts[behavior]))) - goal
+    # a first point that costs nothing
+    last = 0.0, _logit(curve.forecaster.anchor_rate(behavior)) - goal
     if linear == 0 or last[1] == 0:
         return 0.0, "linear"
     curve.cover([_BEYOND * linear])

@@ -128,7 +128,8 @@ def forecast_table(rows: Sequence[Row], title: str) -> "Table":
     table.add_column("condition", no_wrap=True)
     for behavior in behaviors:
         table.add_column(Text(f"{behavior} % [95% interval]"), justify="right", no_wrap=True)
-    for column in ("effective sample", "by", "shift", "KL a token", "tokens"):
+    pooled = any("best_source" in row["predicted"] for row in rows)
+    for column in ("effective sample", *["best file alone"] * pooled, "by", "shift", "KL a token", "tokens"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in _as_curves(rows):
         said = row["predicted"]
@@ -143,6 +144,7 @@ def forecast_table(rows: Sequence[Row], title: str) -> "Table":
                 for name in behaviors
             ),
             f"{said['effective_sample_size']:.0f} of {said['num_responses']}",
+            *([_best_source(said)] if pooled else []),
             _methods(row, behaviors),
             number_text(said["log_odds_shift"] if said["reliable"] else said["linear_log_odds_shift"], "+.2f"),
             number_text(said["kl_per_token"], ".4f"),
@@ -152,6 +154,14 @@ def forecast_table(rows: Sequence[Row], title: str) -> "Table":
     if any(is_bound(rate) for row in rows for rate in row["behaviors"].values()):
         table.caption, table.caption_justify = Text(BOUND), "left"
     return table
+
+
+def _best_source(said: Mapping[str, Any]) -> str:
+    """The effective sample size of the best of several files by itself, and its alpha."""
+    found = said.get("best_source")
+    if found is None:
+        return "-"
+    return f"{found['effective_sample_size']:.0f} of {found['num_responses']} (alpha {found['alpha']:+.4g})"
 
 
 def _methods(row: Row, behaviors: Sequence[str]) -> str:

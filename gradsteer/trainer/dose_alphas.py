@@ -25,6 +25,7 @@ from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
 from gradsteer.trainer.session import needed, session_of, shows_progress
+from gradsteer.trainer.source_scores import pool_sources
 from gradsteer.vectors.combinations import is_combination
 from gradsteer.vectors.contrast import Contrast
 from gradsteer.vectors.controls import CONTROLS
@@ -59,6 +60,7 @@ class DoseFinder:
         self._slopes: dict[str, Direction] = {}  # of controls, where asked for
         self._sampling = (1.0, 1.0)
         self._forecaster: Forecaster | None = None
+        self._pooled: tuple[_Key, dict[float, np.ndarray]] | None = None
         self._calibrations = {
             name: None if is_combination(source, sources) else Calibration.read(vectors[name].metadata)
             for name, source in sources.items()
@@ -98,6 +100,8 @@ class DoseFinder:
         else:
             how = forecasting.sampling(pl_module)
         self._sampling = how
+        if forecaster is not None:
+            self._pooled = pool_sources(forecaster, weights, self.digests(), shown=shows_progress(trainer))
         norms = (float(p.detach().double().norm()) ** 2 for p in pl_module.model.parameters())
         solver = DoseSolver(
             pl_module.model,
@@ -157,6 +161,7 @@ class DoseFinder:
             lambda alpha: weights.at(vector(), alpha),
             vector,
             shown=shows_progress(trainer),
+            scores=self._pooled[1] if self._pooled is not None and self._pooled[0] == key else None,
         )
         calibration = None if recipe.pipeline else self._calibrations[name]
         of_curve = [(c, r) for c, r in plan if r and self._is_curved(c, r) and _key(r) == key]
@@ -214,8 +219,9 @@ class DoseFinder:
         shared = sorted(set(check_seeds(pl_module.sampling_seed)) & set(self._about.get("seeds", ())))
         if shared:
             rank_zero_warn(
-                f"forecast: its responses and this run share the seed {shared[0]}; on the same prompts the anchor's "
-                "responses are then the same and the agreement is too good; use another --model.sampling_seed"
+                f"forecast: its responses and this run share the seed {shared[0]}; on the same prompts the responses "
+                f"of {_sampled(self._about)} are then the same and the agreement is too good; use another "
+                "--model.sampling_seed"
             )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -269,6 +275,8 @@ class DoseFinder:
             if forecast.effective_sample_size == 0:
                 rank_zero_warn(f"condition {condition.name!r}: these weights allow no response; no forecast")
             solved = own and condition.asked is not None and condition.asked["kind"] == "target_rate"
+            behavior = contrast.behavior
+            solved = solved and (behavior not in forecast.rates or not forecast.rates[behavior].reliable)
             if solved and not forecast.reliable:
                 rank_zero_warn(
                     f"condition {condition.name!r}: at its alpha the effective sample size is "
@@ -293,6 +301,12 @@ class DoseFinder:
         total = len(scorer or forecaster.scorer)
         with progress(condition.name, total=total, unit="batch", shown=shows_progress(trainer)) as tick:
             return forecaster.score(scorer, tick=tick)
+
+
+def _sampled(about: Mapping[str, Any]) -> str:
+    """Of which conditions a forecast's responses are."""
+    steps = [source["step"] for source in about.get("pool") or [] if source["step"] is not None]
+    return "the anchor" + "".join(f", of the step {step['alpha']:+.4g} along its vector" for step in steps)
 
 
 def sources_of(plan: Plan) -> dict[str, str]:

@@ -200,9 +200,12 @@ class JudgeEvaluation(L.Callback):
             "model_fingerprint": self._fingerprint,
             "judge": self.judge.fingerprint(),
         }
+        steering = session_of(trainer).steering
+        at = None if steering is None else steering.sampled_step(*session_of(trainer).plan[step], str(self._anchor))
         kept = [
             {key: ({**row, **about}).get(key) for key in _KEYS}
             | {key: row[key] for key in _OPTIONAL_KEYS if key in row}
+            | ({} if at is None else {"step": at.to_dict()})
             for row in rows
         ]
         sets = {row["set"] for row in rows}

@@ -57,7 +57,8 @@ class ForecastReport(L.Callback):
         temperature, top_p = forecasting.sampling(pl_module)
         rows = [_row(session, number) for number in range(len(session.plan))]
         about = {
-            "responses": forecasting.file,
+            "responses": forecasting.files[0] if len(forecasting.files) == 1 else forecasting.files,
+            **({"pool": [source.to_dict() for source in responses.sources]} if responses.is_steered else {}),
             "num_responses": len(responses),
             **prompts_said(responses.prompt_digests),
             "temperature": temperature,

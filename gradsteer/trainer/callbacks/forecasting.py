@@ -6,7 +6,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
-from gradsteer.forecast.judged_responses import JudgedResponses, read_judged_responses
+from gradsteer.forecast.judged_responses import JudgedResponses
+from gradsteer.forecast.pooled_responses import read_pool
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.sampling import check_seeds, num_known_ids
 from gradsteer.models.fingerprints import model_fingerprint
@@ -20,7 +21,10 @@ class Forecasting(L.Callback):
     The responses should answer the evaluation prompts, not the prompts that the vectors were made from.
 
     Args:
-        responses: the anchor's judged responses, a responses/NAME.jsonl file written by evaluate.
+        responses: the anchor's judged responses, a responses/NAME.jsonl file written by evaluate; or several such
+            files, as a list, sampled from the anchor and from steps along one vector (written by steer). All of them
+            together are weighed to each condition then, from the mixture of what they were sampled from. One file of a
+            step will do, too: a rare behavior is measured on responses from where it is common (docs/rare.md).
         temperature: sampling temperature of those responses, if the file does not record it.
         top_p: nucleus sampling threshold of those responses, if the file does not record it.
         draws: number of bootstrap resamples (over prompts) for the intervals.
@@ -33,7 +37,7 @@ class Forecasting(L.Callback):
 
     def __init__(
         self,
-        responses: str | None = None,
+        responses: str | list[str] | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
         draws: int = 1000,
@@ -55,7 +59,11 @@ class Forecasting(L.Callback):
             raise ValueError(f"forecasting.min_sample_size is {min_sample_size}; accepted: at least 1")
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"forecasting.token_budget is {token_budget}; accepted: at least 1")
-        self.file, self.temperature, self.top_p = responses, temperature, top_p
+        self.files = [] if responses is None else [responses] if isinstance(responses, str) else list(responses)
+        if responses is not None and not all(self.files or [""]):
+            raise ValueError(f"forecasting.responses is {responses!r}; accepted: a file, or a list of files")
+        self.file = ", ".join(self.files) or None
+        self.temperature, self.top_p = temperature, top_p
         self.draws, self.seed, self.min_sample_size = draws, seed, min_sample_size
         self.token_budget, self.control_slopes = token_budget, control_slopes
         self.responses: JudgedResponses | None = None
@@ -67,7 +75,7 @@ class Forecasting(L.Callback):
         session_of(trainer).forecasting = self
         if self.file is None:
             return
-        responses = self.responses = read_judged_responses(self.file, pl_module.tokenizer, num_ids=pl_module.num_ids)
+        responses = self.responses = read_pool(self.files, pl_module.tokenizer, num_ids=pl_module.num_ids)
         for option, given in (("temperature", self.temperature), ("top_p", self.top_p)):
             known = getattr(responses, option)
             if known is not None and given not in (None, known):
@@ -79,7 +87,10 @@ class Forecasting(L.Callback):
         if hasattr(pl_module, "sampling"):
             self._check_alike(trainer, pl_module)
         shown = ", ".join(f"{int((values == 1).sum())} {name}" for name, values in responses.verdicts.items())
-        rank_zero_info(f"forecast from {len(responses)} judged responses to {responses.num_prompts} prompts: {shown}")
+        files = f" from {len(self.files)} files" if len(self.files) > 1 else ""
+        rank_zero_info(
+            f"forecast from {len(responses)} judged responses{files} to {responses.num_prompts} prompts: {shown}"
+        )
 
     def _check_alike(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuses responses sampled with other settings than this run's; warns if the two share samples."""
@@ -103,9 +114,15 @@ class Forecasting(L.Callback):
         shared = sorted(set(check_seeds(pl_module.sampling_seed)) & responses.seeds)
         if sampled & known and shared:
             rank_zero_warn(
-                f"forecast: its responses and this run's share the seed {shared[0]}, so the anchor's responses are "
-                "the same and the agreement is too good; use another --model.sampling_seed"
+                f"forecast: its responses and this run's share the seed {shared[0]}, so the responses of "
+                f"{self._sampled_conditions()} are the same and the agreement is too good; use another "
+                "--model.sampling_seed"
             )
+
+    def _sampled_conditions(self) -> str:
+        """Which conditions the responses are of, in words."""
+        alphas = [source.alpha for source in needed(self.responses).sources if source.step is not None]
+        return "the anchor" + "".join(f" and of the step {alpha:+.4g} along its vector" for alpha in alphas)
 
     def sampling(self, pl_module: Any) -> tuple[float, float]:
         """Temperature and top-p of this run's sampling, or else of the responses."""

@@ -26,6 +26,7 @@ from gradsteer.steering.condition_plan import (
 from gradsteer.steering.condition_weights import ConditionWeights, StepOptions, load_vectors
 from gradsteer.steering.conditions import Condition, check_name
 from gradsteer.steering.doses import DoseOptions, Doses, KLStatistic
+from gradsteer.steering.sampled_step import SampledStep
 from gradsteer.steering.weight_steering import Rounding, holding, steered
 from gradsteer.trainer.base_model import read_base
 from gradsteer.trainer.dose_alphas import DoseFinder
@@ -256,6 +257,10 @@ class WeightSteering(L.Callback):
     def vector_digests(self) -> dict[str, str]:
         """Vector -> digest of its file, or the text of a combination."""
         return self._finder.digests()
+
+    def sampled_step(self, condition: Condition, recipe: Recipe | None, anchor: str) -> SampledStep | None:
+        """What the rows of a condition's responses say of its weights; None where they say nothing."""
+        return SampledStep.of(condition, recipe, self.sources, self._finder.digests(), anchor)
 
     def curves(self) -> dict[str, Any]:
         """What is known of the forecasts' curves, by vector and transforms, as plain values."""
