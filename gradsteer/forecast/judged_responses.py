@@ -1,6 +1,5 @@
 """Judged responses for the forecast: sampled tokens, verdicts, prompts and sampling settings."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,12 +217,11 @@ def read_judged_responses(
             shown = ", ".join(map(repr, values[:3]))
             raise ValueError(f"{path!r} mixes responses of different {key} ({shown}); accepted: those of one model")
         known[key] = values[0]
-    steps = {json.dumps(row.get("step"), sort_keys=True): (where, row.get("step")) for where, row in rows}
-    if len(steps) > 1:
-        (_, _), (where, _), *_ = steps.values()
-        raise ValueError(f"{where}: responses of another step than those before; accepted: those of one condition")
-    where, value = next(iter(steps.values()))
-    step = None if value is None else SampledStep.read(where, value)
+    at, value = rows[0][0], rows[0][1].get("step")
+    for where, row in rows:
+        if row.get("step") != value:
+            raise ValueError(f"{where}: a response of another step than the first; accepted: those of one condition")
+    step = None if value is None else SampledStep.read(at, value)
     return JudgedResponses(
         path,
         examples,

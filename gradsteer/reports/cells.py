@@ -61,10 +61,10 @@ def rate_text(rate: Mapping[str, Any] | None, spec: str = ".1f") -> str:
     A rate below a tenth of a per cent is written with two digits that say something, ``0.042 [0.018, 0.096]``, and so
     are its limits.
     """
-    if is_bound(rate):
-        return bound_text(rate, spec)
-    if not rate or rate["rate"] is None:
+    if not rate:
         return "-"
+    if rate["rate"] is None:
+        return bound_text(rate, spec) if is_bound(rate) else "-"
     write = partial(percent_text, spec=spec, rare=is_rare(rate["rate"]))
     return f"{write(rate['rate'])} [{write(rate['ci_low'])}, {write(rate['ci_high'])}]"
 

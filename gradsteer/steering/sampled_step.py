@@ -67,7 +67,7 @@ class SampledStep:
         Raises:
             ValueError: it is no such step.
         """
-        kinds = {"vector": str, "alpha": (int, float), "transforms": list, "anchor": str}
+        kinds: dict[str, Any] = {"vector": str, "alpha": (int, float), "transforms": list, "anchor": str}
         if not isinstance(value, dict) or any(not isinstance(value.get(key), kind) for key, kind in kinds.items()):
             raise ValueError(
                 f"{where}: step is {json.dumps(value)[:200]}; accepted: {{vector: DIGEST, alpha: NUMBER, transforms: "

@@ -102,6 +102,6 @@ def test_files_that_cannot_be_pooled_are_refused_before_a_model_is_read(judged, 
     [half] = steps.glob("a_top_k*alpha=+0.4.jsonl")
     assert f"{str(half)!r} was sampled along another vector, or with other transforms" in refused(step, half)
     mixed = write_lines(tmp_path / "mixed.jsonl", lines_of(step)[:2] + lines_of(half)[:2])
-    assert "mixed.jsonl:3: responses of another step than those before" in refused(mixed)
+    assert "mixed.jsonl:3: a response of another step than the first" in refused(mixed)
     # which vector it was is known once those of the run are read
     assert "was sampled along a vector whose file has digest" in refused(step, steering__vectors__a=judged.vector("b"))
