@@ -149,9 +149,7 @@ def table_of(cases: list[dict[str, Any]], rates: list[float], replies: int) -> T
         table.add_column(column, justify="left" if column == "estimator" else "right", no_wrap=True)
     for rate in rates:
         own = [case for case in cases if case["about"] == rate]
-        shown = ", ".join(
-            f"{100 * c['rate']:.2g}% +-{100 * c['standard_error'] / max(c['rate'], 1e-12):.0f}%" for c in own
-        )
+        shown = ", ".join(f"{100 * case['rate']:.2g} +- {100 * case['standard_error']:.1g}" for case in own)
         table.add_section()
         table.add_row(f"true rates {shown} %", style="bold")
         plain = np.mean([case["estimators"]["naive"]["relative_error"] ** 2 for case in own])

@@ -3,8 +3,7 @@
 The path goes from the anchor (share 1 of its logits), where the behavior is common, to the target (share 0), which is
 not sampled. The trend is of the rate in the share. Which points of the path, how many replies at each and which form of
 the trend it takes is chosen by its own cross-validation, on pilot draws from the same pools, which are not counted
-among its replies: the smallest share is left out, and the trend through the others must say how many replies there show
-the behavior.
+among its replies: the smallest shares are left out, and the trend through the others must say what the rate is there.
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ PATHS: dict[str, dict[float, int]] = {  # eighths of the replies at every share
     "long, equal": {0.1: 2, 0.2: 1, 0.3: 1, 0.4: 1, 0.6: 1, 0.8: 1, 1.0: 1},
 }
 FORMS = {"log-odds, line": ("logit", 1), "log-odds, parabola": ("logit", 2), "probit, line": ("probit", 1)}
-_LEFT_OUT = 0.1
 _ROUNDS = 25
 
 
@@ -102,20 +100,22 @@ def extrapolated(blends: dict[float, np.ndarray], plan: Plan, each: int, draws: 
 
 
 def cross_validated(blends: dict[float, np.ndarray], each: int, draws: int, seed: int) -> tuple[Plan, dict[str, float]]:
-    """The plan whose trend through the larger shares says best what is at the smallest, and what every plan scored.
+    """The plan whose trend through the larger shares says best what is at its smallest, and what every plan scored.
 
-    The score is the log-likelihood of the counts there, by reply, in the mean over pilot draws; higher is better.
+    Left out are shares below twice the smallest, so that the trend reaches as far down, by factors, as it has to in the
+    end. The score is the mean squared error of the log-odds there over pilot draws, negative: higher is better.
     """
-    held = blends[_LEFT_OUT]
     scores = {}
     for plan in PLANS:
         generator = np.random.default_rng(seed)
-        path = {share: eighths for share, eighths in PATHS[plan.path].items() if share != _LEFT_OUT}
+        smallest = min(PATHS[plan.path])
+        path = {share: eighths for share, eighths in PATHS[plan.path].items() if share > 1.99 * smallest}
         rows = [_drawn(generator, blends, path, each) for _ in range(draws)]
         shown = np.stack([per_prompt.sum(axis=0) for per_prompt, _ in rows])
-        rates = np.clip(fitted(list(path), shown, len(held) * rows[0][1], plan.form, _LEFT_OUT), 1e-9, 1 - 1e-9)
-        likelihood = held.sum() * np.log(rates) + (held.size - held.sum()) * np.log1p(-rates)
-        scores[str(plan)] = float(likelihood.mean() / held.size)
+        found = np.clip(fitted(list(path), shown, len(blends[1.0]) * rows[0][1], plan.form, smallest), 1e-9, 1 - 1e-9)
+        held = blends[smallest]
+        known = (held.sum() + 0.5) / (held.size + 1)
+        scores[str(plan)] = -float(np.square(np.log(found / (1 - found)) - np.log(known / (1 - known))).mean())
     return max(PLANS, key=lambda plan: scores[str(plan)]), scores
 
 
