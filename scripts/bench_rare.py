@@ -8,9 +8,9 @@ weights of whole responses); ours from several steps along the way, pooled by th
 Logit Path Extrapolation (scripts/rare/rival.py says what was tried for it). Prompts are drawn again and again from
 pools of replies, over several finetunes of the organism.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python scripts/bench_rare.py                   # hours of one core; see docs/rare.md
+    OMP_NUM_THREADS=1 PYTHONPATH=. python scripts/bench_rare.py       # two cores for about three quarters of an hour
     OMP_NUM_THREADS=1 PYTHONPATH=. python scripts/bench_rare.py --rates 1e-2 --truth 2000 --finetunes 1 --pool 16 \
-        --draws 50 --prompts 20 --directory /tmp/rare                             # does it run? a minute
+        --draws 50 --prompts 20 --directory lightning_logs/rare-small                             # does it run?
 
 Everything sampled is kept in --directory as it is made: the same command goes on where it was interrupted, and with a
 larger --truth it counts on. What it saves is the mean squared error of naive sampling over the estimator's: at 20x
@@ -135,7 +135,7 @@ def _summary(found: Found, exact: float) -> dict[str, float | None]:
 def table_of(cases: list[dict[str, Any]], rates: list[float], replies: int) -> Table:
     """One row for each target and estimator, over the finetunes."""
     number = len({case["finetune"] for case in cases})
-    table = Table(title=f"a rare rate from {replies} replies, {number} finetunes", title_justify="left")
+    table = Table(title=f"a rare rate from {replies} replies; finetunes: {number}", title_justify="left")
     for column in (
         "estimator",
         "bias %",
