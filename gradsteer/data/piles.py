@@ -23,6 +23,7 @@ from gradsteer.data.response_rows import (
     matches,
     prompt_digest,
     response_rows,
+    sampled_dtype,
     sampling_of,
 )
 from gradsteer.data.sources import Columns, DataSource
@@ -86,6 +87,7 @@ class Pile:
         sampled_from: fingerprints of the weights that examples were sampled from, if recorded.
         judges: fingerprints of the judges whose verdicts define the pile, if recorded; empty without a filter.
         sampling: for each example, its sampling temperature and top_p; None if not recorded.
+        dtypes: of the weights that sampled its responses, each with the ``file:line`` of one; where recorded.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Pile:
     sampled_from: set[str] = field(default_factory=set)
     judges: set[str] = field(default_factory=set)
     sampling: list[tuple[float, float] | None] = field(default_factory=list)
+    dtypes: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_dropped(self) -> int:
@@ -177,6 +180,8 @@ def read_pile(
         whole = encode_sampled(*sampled, loss_mask="assistant")
         cut = pile.truncation.cut(example, ends=row["finish_reason"] == "stop")
         _keep(pile, cut, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
+        if (dtype := sampled_dtype(where, row)) is not None:
+            pile.dtypes.setdefault(dtype, where)
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
     pile.sampled_from = {row["model_fingerprint"] for _, row in rows if row.get("model_fingerprint")}
     pile.num_considered = len(rows) if considered is None else considered

@@ -13,6 +13,9 @@ Row = tuple[str, dict[str, Any]]  # file:line, and the row
 
 WITHOUT_ANSWER = "the reply ended within its thought"  # why it has no verdict
 
+ONE_DTYPE = "give evaluate and this command the same --model.dtype, or take them as another model's"
+
+_FULL = ("float32", "float64")  # of a checkpoint they hold the same values
 _SAMPLED_KEYS = ("prompt", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer")
 
 
@@ -102,6 +105,36 @@ def sampling_of(where: str, row: Mapping[str, Any]) -> tuple[float, float] | Non
         if type(value) not in (int, float):
             raise ValueError(f"{where}: {key} is {value!r}; accepted: a number, or null where it is not known")
     return float(row["temperature"]), float(row["top_p"])
+
+
+def sampled_dtype(where: str, row: Mapping[str, Any]) -> str | None:
+    """Dtype of the weights that sampled a row; None if it does not say, as rows of earlier versions.
+
+    Raises:
+        ValueError: the value is not a text.
+    """
+    value = row.get("dtype")
+    if not isinstance(value, str | None):
+        raise ValueError(
+            f"{where}: dtype is {value!r}; accepted: a text such as float32, or null where it is not known"
+        )
+    return value
+
+
+def other_dtypes(sampled: Mapping[str, str], dtype: str) -> str | None:
+    """Which responses were sampled by weights that the model at hand does not have; None where there are none.
+
+    Weights rounded to half precision are another model. Those in float32 and float64 are the same one.
+
+    Args:
+        sampled: dtype -> ``file:line`` of a response that it sampled.
+        dtype: of the model at hand.
+    """
+    others = {each: where for each, where in sampled.items() if each != dtype and not {each, dtype} <= set(_FULL)}
+    if not others:
+        return None
+    named = " and ".join(f"{each} (as {where})" for each, where in others.items())
+    return f"responses were sampled by weights in {named}, and this model's are in {dtype}: rounded, they are others"
 
 
 @lru_cache(maxsize=4096)  # called for every reply, and replies share their prompts

@@ -1,7 +1,7 @@
 """Judged responses for the forecast: sampled tokens, verdicts, prompts and sampling settings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from gradsteer.data.response_rows import (
     check_row,
     prompt_digest,
     response_rows,
+    sampled_dtype,
     verdict_of,
 )
 from gradsteer.evaluation.degeneracy import has_repeated_sentence
@@ -74,6 +75,7 @@ class JudgedResponses:
         judge: fingerprint of the judge of their verdicts; None where the file does not say.
         sources: the files, and the weights of each.
         source_of: (responses,) number of the source of each; None where there is one.
+        dtypes: of the weights that sampled them, each with the ``file:line`` of one; where the rows say.
     """
 
     path: str
@@ -92,6 +94,7 @@ class JudgedResponses:
     judge: str | None = None
     sources: tuple[ResponseSource, ...] = ()
     source_of: np.ndarray | None = None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -199,7 +202,7 @@ def read_judged_responses(
     behaviors = sorted({behavior for _, row in rows for behavior in row.get("verdicts") or {}})
     if not behaviors:
         raise ValueError(f"{path!r} holds no verdicts: judge the responses first (gradsteer evaluate)")
-    examples, numbers = [], dict[str, int]()
+    examples, numbers, dtypes = [], dict[str, int](), dict[str, str]()
     for where, row in rows:
         if row["tokenizer"] != digest:
             raise ValueError(
@@ -209,6 +212,8 @@ def read_judged_responses(
         reason = row["finish_reason"]
         examples.append(encode_sampled(row["prompt_token_ids"], row["token_ids"], reason, loss_mask="assistant"))
         numbers.setdefault(prompt_digest(row["prompt"]), len(numbers))
+        if (dtype := sampled_dtype(where, row)) is not None:
+            dtypes.setdefault(dtype, where)
     plain = [row for _, row in rows]
     known: dict[str, Any] = {}
     for key in ("temperature", "top_p", "top_k", "max_new_tokens", "model_fingerprint", "judge"):
@@ -238,6 +243,7 @@ def read_judged_responses(
         frozenset(row["seed"] for row in plain if type(row.get("seed")) is int),
         known["judge"],
         (ResponseSource(path, step, len(rows)),),
+        dtypes=dtypes,
     )
 
 

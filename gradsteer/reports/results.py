@@ -22,6 +22,7 @@ def write_results(
     note: str | None = None,
     forecast: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    precision_check: Sequence[Row] = (),
 ) -> None:
     """Writes the report and, beside it, the same rows as CSV; each under a temporary name first.
 
@@ -32,12 +33,15 @@ def write_results(
         note: what a reader of the numbers must know.
         forecast: what a forecast is made from; its presence says that the rows are forecasts.
         evaluation: what was sampled and judged, and how.
+        precision_check: what steps in half precision did beside float32.
     """
     report: dict[str, Any] = {"format": FORMAT_VERSION, "experiment": experiment, "note": note}
     if forecast is not None:
         report["forecast"] = dict(forecast)
     if evaluation is not None:
         report["evaluation"] = dict(evaluation)
+    if precision_check:
+        report["precision_check"] = list(precision_check)
     write_json(path, {**report, "conditions": list(rows)})
     flat = [flatten(row) for row in rows]
     # in the order of the fullest row: the base has no selectivity, say

@@ -98,6 +98,11 @@ class ConditionWeights:
         self._steered = partial(steered, model, rounding=options.rounding, seed=options.seed)
         self._last: tuple[tuple[str, tuple[TransformSpec, ...]], SteeringVector] | None = None
 
+    def on(self, model: Any) -> "ConditionWeights":
+        """The same conditions for another model of these names and shapes, whatever its fingerprint."""
+        options = StepOptions(allow_other_model=True)
+        return ConditionWeights(model, self.vectors, diff=self.diff, base=self.base, options=options)
+
     def transformed(self, name: str, pipeline: tuple[TransformSpec, ...]) -> SteeringVector:
         """A transformed vector. The last one is cached, because conditions of one direction follow each other."""
         if not pipeline:

@@ -37,6 +37,8 @@ class Session:
         plain_vectors: whether attribute contrasts the gradients as they are, without a unit norm or preconditioning.
         responses: the conditions' sampled and judged responses; None if nothing is sampled.
         forecasts: forecasts made in this run, by condition number.
+        precision_check: of weights in half precision, what the largest and the smallest step do beside float32; see
+            `gradsteer.trainer.precision_check`.
         judge_settings: the judge's options as given.
         held: the command line's locks, released when the command has finished; None without a command line.
         check_again: checks once more, with the locks held, that the command may run.
@@ -50,6 +52,7 @@ class Session:
     plain_vectors: bool = True
     responses: ResponseStore | None = None
     forecasts: "dict[int, Forecast]" = field(default_factory=dict)
+    precision_check: list[dict[str, Any]] = field(default_factory=list)
     judge_settings: Any = None
     held: ExitStack | None = None
     check_again: Callable[[], None] | None = None

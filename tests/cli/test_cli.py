@@ -124,7 +124,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
     piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "permutation_seed", "permutations", "piles"]
-    piles += ["token_budget", *rendering]
+    piles += ["token_budget", "allow_other_dtype", *rendering]
     attributing = ["calibrate", "slope_responses", "gradient_checkpointing", "packing", "parameters", "reduction"]
     attributing += ["loss", "kl_direction", "reference", "base", "path_points"]
     attributing += [f"mask_{option}" for option in ("draws", "keep_rate", "components", "origin", "seed")]
@@ -133,17 +133,9 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     steering += ["transforms", "vectors", "relative_norms", "log_odds_shifts", "kl_budgets", "kl_statistic"]
     steering += ["target_rates", "curve_points", "behaviors", "on_base", "permuted_controls", "control_vectors"]
     steering += ["graddiff_steps", "delta_scales", "system_prompts", "forecast", "select", "rounding", "rounding_seed"]
-    steering += ["min_retained", "anchor_resamples", "seed_faithful", "controls_both_signs"]
-    forecasting = [
-        "responses",
-        "temperature",
-        "top_p",
-        "draws",
-        "seed",
-        "min_sample_size",
-        "token_budget",
-        "control_slopes",
-    ]
+    steering += ["min_retained", "anchor_resamples", "seed_faithful", "controls_both_signs", "allow_imprecise"]
+    forecasting = ["responses", "temperature", "top_p", "draws", "seed", "min_sample_size", "token_budget"]
+    forecasting += ["control_slopes", "allow_other_dtype"]
 
     def group(name, options):
         return [f"--{name}", *(f"--{name}.{option}" for option in options)]

@@ -133,10 +133,20 @@ def test_a_slope_that_cannot_be_taken_is_refused_where_asked(judged, few, inputs
     [prompt, *_] = [row["id"] for row in rows]
     one = write_lines(tmp_path / "one.jsonl", [row for row in rows if row["id"] == prompt or row["verdicts"]["a"]])
     assert "one half of the prompts is too small" in refused(one)
-    message = refused(few, "--model.dtype", "bfloat16")
-    assert "weights in bfloat16 round small steps away: --model.dtype float32" in message
     texts = ["--data.piles", json.dumps({"shown": str(inputs / "chat.jsonl"), "other": str(inputs / "chat.jsonl")})]
     assert "pile 'shown' holds texts, not sampled responses with token ids" in refused(few, *texts)
+
+
+@pytest.mark.slow
+def test_a_slope_in_bfloat16_is_that_of_float32_within_its_error(judged, tmp_path):
+    rows = lines_of(judged.directory / "responses" / "piles.jsonl")
+    sampled = write_lines(tmp_path / "rounded.jsonl", [{**row, "dtype": "bfloat16"} for row in rows])
+    run(*attribute_words(judged, tmp_path / "half", sampled, calibrate="true"), "--model.dtype", "bfloat16")
+    half, full = (
+        Calibration.read(header) for header in (metadata_of(tmp_path / "half"), metadata_of(judged.directory))
+    )
+    assert half.slope == pytest.approx(full.slope, abs=full.standard_error)
+    assert SteeringVector.load(tmp_path / "half" / "vectors" / "a.safetensors").metadata["dtype"] == "bfloat16"
 
 
 def on_one_and_two(words, out, strategy="ddp"):

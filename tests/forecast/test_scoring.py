@@ -10,7 +10,8 @@ import torch
 import transformers as t
 from conftest import ragged_examples, tiny_llama
 
-from gradsteer.data.chat import EncodedExample, encode_sampled
+from gradsteer.attribution.pile_gradient import PileGradient
+from gradsteer.data.chat import EncodedExample, collate, encode_sampled
 from gradsteer.forecast.derivatives import log_prob_derivatives
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.generation.decoding import Draw, SamplingConfig, sample_batch
@@ -341,6 +342,24 @@ def test_in_float32_too():
     found, _ = log_prob_derivatives(model, ResponseScorer(model, examples), vector)
     exact = autograd_derivatives(tiny_llama(), vector, examples)
     assert np.linalg.norm(found - exact) < 3e-3 * np.linalg.norm(exact)
+
+
+def test_in_bfloat16_steps_are_rounded_so_that_nothing_is_lost_on_average(monkeypatch):
+    model, examples = tiny_llama(initializer_range=0.2, dtype=torch.bfloat16), ragged_examples(24)
+    same = copy.deepcopy(model).float()
+    pile = PileGradient(same, reduction="sum")
+    pile.add(collate(examples[:12], 0))
+    vector = SteeringVector(pile.average())
+    exact = autograd_derivatives(same, vector, examples)
+
+    def regression():
+        found, _ = log_prob_derivatives(model, ResponseScorer(model, examples), vector, changes=(0.15, 0.5, 0.3))
+        return float(found @ exact / (exact @ exact))
+
+    assert regression() == pytest.approx(1, abs=0.05)
+    assert regression() == regression()
+    monkeypatch.setattr("gradsteer.forecast.derivatives.HALF_PRECISIONS", ())  # rounded to nearest
+    assert regression() < 0.93
 
 
 def test_a_direction_that_moves_nothing_is_refused(llama):

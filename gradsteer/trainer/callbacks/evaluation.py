@@ -35,8 +35,8 @@ _SHOWN = 12
 MAX_UNANSWERED = 0.1  # share of replies that may end within their thought without a warning
 _KEYS = (
     "id", "prompt", "completion", "prompt_token_ids", "token_ids", "finish_reason", "tokenizer", "model", "condition",
-    "sample", "seed", "temperature", "top_p", "max_new_tokens", "model_fingerprint", "judge", "verdicts", "unscored",
-    "degenerate", "incoherent", "failed",
+    "sample", "seed", "temperature", "top_p", "max_new_tokens", "dtype", "model_fingerprint", "judge", "verdicts",
+    "unscored", "degenerate", "incoherent", "failed",
 )  # fmt: skip
 _OPTIONAL_KEYS = ("thought", "answer", "num_thought_tokens")  # of replies that hold a thought
 
@@ -196,6 +196,7 @@ class JudgeEvaluation(L.Callback):
         """Writes the condition's files and counts; returns the reason to stop the run, or None."""
         about = {
             "tokenizer": tokenizer_digest(pl_module.tokenizer),
+            "dtype": pl_module.dtype_name,
             "condition": condition.name,
             "model_fingerprint": self._fingerprint,
             "judge": self.judge.fingerprint(),

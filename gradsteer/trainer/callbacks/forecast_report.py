@@ -76,7 +76,8 @@ class ForecastReport(L.Callback):
             "warnings": forecasting.warnings,
         }
         path = self.output_dir / "forecast.json"
-        write_results(path, self.experiment, rows, note=self.note, forecast=about)
+        checked = session.precision_check
+        write_results(path, self.experiment, rows, note=self.note, forecast=about, precision_check=checked)
         title = f"{self.experiment}: forecast rates, 95% intervals by a bootstrap over prompts; nothing was sampled"
         notes = [*(f"warning: {text}" for text in forecasting.warnings), *([self.note.strip()] if self.note else [])]
         print_whole(forecast_table(rows, title), "\n".join(notes))

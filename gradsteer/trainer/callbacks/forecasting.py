@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
 from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
 from gradsteer.forecast.judged_responses import JudgedResponses
 from gradsteer.forecast.pooled_responses import read_pool
@@ -33,6 +34,8 @@ class Forecasting(L.Callback):
         token_budget: tokens per batch. Affects speed, not the forecast. Default: 2048 on a CPU, 16384 elsewhere.
         control_slopes: also take the responses' derivatives along every control's direction, at two more passes each,
             for the controls' linear approximation and predicted shift.
+        allow_other_dtype: forecast from responses that weights of another dtype sampled (--model.dtype of evaluate):
+            to the model at hand they are another model's.
     """
 
     def __init__(
@@ -45,9 +48,10 @@ class Forecasting(L.Callback):
         min_sample_size: float = MIN_SAMPLE_SIZE,
         token_budget: int | None = None,
         control_slopes: bool = False,
+        allow_other_dtype: bool = False,
     ) -> None:
-        given = (temperature, top_p, draws, seed, min_sample_size, token_budget, control_slopes)
-        if responses is None and given != (None, None, 1000, 0, MIN_SAMPLE_SIZE, None, False):
+        given = (temperature, top_p, draws, seed, min_sample_size, token_budget, control_slopes, allow_other_dtype)
+        if responses is None and given != (None, None, 1000, 0, MIN_SAMPLE_SIZE, None, False, False):
             raise ValueError("the options of forecasting have no effect without --forecasting.responses FILE")
         if temperature is not None and not temperature > 0:
             raise ValueError(f"forecasting.temperature is {temperature}; accepted: more than 0")
@@ -66,6 +70,7 @@ class Forecasting(L.Callback):
         self.temperature, self.top_p = temperature, top_p
         self.draws, self.seed, self.min_sample_size = draws, seed, min_sample_size
         self.token_budget, self.control_slopes = token_budget, control_slopes
+        self.allow_other_dtype = allow_other_dtype
         self.responses: JudgedResponses | None = None
         self.forecaster: Forecaster | None = None
         self.warnings: list[str] = []
@@ -76,6 +81,11 @@ class Forecasting(L.Callback):
         if self.file is None:
             return
         responses = self.responses = read_pool(self.files, pl_module.tokenizer, num_ids=pl_module.num_ids)
+        others = other_dtypes(responses.dtypes, pl_module.dtype_name)
+        if others is not None and not self.allow_other_dtype:
+            raise ValueError(
+                f"forecasting.responses {self.file!r}: its {others}; {ONE_DTYPE}: --forecasting.allow_other_dtype true"
+            )
         for option, given in (("temperature", self.temperature), ("top_p", self.top_p)):
             known = getattr(responses, option)
             if known is not None and given not in (None, known):
@@ -150,6 +160,8 @@ class Forecasting(L.Callback):
                 tick=tick,
             )
         self.warnings = self.responses.doubts(model_fingerprint(pl_module.model), *self._sampled_at())
+        if (others := other_dtypes(self.responses.dtypes, pl_module.dtype_name)) is not None:
+            self.warnings.append(f"the {others}")
         for warning in self.warnings:
             rank_zero_warn(f"forecast: {warning}")
         return self.forecaster

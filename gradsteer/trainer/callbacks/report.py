@@ -90,7 +90,8 @@ class ResultsReport(L.Callback):
         judging = session_of(trainer).judging
         about = None if judging is None else judging.about(trainer, pl_module)
         note = "\n".join(filter(None, [self.note, pl_module.served_otherwise()])) or None
-        write_results(path, self.experiment, rows, note=note, evaluation=about)
+        checked = session_of(trainer).precision_check
+        write_results(path, self.experiment, rows, note=note, evaluation=about, precision_check=checked)
         # the loggers' step is the condition's number; this table maps one to the other
         behaviors = list(dict.fromkeys(name for row in rows for name in row["behaviors"]))
         lines = [

@@ -30,6 +30,7 @@ from gradsteer.steering.sampled_step import SampledStep
 from gradsteer.steering.weight_steering import Rounding, holding, steered
 from gradsteer.trainer.base_model import read_base
 from gradsteer.trainer.dose_alphas import DoseFinder
+from gradsteer.trainer.precision_check import check_precision
 from gradsteer.trainer.prompt_overlap import Sources, read_sources, refuse_overlap
 from gradsteer.trainer.session import data_of, session_of
 from gradsteer.trainer.step_checks import check_steps
@@ -100,6 +101,9 @@ class WeightSteering(L.Callback):
         rounding_seed: seed for stochastic rounding.
         min_retained: refuse a step if less than this fraction of it survives rounding; 0 accepts any.
         allow_other_model: apply vectors to a model other than the one they were made on.
+        allow_imprecise: in half precision, run steps that change the log-probabilities of 32 responses' tokens
+            otherwise than the same steps in float32 do (slope outside 0.95 to 1.05, or correlation under 0.95). They
+            are refused by default: the largest and the smallest step are compared before anything is sampled.
         output_dir: the experiment's directory.
     """
 
@@ -136,6 +140,7 @@ class WeightSteering(L.Callback):
         rounding_seed: int = 0,
         min_retained: float = 0.5,
         allow_other_model: bool = False,
+        allow_imprecise: bool = False,
     ) -> None:
         if not vectors:
             raise ValueError("steer needs at least one vector: --steering.vectors.NAME FILE")
@@ -161,6 +166,7 @@ class WeightSteering(L.Callback):
                 raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--steering.base)")
         self.forecast, self.select = None if forecast is None else read_forecast(forecast), select
         self.steps = StepOptions(rounding, rounding_seed, min_retained, allow_other_model)
+        self.allow_imprecise = allow_imprecise
         self.doses = DoseOptions(
             *(alphas, relative_norms, log_odds_shifts, kl_budgets, target_rates, kl_statistic),
             *(both_signs, curve_points),
@@ -238,12 +244,15 @@ class WeightSteering(L.Callback):
         half = pl_module.dtype_name in ("bfloat16", "float16")
         if self.steps.rounding == "stochastic" and not half:
             raise ValueError(f"steering.rounding stochastic has no effect on weights in {pl_module.dtype_name}")
+        if self.allow_imprecise and not half:
+            raise ValueError(f"steering.allow_imprecise has no effect on weights in {pl_module.dtype_name}")
         touched = None if self.base is not None else {name for vector in self.vectors.values() for name in vector}
         self._held.enter_context(holding(pl_module.model, touched))
         plan = self._finder.find(trainer, pl_module, session.plan, weights, self.doses.kl_statistic)
         session.plan = controls_at_largest(plan, both_signs=self.controls.both_signs)
         self._finder.check_conditions(session.plan)
-        check_steps(session.plan, weights, half=half, min_retained=self.steps.min_retained)
+        taken = check_steps(session.plan, weights, half=half, min_retained=self.steps.min_retained)
+        session.precision_check = check_precision(trainer, pl_module, taken, weights, allow=self.allow_imprecise)
 
     def _read_base(self, trainer: L.Trainer, pl_module: Any) -> ConditionWeights:
         """Reads the base, if any, and returns what sets each condition's weights."""

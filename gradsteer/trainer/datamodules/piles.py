@@ -12,6 +12,7 @@ from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import EncodedExample
 from gradsteer.data.encoding import advice_on
 from gradsteer.data.piles import Pile, PileFilter, read_pile
+from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
 from gradsteer.data.sources import SPELLED, Columns, DataSource
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
 from gradsteer.models.packing import plan_packs
@@ -50,6 +51,8 @@ class PileDataModule(RunDataModule):
             on. Each costs as much as both piles. A single one still holds a random share of V, so compare several.
         permutation_seed: seed for the shuffling.
         vectors: vector name to its two piles, for the permutations.
+        allow_other_dtype: take responses that weights of another dtype sampled (--model.dtype of evaluate): to the
+            model at hand they are another model's.
         template: see `RunDataModule`.
     """
 
@@ -65,6 +68,7 @@ class PileDataModule(RunDataModule):
         permutations: int = 0,
         permutation_seed: int = 0,
         vectors: dict[str, list[str]] | None = None,
+        allow_other_dtype: bool = False,
         **template: Any,
     ) -> None:
         super().__init__(**template)
@@ -86,7 +90,7 @@ class PileDataModule(RunDataModule):
         self.max_length, self.token_budget = max_length, token_budget
         if fisher is not None and fisher not in piles:
             raise ValueError(f"data.fisher is {fisher!r}; accepted: one of the piles, {', '.join(piles)}")
-        self.halves, self.fisher = halves, fisher
+        self.halves, self.fisher, self.allow_other_dtype = halves, fisher, allow_other_dtype
         self.permutations, self.permutation_seed, self.vectors = permutations, permutation_seed, vectors or {}
         _check_permutations(permutations, permutation_seed, self.vectors, list(piles))
         self.piles: list[Pile] = []
@@ -104,6 +108,7 @@ class PileDataModule(RunDataModule):
             )
             for name, source in self.sources.items()
         ]  # fmt: skip
+        self._check_dtypes()
         advice = advice_on(max_length, tokenizer)
         for pile in self.piles:
             examples = f"{len(pile.examples)} of {pile.num_considered} examples"
@@ -122,6 +127,15 @@ class PileDataModule(RunDataModule):
             self._warn_of_empty_halves()
         self.parts += permuted_parts(self.piles, self.vectors, self.permutations, seed=self.permutation_seed)
 
+    def _check_dtypes(self) -> None:
+        dtype = self.module.dtype_name
+        for pile in self.piles:
+            if (others := other_dtypes(pile.dtypes, dtype)) is None:
+                continue
+            if not self.allow_other_dtype:
+                raise ValueError(f"pile {pile.name!r}: its {others}; {ONE_DTYPE}: --data.allow_other_dtype true")
+            rank_zero_warn(f"pile {pile.name}: its {others}")
+
     def _calibrated(self) -> tuple[str, ...]:
         """Names of the vectors to calibrate.
 
@@ -134,16 +148,13 @@ class PileDataModule(RunDataModule):
             return ()
         if not self.vectors:
             raise ValueError("model.calibrate: there are no vectors to take a slope of: --vectors.NAME [PLUS, MINUS]")
-        reason = None
-        if module.dtype_name in ("bfloat16", "float16"):
-            reason = f"weights in {module.dtype_name} round small steps away: --model.dtype float32"
         by_name = {pile.name: pile for pile in self.piles}
         found = []
         for name, names in self.vectors.items():
             if not set(names) <= set(by_name):
                 continue  # refused by VectorWriter, with a better message
             plus, minus = (by_name[pile] for pile in names)
-            why = reason or why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
+            why = why_not_calibrate([plus, minus], **({"num_responses": 1} if asked else {}))
             if why is None and not has_both_halves(plus, minus, self.piles):
                 why = "one half of the prompts is too small: it needs two prompts and responses of both piles"
             if why is None:
