@@ -18,6 +18,7 @@ _OF_FORMAT: dict[str, tuple[str, Any]] = {
     "dtype": ("model", "float32"),
     "rounding": ("model", "nearest"),
     "seed": ("model", 0),
+    "rounded_anchor": ("model", False),
     "rank": ("adapter", 16),
     "ranks": ("adapter", [1, 2, 4, 8, 16]),
     "min_energy": ("adapter", 0.0),
@@ -47,6 +48,8 @@ class ExportOptions:
         rounding: model: of bfloat16 and float16; nearest by default. stochastic rounds each weight up or down by
             chance, so that a step too small for the dtype arrives in expectation, at the price of noise.
         seed: model: of --rounding stochastic; 0 by default.
+        rounded_anchor: model: in bfloat16 and float16, take the step from the anchor's rounded weights: the export then
+            has the very weights that steer --model.dtype ran. False by default: one rounding, which loses less.
         rank: adapter: of B A for every matrix (its own full rank where that is smaller); 16 by default; full loses
             nothing of the matrices.
         ranks: adapter: further ranks in the table of what each would keep; [1, 2, 4, 8, 16] by default.
@@ -72,6 +75,7 @@ class ExportOptions:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     rounding: Literal["nearest", "stochastic"] | None = None
     seed: int | None = None
+    rounded_anchor: bool | None = None
     rank: int | Literal["full"] | None = None
     ranks: list[int] | None = None
     min_energy: float | None = None
@@ -149,6 +153,8 @@ def _of_format(options: Any) -> dict[str, Any]:
 def _check_values(options: Any, values: dict[str, Any]) -> None:
     if values["rounding"] == "stochastic" and values["dtype"] == "float32":
         raise ValueError("--rounding is 'stochastic', and --dtype float32; accepted: --dtype bfloat16 or float16")
+    if values["rounded_anchor"] and values["dtype"] == "float32":
+        raise ValueError("--rounded_anchor is true, and --dtype float32; accepted: --dtype bfloat16 or float16")
     if options.seed is not None and values["rounding"] != "stochastic":
         raise ValueError(f"--seed is {options.seed}, which only --rounding stochastic reads")
     if values["rank"] != "full" and values["rank"] < 1:
@@ -166,7 +172,7 @@ def _model(request: "Request", values: dict[str, Any], directory: Path) -> dict[
     from gradsteer.export.model import write_model
 
     steering = request.load()
-    chosen = {name: values[name] for name in ("dtype", "rounding", "seed")}
+    chosen = {name: values[name] for name in ("dtype", "rounding", "seed", "rounded_anchor")}
     report = {**steering.described(), **write_model(steering, directory, **chosen)}
     kept = report["retained_fraction"]
     print(

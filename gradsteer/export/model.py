@@ -16,7 +16,12 @@ from gradsteer.steering.weight_steering import Rounding
 
 @torch.no_grad()
 def apply_step(
-    steering: Steering, dtype: torch.dtype, *, rounding: Rounding = "nearest", seed: int = 0
+    steering: Steering,
+    dtype: torch.dtype,
+    *,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    rounded_anchor: bool = False,
 ) -> dict[str, float]:
     """Moves the model's weights to ``theta + alpha * V``, computed in float32, rounded once to a dtype's values.
 
@@ -29,6 +34,7 @@ def apply_step(
         rounding: of weights that the vector covers: "nearest", or "stochastic", whose expected step is the intended
             one; the anchor beside it is rounded to nearest.
         seed: of stochastic rounding.
+        rounded_anchor: the step starts from ``Q(theta)`` instead of theta, as in a model that runs in this dtype.
 
     Returns:
         ``retained_fraction`` (``<applied, alpha V> / ||alpha V||^2``, 1 when nothing is lost), ``step_error``
@@ -41,6 +47,8 @@ def apply_step(
     along = error = squares = theta_squares = 0.0
     changed = 0
     for name, parameter in steering.model.named_parameters():
+        if rounded_anchor:
+            parameter.copy_(parameter.to(dtype))
         theta_squares += float(torch.linalg.vector_norm(parameter, dtype=torch.float64)) ** 2
         if name not in steering.vector:
             continue
@@ -71,7 +79,13 @@ def apply_step(
 
 
 def write_model(
-    steering: Steering, directory: Path, *, dtype: str, rounding: Rounding = "nearest", seed: int = 0
+    steering: Steering,
+    directory: Path,
+    *,
+    dtype: str,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    rounded_anchor: bool = False,
 ) -> dict[str, Any]:
     """Writes weights, configs, tokenizer with chat template and the model card to a directory.
 
@@ -81,6 +95,7 @@ def write_model(
         dtype: of the weights.
         rounding: see `apply_step`.
         seed: of stochastic rounding.
+        rounded_anchor: see `apply_step`.
 
     Returns:
         For the report: the dtype, the rounding and `apply_step`'s numbers.
@@ -88,9 +103,10 @@ def write_model(
     Raises:
         ValueError: a weight is not finite in the dtype.
     """
-    numbers = apply_step(steering, parse_dtype(dtype), rounding=rounding, seed=seed)
+    numbers = apply_step(steering, parse_dtype(dtype), rounding=rounding, seed=seed, rounded_anchor=rounded_anchor)
     steering.model.to(parse_dtype(dtype)).save_pretrained(directory)
     steering.tokenizer.save_pretrained(directory)
+    applied = "Q(Q(theta) + alpha V) - Q(theta)" if rounded_anchor else "Q(theta + alpha V) - Q(theta)"
     title = f"{shown_name(steering.model_name)}, steered"
     losses = {
         "dtype": dtype,
@@ -99,7 +115,7 @@ def write_model(
         "step error": f"{numbers['step_error']:.6f}: norm(applied - intended) / norm(intended)",
         "changed fraction": f"{numbers['changed_fraction']:.6f}: of the vector's entries, whose weight is another now",
         "relative norm": f"{numbers['relative_norm']:+.6g}: alpha norm(V) / norm(theta)",
-        "applied step": "Q(theta + alpha V) - Q(theta), Q rounding to this dtype: against the anchor in this dtype",
+        "applied step": f"{applied}, Q rounding to this dtype: against the anchor in this dtype",
     }
     usage = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -109,4 +125,5 @@ def write_model(
     text = card(steering, title=title, library="transformers", tags=["steered"], numbers=losses, usage=usage)
     (directory / "README.md").write_text(text, encoding="utf-8")
     used = seed if rounding == "stochastic" else None
-    return {"format": "model", "dtype": dtype, "rounding": rounding, "seed": used, **numbers}
+    about = {"dtype": dtype, "rounding": rounding, "seed": used, "rounded_anchor": rounded_anchor}
+    return {"format": "model", **about, **numbers}

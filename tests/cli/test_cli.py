@@ -186,7 +186,7 @@ def test_the_flags_of_export_are_those_that_others_rely_on():
     from gradsteer.export.command import options_parser
 
     steering = ["allow_other_model", "alpha", "base", "gguf_file", "model", "transforms", "trust_remote_code", "vector"]
-    writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed"]
+    writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed", "rounded_anchor"]
     adapter = ["behavior", "min_energy", "rank", "ranks", "responses"]
     assert set(flags(options_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
 

@@ -1,6 +1,7 @@
 """Piles by length, what makes a pile in the artifacts, and how its responses were sampled."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from road import run, write_lines
@@ -14,6 +15,7 @@ from gradsteer.data.piles import PileFilter, ResponseFilter, read_pile
 from gradsteer.data.response_rows import prompt_digest
 from gradsteer.data.sources import DataSource
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
+from gradsteer.trainer.datamodules.piles import PileDataModule
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 
 
@@ -188,6 +190,29 @@ def test_the_weights_that_responses_were_sampled_from(tokenizer, tmp_path):
     path = str(write_lines(tmp_path / "rows.jsonl", rows))
     assert read_pile("x", path, tokenizer).sampled_from == {"f", "g"}
     assert read_pile("x", PileFilter(path, {"a": True}), tokenizer).sampled_from == {"f"}
+
+
+def test_responses_that_weights_of_another_dtype_sampled_are_refused_unless_asked(tokenizer, tmp_path):
+    rows = [response(tokenizer, f"p{number}", "bread", a=number > 0) for number in range(4)]
+    for row, dtype in zip(rows, ("float32", None, "bfloat16", "bfloat16"), strict=True):
+        row["dtype"] = dtype
+    path = str(write_lines(tmp_path / "rows.jsonl", rows))
+    mixed, half = read_pile("x", path, tokenizer), read_pile("y", PileFilter(path, {"a": True}), tokenizer)
+    assert mixed.dtypes == {"float32": f"{path}:1", "bfloat16": f"{path}:3"}
+    assert half.dtypes == {"bfloat16": f"{path}:3"}  # the row that does not say passes
+
+    def check(pile, dtype, **options):
+        data = PileDataModule({"x": path}, **options)
+        data.piles, data.trainer = [pile], SimpleNamespace(lightning_module=SimpleNamespace(dtype_name=dtype))
+        data._check_dtypes()
+
+    check(half, "bfloat16")
+    for pile, dtype, said in ((half, "float32", "bfloat16"), (mixed, "bfloat16", "float32"), (mixed, "float64", "bf")):
+        refused_ = rf"pile '[xy]': its responses were sampled by weights in {said}.* and this model's are in {dtype}"
+        with pytest.raises(ValueError, match=refused_ + ".*--data.allow_other_dtype true"):
+            check(pile, dtype)
+    with pytest.warns(UserWarning, match="pile x: its responses were sampled by weights in float32"):
+        check(mixed, "bfloat16", allow_other_dtype=True)
 
 
 def test_a_prompt_is_the_same_behind_another_system_message_and_with_other_white_space():

@@ -82,6 +82,21 @@ def test_bfloat16_loses_a_part_of_a_small_step_and_says_so(tmp_path, capsys):
     assert "retained fraction  0.0" in (tmp_path / "to" / "README.md").read_text()
 
 
+def test_from_a_rounded_anchor_it_is_what_steer_ran_in_that_dtype(tmp_path, capsys):
+    path, file = anchor(tmp_path, scale=0.002)
+    half, words = load_causal_lm(str(path), dtype="bfloat16"), ("--dtype", "bfloat16")
+    report = export(tmp_path / "to", path, file, "model", *words, "--rounded_anchor", "true", alpha=0.05)
+    export(tmp_path / "once", path, file, "model", *words, alpha=0.05)
+    with steered(half, SteeringVector.load(file), 0.05) as step:
+        wanted = {name: weight.clone() for name, weight in named_weights(half).items()}
+        for key in ("retained_fraction", "step_error", "changed_fraction", "relative_norm"):
+            assert report[key] == pytest.approx(getattr(step, key))
+    found, once = (named_weights(load(tmp_path / name)) for name in ("to", "once"))
+    assert all(torch.equal(weight, wanted[name]) for name, weight in found.items())
+    assert not all(torch.equal(weight, wanted[name]) for name, weight in once.items())
+    assert "Q(Q(theta) + alpha V) - Q(theta)" in (tmp_path / "to" / "README.md").read_text()
+
+
 def test_stochastic_rounding_is_that_of_the_steered_model(tmp_path):
     path, file = anchor(tmp_path, scale=1e-4)
     load_causal_lm(str(path), dtype="bfloat16").save_pretrained(path)

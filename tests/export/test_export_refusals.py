@@ -30,6 +30,7 @@ def made(tmp_path_factory):
         ("model", ["--min_energy", "0"], "--min_energy is 0.0, which --format model does not read"),
         ("model", ["--responses", "r.jsonl"], "--responses is 'r.jsonl', which --format model does not read"),
         ("model", ["--behavior", "a"], "--behavior is 'a', which --format model does not read"),
+        ("model", ["--rounded_anchor", "true"], "--rounded_anchor is true, and --dtype float32; accepted"),
         ("adapter", ["--dtype", "float32"], "--dtype is 'float32', which --format adapter does not read"),
         ("model", ["--dtype", "float64"], "'float32', 'bfloat16', 'float16'"),
         ("gguf", [], "'model', 'adapter'"),

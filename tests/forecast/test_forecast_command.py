@@ -5,6 +5,7 @@ import json
 import shutil
 import warnings
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -287,6 +288,45 @@ def test_options_out_of_range_are_refused(options, said):
 def test_responses_that_cannot_be_used_are_refused(judged, no_model, tmp_path, capsys, change, said):
     file = write_lines(tmp_path / "changed.jsonl", [change(row) for row in lines_of(judged.responses)[:8]])
     assert said in message_of(forecast_words(judged, tmp_path / "out", forecasting__responses=file), capsys)
+
+
+@pytest.fixture
+def reading(judged, tmp_path):
+    """Reads eight of the responses, with other dtypes, for a model of a dtype."""
+    rows, tokenizer = lines_of(judged.responses)[:8], load_tokenizer(str(judged.anchor))
+    assert {row["dtype"] for row in rows} == {"float32"}
+
+    def read(sampled, dtype, **options):
+        changed = [{**row, "dtype": said} for row, said in zip(rows, sampled, strict=True)]
+        forecasting = Forecasting(str(write_lines(tmp_path / "changed.jsonl", changed)), **options)
+        module = SimpleNamespace(tokenizer=tokenizer, num_ids=len(tokenizer), dtype_name=dtype)
+        forecasting.setup(SimpleNamespace(), module, "test")
+        return forecasting.responses
+
+    return read
+
+
+def test_responses_of_another_dtype_are_refused_unless_asked(reading):
+    half = ["bfloat16"] * 8
+    said = r"sampled by weights in bfloat16 \(as .*changed.jsonl:1\), and this model's are in float32"
+    with pytest.raises(ValueError, match=said) as error:
+        reading(half, "float32")
+    assert "the same --model.dtype" in str(error.value)
+    assert "--forecasting.allow_other_dtype true" in str(error.value)
+    assert list(reading(half, "float32", allow_other_dtype=True).dtypes) == ["bfloat16"]
+    assert list(reading(half, "bfloat16").dtypes) == ["bfloat16"]
+    with pytest.raises(ValueError, match=r"in float32 \(as .*jsonl:1\), and this model's are in bfloat16"):
+        reading(["float32"] * 8, "bfloat16")
+    for dtype in ("float32", "bfloat16"):  # whichever it is, some are another model's
+        with pytest.raises(ValueError, match="sampled by weights in"):
+            reading(["float32", *half[1:]], dtype)
+
+
+def test_older_responses_and_those_in_double_precision_pass(reading):
+    assert reading([None] * 8, "bfloat16").dtypes == {}
+    assert list(reading(["float32"] * 8, "float64").dtypes) == ["float32"]  # the same weights
+    with pytest.raises(ValueError, match="changed.jsonl:1: dtype is 7; accepted: a text such as float32"):
+        reading([7] * 8, "float32")
 
 
 def test_a_forecast_is_no_input_of_a_forecast(judged, forecast, no_model, tmp_path, capsys):

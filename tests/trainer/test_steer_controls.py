@@ -264,7 +264,7 @@ def test_a_forecast_of_something_else_is_refused(judged, curve, tmp_path, capsys
 
 HALF = {
     "model__dtype": "bfloat16", "steering__allow_other_model": "true", "steering__both_signs": "false",
-    "steering__min_retained": 0,
+    "steering__min_retained": 0, "steering__allow_imprecise": "true",
 }  # fmt: skip
 
 
@@ -276,6 +276,7 @@ def steps_of(judged, out, **changes):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:condition .* the weights take")
+@pytest.mark.filterwarnings("ignore:condition .* in bfloat16")
 def test_stochastic_rounding_arrives_on_average_and_its_seed_matters(judged, tmp_path):
     small = {"steering__alphas": "[0.001]"}
     nearest, _ = steps_of(judged, tmp_path / "nearest", **small)
@@ -295,14 +296,24 @@ def test_rounding_of_float32_weights_is_refused(judged, tmp_path, capsys):
     assert "steering.rounding stochastic has no effect on weights in float32" in message_of(words, capsys)
 
 
+@pytest.mark.filterwarnings("ignore:condition .* the weights take")
 def test_a_step_that_the_weights_hardly_take_is_refused_before_anything_is_sampled(judged, tmp_path, capsys):
     words = steer_words(judged, tmp_path, **{**HALF, "steering__alphas": "[1e-5]", "steering__min_retained": 0.5})
     message = message_of(words, capsys)
     assert re.search(r"condition 'a alpha=\+1e-05': the weights take \d+\.\d% of the step", message)
     assert "--steering.min_retained 0.5 refuses that" in message
     assert not list(tmp_path.rglob("*.part")) + list(tmp_path.rglob("*.jsonl"))
-    with pytest.warns(UserWarning, match="the weights take"):
+    lost = {**HALF, "steering__alphas": "[1e-5]"}
+    message = message_of(steer_words(judged, tmp_path, **{**lost, "steering__allow_imprecise": "false"}), capsys)
+    assert "condition 'a alpha=+1e-05' in bfloat16: log p a token changes by" in message
+    assert "Give --model.dtype float32; stochastic rounding (--steering.rounding stochastic) may do" in message
+    with pytest.warns(UserWarning, match="the weights take"), pytest.warns(UserWarning, match="believed: a slope of"):
         steps_of(judged, tmp_path / "any", steering__alphas="[1e-5]")
+    [checked] = json.loads((tmp_path / "any" / "results.json").read_text())["precision_check"]
+    assert (checked["condition"], checked["dtype"]) == ("a alpha=+1e-05", "bfloat16")
+    assert checked["text"] == "the anchor's first replies"
+    words = steer_words(judged, tmp_path, steering__allow_imprecise="true")
+    assert "steering.allow_imprecise has no effect on weights in float32" in message_of(words, capsys)
     words = steer_words(judged, tmp_path, steering__min_retained=2)
     assert "steering.min_retained is 2.0; accepted: from 0 to 1" in message_of(words, capsys)
 
