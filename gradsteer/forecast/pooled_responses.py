@@ -102,4 +102,5 @@ def pooled(parts: Sequence[JudgedResponses]) -> JudgedResponses:
         first.judge,
         tuple(source for part in parts for source in part.sources),
         np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        {dtype: where for part in reversed(parts) for dtype, where in part.dtypes.items()},
     )

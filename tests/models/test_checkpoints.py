@@ -299,3 +299,19 @@ def test_memory_of_two_checkpoints_is_a_few_tensors(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(MEASURED), *map(str, paths)]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert grown < whole / 2, f"{grown} kB more than before, of {3 * whole} kB for both and their difference"
+
+
+def test_what_a_model_computes_for_itself_is_not_rounded(tmp_path):
+    """Rotary frequencies, which transformers keeps in float32 where the checkpoint is in bfloat16."""
+    model = tiny_llama(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    half = load_causal_lm(str(tmp_path), dtype="bfloat16")
+    assert all(parameter.dtype == torch.bfloat16 for parameter in half.parameters())
+    tables = dict(half.named_buffers())
+    assert tables
+    for name, table in model.named_buffers():
+        assert tables[name].dtype == torch.float32
+        assert torch.equal(tables[name], table)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    ids = torch.arange(3, 40)[None]
+    assert torch.equal(half(input_ids=ids).logits, theirs(input_ids=ids).logits)
