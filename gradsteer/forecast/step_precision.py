@@ -173,4 +173,4 @@ def compare_steps(
                     token_log_probs(model, examples, temperature=temperature, pad_token_id=pad_token_id, tick=tick)
                 )
         changes.append([score - scores[0] for score in scores[1:]])
-    return [compare_changes(*pair, owners) for pair in zip(*changes, strict=True)]
+    return [compare_changes(mine, theirs, owners) for mine, theirs in zip(changes[0], changes[1], strict=True)]
