@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,6 +117,14 @@ class Bench:
         return {"sampling": self.sample, "scoring": self.score, "attribution": self.attribute}[name]
 
 
+def multiplies_half() -> str:
+    """Which instructions of this processor multiply bfloat16; without any it is emulated, and several times slower."""
+    path = Path("/proc/cpuinfo")
+    words = set(path.read_text().split()) if path.is_file() else set()
+    found = sorted(words & {"amx_bf16", "avx512_bf16"})
+    return f"bfloat16 by {', '.join(found)}" if found else "no instruction for bfloat16 found: it is emulated"
+
+
 def timed(work: Callable[[], None], device: str) -> float:
     """Seconds of the processor, or of the clock on another device."""
     clock = time.process_time if device == "cpu" else time.perf_counter
@@ -159,7 +168,7 @@ def main(words: list[str]) -> None:
     tokens = sum(example.num_target_tokens for example in benches["float32"].examples)
     print(
         f"{parameters / 1e6:.1f} M parameters, {len(benches['float32'].prompts)} responses, {tokens} sampled tokens, "
-        f"{options.rounds} rounds, {torch.get_num_threads()} threads, {options.device}\n\n"
+        f"{options.rounds} rounds, {torch.get_num_threads()} threads, {options.device} ({multiplies_half()})\n\n"
         "| | float32, s | bfloat16, s | float32 / bfloat16 | float32, peak MiB | bfloat16, peak MiB |\n"
         "| --- | --- | --- | --- | --- | --- |"
     )
