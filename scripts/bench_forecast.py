@@ -44,7 +44,7 @@ from gradsteer.vectors.parameter_vectors import SteeringVector
 NUM_ALPHAS = 20
 NUM_SLOPES = (1, 2, 6)
 REACH = 1.5  # nats of a response
-RANDOM_SHAPE = (512, 1408, 8, 8)  # hidden, intermediate, layers, heads: 30 M parameters
+SIZES = {"tiny": (64, 128, 2, 2), "30m": (512, 1408, 8, 8)}  # hidden, intermediate, layers, heads
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -70,7 +70,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.decode = options, str
         if options.model is None:
-            self.model, self.stops, self.pad = random_llama(), [2], 0
+            self.model, self.stops, self.pad = random_llama("30m"), [2], 0
             generator = torch.Generator().manual_seed(0)
             self.prompts = [
                 torch.randint(3, 8192, (20,), generator=generator).tolist() for _ in range(options.num_prompts)
@@ -167,11 +167,11 @@ class Bench:
         return self.clock() - start
 
 
-def random_llama() -> Any:
+def random_llama(size: str) -> Any:
     """A Llama with random weights, which never stops by itself within a few tokens."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    hidden, intermediate, layers, heads = RANDOM_SHAPE
+    hidden, intermediate, layers, heads = SIZES[size]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8192, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
