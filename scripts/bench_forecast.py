@@ -44,7 +44,7 @@ from gradsteer.vectors.parameter_vectors import SteeringVector
 NUM_ALPHAS = 20
 NUM_SLOPES = (1, 2, 6)
 REACH = 1.5  # nats of a response
-SIZES = {"tiny": (64, 128, 2, 2), "30m": (512, 1408, 8, 8)}  # hidden, intermediate, layers, heads
+SIZES = {"tiny": (32, 64, 2, 2), "30m": (512, 1408, 8, 8)}  # hidden, intermediate, layers, heads
 
 
 def parse(words: list[str]) -> argparse.Namespace:

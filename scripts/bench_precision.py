@@ -34,7 +34,6 @@ from gradsteer.generation.decoding import Draw, SamplingConfig, sample_batch
 from gradsteer.models.batches import BatchLayout, running
 from gradsteer.models.loading import load_causal_lm, load_tokenizer, parse_dtype
 
-SIZES.setdefault("tiny", (32, 64, 2, 2))
 DTYPES = ("float32", "bfloat16")
 WORKS = ("sampling", "scoring", "attribution")
 _TOKENS_AT_ONCE = 1024  # of attribution, as the command has it on a CPU
