@@ -7,6 +7,7 @@ most room to err, says how wrong it is; that alpha then becomes a node, and more
 more than a tenth of its standard error.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -14,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from gradsteer.forecast.derivatives import StepNotFoundError
 from gradsteer.forecast.forecast_file import Forecast
 from gradsteer.forecast.forecaster import Direction, Forecaster, Where
 from gradsteer.progress import progress
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
 NUM_NODES = 5
-MOST_ADDED = 8  # nodes, beyond which the curve does not settle
+MOST_ADDED = 8  # nodes, beyond which the curve does not settle; or the last two brought no smaller error than before
 _GRID = 257
 # effective samples, and nats of change (root mean square), at the range's ends: beyond, a forecast says nothing, and a
 # polynomial that reached there would need many nodes
 _FEWEST, _FARTHEST = 5.0, 15.0
+_SHORTEST = 0.1  # of a range's longer side
 _TOLERATED = 0.1  # of a forecast's standard error, at the alpha left out
 _TOLERATED_NATS = 0.1  # likewise, of a response: where all weigh on a few, rates no longer tell
 _TOLERATED_SHARE = 0.05  # likewise, of the responses' change there: divergences go by it
@@ -83,7 +86,9 @@ class VectorCurve:
         self._tried = False  # between the nodes, and not at the asked alphas alone
         self._polynomial: Any = None
         self._direction: Direction | None = None
+        self._closed = False
         self.left_out: LeftOut | None = None
+        self.no_direction: str | None = None
         self.settled = forecaster.scorer.top_p == 1
 
     @property
@@ -95,26 +100,45 @@ class VectorCurve:
         """Makes sure that these alphas can be forecast without further passes (collective)."""
         if not self.settled:
             return
+        new = sorted({*alphas} - self._asked - set(self._scores))
+        inside, beyond = ([a for a in new if self.covers(a) == there] for there in (True, False))
         self._asked |= {*alphas}
-        asked = [alpha for alpha in {*alphas} - set(self._scores) if not self._covers(alpha)]
-        low, high = (self._end([a for a in asked if side * a > 0], side) for side in (-1, 1))
-        low, high = min([low, *self._nodes]), max([high, *self._nodes])
-        if (low, high) == (0.0, 0.0) or self._nodes and (low, high) == (min(self._nodes), max(self._nodes)):
-            return
-        self._add([low, high] if self._nodes else _nodes(low, high))
-        self._tried = False
-        self._refine([alpha for alpha in asked if alpha not in self._scores])
+        before = list(self._nodes)
+        low, high = (self._end([a for a in beyond if side * a > 0], side) for side in (-1, 1))
+        low, high = min([low, *before]), max([high, *before])
+        if low < 0 < high:  # an end next to 0 would leave two nodes so close that passes' rounding shows
+            low, high = min(low, -_SHORTEST * high), max(high, -_SHORTEST * low)
+        if (low, high) != (min([0.0, *before]), max([0.0, *before])):
+            self._add([low, high] if before else _nodes(low, high))
+            self._tried = False
+            self._refine([alpha for alpha in new if alpha not in self._scores])
+            if before and not self._nodes:  # what held before still does
+                self.settled = True
+                self._add(before)
+        elif inside and not self._tried:
+            self._refine(inside)
+
+    def close(self, alphas: Collection[float]) -> None:
+        """Scores what is left of these alphas and takes the derivatives; afterwards no pass is made any more.
+
+        So what is read later, while the model has other weights, is of the anchor and its steps.
+
+        Args:
+            alphas: all that will be asked for.
+        """
+        self.cover(alphas)
+        self._score([alpha for alpha in alphas if not self.covers(alpha)])
+        try:
+            self.direction()
+        except StepNotFoundError as error:
+            self.no_direction = str(error)
+        self._closed = True
 
     def log_probs(self, alpha: float) -> np.ndarray:
         """``log p_r(alpha)`` (responses,) in nats; takes a pass where the curve does not reach (collective)."""
-        if alpha not in self._scores:
-            if not self._covers(alpha):
-                self.cover([alpha])
-            elif alpha not in self._asked and not self._tried:
-                self._refine([])
-        if alpha in self._scores:
-            return self._scores[alpha]
-        if self._covers(alpha):
+        if alpha not in self._scores and not self._closed:
+            self.cover([alpha])
+        if alpha not in self._scores and self.covers(alpha):
             return self._at(alpha)
         self._score([alpha])
         return self._scores[alpha]
@@ -122,15 +146,13 @@ class VectorCurve:
     def forecast(self, alpha: float, plus: Where | None = None, minus: Where | None = None) -> Forecast:
         """The forecast at an alpha; see `Forecaster.forecast`."""
         scores = self.log_probs(alpha)
-        try:
-            direction = self.direction()
-        except ValueError:  # too coarse for derivatives: the weights alone say what they can
-            direction = None
+        direction = None if self.no_direction else self.direction()
         return self.forecaster.forecast(scores, direction=direction, alpha=alpha, plus=plus, minus=minus)
 
     def direction(self) -> Direction:
         """The responses' derivatives at alpha 0: the curve's, else by central differences (collective)."""
         if self._direction is None:
+            self._refuse_if_closed()
             if self._nodes:
                 derivatives = -self._polynomial.derivative(0.0)
                 self._direction = self.forecaster.direction_of(derivatives)
@@ -149,18 +171,18 @@ class VectorCurve:
     def __str__(self) -> str:
         """One line for the log."""
         passes = f"curve of {self.name}: {len(self._scores) - 1} passes"
-        if self.left_out is None or (self.settled and not self._nodes):
-            return f"{passes}, one for each alpha"
-        if not self.settled:
-            return f"{passes}; it does not settle, so each alpha has a pass of its own"
         missed = self.left_out
+        if missed is None or not self._nodes:
+            why = "" if self.settled else ", as it does not settle"
+            return f"{passes}; each alpha has one of its own{why}"
         return (
             f"{passes} for every alpha from {self.nodes[0]:+.4g} to {self.nodes[-1]:+.4g}; without the one at "
             f"{missed.alpha:+.4g} it missed that by {missed.error:.2g} nats a response and "
             f"{100 * missed.rate_error:.2g} points of a rate ({missed.standard_errors:.2g} standard errors)"
         )
 
-    def _covers(self, alpha: float) -> bool:
+    def covers(self, alpha: float) -> bool:
+        """Whether an alpha is between the nodes."""
         return bool(self._nodes) and self.settled and min(self._nodes) <= alpha <= max(self._nodes)
 
     def _end(self, asked: list[float], side: int) -> float:
@@ -179,14 +201,18 @@ class VectorCurve:
             asked: the alphas to choose from; without any, those between the nodes. Where all of them are scored before
                 the curve settles it is dropped: nothing else is wanted of it yet.
         """
-        for _ in range(MOST_ADDED):
-            left = [alpha for alpha in asked if alpha not in self._scores and self._covers(alpha)]
+        errors: list[float] = []
+        while len(errors) < MOST_ADDED and min(errors[-2:], default=0.0) <= min(errors[:-2], default=math.inf):
+            left = [alpha for alpha in asked if alpha not in self._scores and self.covers(alpha)]
             if asked and not left:
                 self._nodes = []
                 return
             alpha, before = self._widest(left), -self._polynomial.derivative(0.0)
             self._score([alpha])
+            if not np.isfinite(self._scores[alpha]).all():
+                break
             missed = self._at(alpha) - self._scores[alpha]
+            errors.append(_rms(missed))
             moved = self.forecaster.moved(self._scores[alpha], self._scores[alpha] + missed)
             self.left_out = LeftOut(alpha, _rms(missed), float(np.abs(missed).max()), *moved)
             self._add([alpha])
@@ -225,7 +251,7 @@ class VectorCurve:
 
         new = [alpha for alpha in dict.fromkeys([0.0, *alphas]) if alpha not in self._nodes]
         self._score(new)
-        self._nodes += new
+        self._nodes += [alpha for alpha in new if np.isfinite(self._scores[alpha]).all()]
         # of the change from alpha 0: it is exact there
         changes = [self._scores[alpha] - self.forecaster.anchor_scores for alpha in self._nodes]
         self._polynomial = BarycentricInterpolator(self._nodes, np.array(changes), rng=0)  # the same on every process
@@ -234,10 +260,16 @@ class VectorCurve:
     def _score(self, alphas: Iterable[float]) -> None:
         """Passes over the responses at the alphas that had none."""
         new = [alpha for alpha in alphas if alpha not in self._scores]
+        if new:
+            self._refuse_if_closed()
         with self._progress(len(new)) as tick:
             for alpha in new:
                 with self._weights(alpha):
                     self._scores[alpha] = self.forecaster.score(tick=tick)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"curve of {self.name}: it was closed, and is asked for what needs a pass")
 
     def _progress(self, passes: int) -> AbstractContextManager[Any]:
         total = passes * len(self.forecaster.scorer)

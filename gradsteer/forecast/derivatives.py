@@ -18,6 +18,10 @@ _HALF_PRECISION = 0.15, 0.5, 0.3
 _MOST_TRIALS = 8
 
 
+class StepNotFoundError(ValueError):
+    """No step along a vector changes the responses' log-probabilities by a usable amount."""
+
+
 def log_prob_derivatives(
     model: Any,
     scorer: ResponseScorer,
@@ -72,7 +76,7 @@ def log_prob_derivatives(
             step /= 100
         else:
             step *= min(100.0, max(0.01, aim / size)) if size > 0 else 100.0
-    raise ValueError(
+    raise StepNotFoundError(
         f"the log-probabilities change by {size:.1e} nats at +-{step:.1e} V, and no other step came near {aim}: the "
         "vector does not move the model, or the scores are not finite"
     )

@@ -3,7 +3,6 @@
 Nothing is sampled and nothing is judged. Formulas: `gradsteer.evaluation.importance_sampling` and docs/steering.md.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +21,16 @@ from gradsteer.evaluation.importance_sampling import (
     weighted_rate,
 )
 from gradsteer.evaluation.mixtures import mixture_log_density, source_sizes
-from gradsteer.evaluation.verdict_classes import classes_of
 from gradsteer.forecast.derivatives import log_prob_derivatives
 from gradsteer.forecast.forecast_file import Forecast, ForecastRate
 from gradsteer.forecast.judged_responses import JudgedResponses
 from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.forecast.weighted_classes import class_verdicts, log_odds_shift, weighted_means
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
 MIN_SAMPLE_SIZE = 200.0  # below it importance weights erred by 3 to 7 points in trials
+
+FARTHEST_LINEAR = 20.0  # nats of a response (root mean square): beyond, the linear form says nothing
 
 _INTERVAL = 2 * 1.96  # standard errors in a 95% interval
 
@@ -48,6 +49,11 @@ class Direction:
 
     derivatives: np.ndarray
     linear: LinearForm
+
+    @property
+    def size(self) -> float:
+        """Root mean square of the derivatives, nats a unit of alpha."""
+        return float(np.sqrt(np.mean(np.square(self.derivatives))))
 
 
 class Forecaster:
@@ -78,7 +84,7 @@ class Forecaster:
         self.responses, self.scorer, self.min_sample_size = responses, scorer, min_sample_size
         self.bootstrap = PromptBootstrap.draw(responses.prompts, draws=draws, seed=seed)
         self.num_passes = 1
-        self.verdicts = {**responses.verdicts, **_classes(responses.verdicts)}
+        self.verdicts = {**responses.verdicts, **class_verdicts(responses.verdicts)}
         self.anchor_scores = scorer.log_probs(sampled_here=True, tick=tick)
         if not np.isfinite(self.anchor_scores).all():
             bad = int(np.flatnonzero(~np.isfinite(self.anchor_scores))[0])
@@ -145,8 +151,11 @@ class Forecaster:
         Where no response is possible under these weights, or a score is not finite, the effective sample size is 0 and
         intervals of rates are [0, 1]; only the linear form then says anything. Each rate is by the weights where they
         say enough about it (`rate_is_known`), else by the linear form, where a direction is given: that hangs on no
-        one's weight. Where it would hang on one response in either there is no rate, but the interval alone.
+        one's weight, and is left out where it would change responses by over `FARTHEST_LINEAR`. Where a rate would hang
+        on one response in either, or none or all show the behavior, there is the interval alone.
         """
+        if direction is not None and abs(alpha) * direction.size > FARTHEST_LINEAR:
+            direction = None
         ratios = log_probs - self._reference
         try:
             weights = normalised_weights(ratios)
@@ -154,7 +163,8 @@ class Forecaster:
         except ValueError:  # nothing of these responses is left
             weights, size = np.full(len(ratios), 1 / len(ratios)), 0.0
         empty = size == 0
-        reliable = not empty and size >= self.min_sample_size
+        # all alike they are a plain count, however few
+        reliable = not empty and size >= min(self.min_sample_size, (1 - 1e-9) * len(weights))
         use_linear = direction is not None and not reliable
         lost = empty or hangs_on_one(weights)
         linear = direction.linear.rates(alpha) if direction else {}
@@ -169,7 +179,7 @@ class Forecaster:
         members = self._members(plus, minus)
         if members is not None:
             hanging = lost or any(hangs_on_one(weights[each]) for each in members)
-            shift = None if hanging else _log_odds_shift(weights, members, self.anchor_weights)
+            shift = None if hanging else log_odds_shift(weights, members, self.anchor_weights)
             if direction is not None:
                 linear_shift = -alpha * self._slope(direction.derivatives, members)[0]
         lengths = np.array([example.num_target_tokens for example in self.responses.examples], dtype=np.float64)
@@ -182,8 +192,8 @@ class Forecaster:
             {name: rate for name, rate in rates.items() if name not in self.responses.verdicts},
             shift,
             linear_shift,
-            None if lost else self._divergence(weights, log_probs) / float((weights * lengths).sum()),
-            {} if lost else _weighted_means(weights, self.responses.traits),
+            None if lost else self._divergence(weights) / float((weights * lengths).sum()),
+            {} if lost else weighted_means(weights, self.responses.traits),
             self._best_source(log_probs),
         )
 
@@ -200,8 +210,13 @@ class Forecaster:
         more = rate, linear, scored, len(verdicts) - scored
         if known:
             return ForecastRate(rate, low, high, *more, "importance", True)
-        if interval is None or linear is None:
-            if empty or hangs_on_one(weights) or hangs_on_one(weights, verdicts):
+        if interval is None or linear is None or len(np.unique(verdicts[~np.isnan(verdicts)])) < 2:
+            if (
+                empty
+                or len(np.unique(verdicts[~np.isnan(verdicts)])) < 2
+                or hangs_on_one(weights)
+                or hangs_on_one(weights, verdicts)
+            ):
                 return ForecastRate(None, low, high, *more, "bound", False)
             return ForecastRate(rate, low, high, *more, "importance", False)
         # the linear form's own interval leaves out that it is an approximation
@@ -210,14 +225,14 @@ class Forecaster:
             return ForecastRate(None, low, high, *more, "bound", False)
         return ForecastRate(linear, low, high, *more, "linear", False)
 
-    def _divergence(self, weights: np.ndarray, log_probs: np.ndarray) -> float:
+    def _divergence(self, weights: np.ndarray) -> float:
         """``KL(p' || anchor)`` of whole responses, nats, at least 0."""
-        if self._densities is None:
+        if self.anchor_weights is None:
             return divergence(weights)
-        some = (
-            weights > 0
-        )  # the responses are of a mixture; densities are known, and not only ratios to the sampled one
-        return max(0.0, float((weights[some] * (log_probs - self.anchor_scores)[some]).sum()))
+        # both distributions are weighed from the mixture, so that what they share cancels
+        anchor = self.anchor_weights
+        some = (weights > 0) & (anchor > 0)
+        return max(0.0, float((weights[some] * np.log(weights[some] / anchor[some])).sum()))
 
     def _best_source(self, log_probs: np.ndarray) -> dict[str, Any] | None:
         """The source whose own responses have the largest effective sample size alone; None where there is but one."""
@@ -311,34 +326,3 @@ class Forecaster:
             return None
         members = self.responses.matching(plus), self.responses.matching(minus)
         return members if all(each.any() for each in members) else None
-
-
-def _log_odds_shift(weights: np.ndarray, members: Sequence[np.ndarray], at_anchor: np.ndarray | None) -> float | None:
-    """Of two classes of weighted responses, from what it is at the anchor; None where a class has no weight."""
-    after = [float(weights[each].sum()) for each in members]
-    before = [float(each.sum() if at_anchor is None else at_anchor[each].sum()) for each in members]
-    if not all((*after, *before)):
-        return None
-    return math.log(after[0] / after[1]) - math.log(before[0] / before[1])
-
-
-def _weighted_means(weights: np.ndarray, traits: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The mean of each trait over the responses that have it; without those that none has."""
-    found = {}
-    for name, values in traits.items():
-        known = ~np.isnan(values)
-        if known.all():
-            found[name] = float((weights * values).sum())
-        elif (mass := float(weights[known].sum())) > 0:
-            found[name] = float((weights[known] * values[known]).sum()) / mass
-    return found
-
-
-def _classes(verdicts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Class -> (responses,) 1 where a response is of it, 0 where not, NaN where a verdict is unscored."""
-    found = {}
-    for name, where in classes_of(list(verdicts)).items():
-        columns = [verdicts[behavior] == float(wanted) for behavior, wanted in where.items()]
-        unscored = np.isnan([verdicts[behavior] for behavior in where]).any(axis=0)
-        found[name] = np.where(unscored, np.nan, np.all(columns, axis=0).astype(np.float64))
-    return found

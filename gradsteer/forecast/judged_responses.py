@@ -118,6 +118,14 @@ class JudgedResponses:
         """Number of distinct prompts."""
         return int(self.prompts.max()) + 1
 
+    @property
+    def of_anchor(self) -> list[EncodedExample]:
+        """The anchor's own among the examples."""
+        if self.source_of is None:
+            return [] if any(source.step is not None for source in self.sources) else list(self.examples)
+        own = [self.sources[source].step is None for source in self.source_of]
+        return [example for example, is_own in zip(self.examples, own, strict=True) if is_own]
+
     def doubts(self, fingerprint: str, temperature: float, top_p: float) -> list[str]:
         """Why forecasts from these responses may not be believed, whatever the condition; empty where all is well.
 
@@ -227,6 +235,16 @@ def read_judged_responses(
         if row.get("step") != value:
             raise ValueError(f"{where}: a response of another step than the first; accepted: those of one condition")
     step = None if value is None else SampledStep.read(at, value)
+    condition = rows[0][1].get("condition")
+    if step is None and known["model_fingerprint"] is None and condition not in (None, "anchor"):
+        raise ValueError(
+            f"{path!r} holds replies of {condition!r}, whose weights it does not say; accepted: the anchor's "
+            "responses, and those that steer wrote of steps along one vector (not of controls, baselines, "
+            "combinations and transforms that read a file or the weight diff; nor of "
+            "earlier versions: sample those again)"
+        )
+    if all(_verdict(row, behavior) != _verdict(row, behavior) for row in plain for behavior in behaviors):
+        raise ValueError(f"{path!r}: no response has a verdict, all {len(rows)} are unscored: judge them first")
     return JudgedResponses(
         path,
         examples,

@@ -67,4 +67,6 @@ def solve_budget(
         if below is not None and above is not None and not below[0] < ahead < above[0]:
             ahead = (below[0] + above[0]) / 2
         point = ahead
-    raise ValueError(f"no alpha was found at which the divergence is {budget} nats a token; the last gave {value:.3g}")
+    raise ValueError(
+        f"no alpha was found at which the divergence is {budget} nats a token; the last gave {value:.3g}: ask for less"
+    )

@@ -40,6 +40,12 @@ def read_pool(
         if path in real[:index]:
             raise ValueError(f"forecasting.responses names {paths[index]!r} twice: its responses would count twice")
     parts = [read_judged_responses(path, tokenizer, num_ids=num_ids) for path in paths]
+    for part in parts:
+        if part.sources[0].step is not None and part.top_p is not None and part.top_p < 1:
+            raise ValueError(
+                f"{part.path!r} was sampled at a step with top_p {part.top_p:g}: what its nucleus leaves out others "
+                "may hold, and densities are then 0; accepted: steps that were sampled with top_p 1"
+            )
     return parts[0] if len(parts) == 1 else pooled(parts)
 
 
@@ -74,13 +80,17 @@ def pooled(parts: Sequence[JudgedResponses]) -> JudgedResponses:
             f"{first.path!r} was sampled with top_p {first.top_p:g}: what one source's nucleus leaves out another's "
             "may hold, and densities are then 0; several files are pooled at top_p 1 only"
         )
+    for index, part in enumerate(parts):
+        for other in parts[:index]:
+            if [e.input_ids for e in part.examples] == [e.input_ids for e in other.examples]:
+                raise ValueError(f"{part.path!r} holds the replies of {other.path!r}: they would count twice")
     steps = [(part, part.sources[0].step) for part in parts if part.sources[0].step is not None]
     for part, step in steps:
         known = steps[0][1]
         if step is not None and known is not None and not step.is_along(known):
             raise ValueError(
-                f"{part.path!r} was sampled along another vector, or with other transforms, than {steps[0][0].path!r}: "
-                "several files are pooled along one vector"
+                f"{part.path!r} was sampled along another vector, or with other transforms or rounding, than "
+                f"{steps[0][0].path!r}: several files are pooled along one vector"
             )
     numbers: dict[str, int] = {}
     texts = [text for part in parts for text in part.prompt_texts]

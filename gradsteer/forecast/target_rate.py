@@ -12,7 +12,7 @@ _CLOSE = 5e-4  # of a rate: a twentieth of a point
 _CLOSE_SHARE = 0.02  # of a rare one
 _FARTHEST = 100.0  # nats of a whole response: beyond, the linear form says nothing
 _NEAR, _NEAR_SHARE = 5e-3, 0.1  # accepted where the steps are used up
-_BEYOND = 1.2  # the curve is drawn past the first guess by so much: its ends are where most steps would lead
+BEYOND = 1.2  # the curve is drawn past the first guess by so much: its ends are where most steps would lead
 
 
 def solve_rate(
@@ -38,31 +38,26 @@ def solve_rate(
     """
     if not 0 < target < 1:
         raise ValueError(f"target rate {target} of {behavior!r}; accepted: more than 0 and less than 1")
-    responses, direction = curve.forecaster.responses, curve.direction()
-    responses.check_behaviors([behavior])
-    if behavior not in direction.linear.rates(0.0):
-        raise ValueError(f"the rate of {behavior!r} is not known: no response has a verdict on every behavior")
-    size = float(np.sqrt(np.mean(np.square(direction.derivatives))))
-    farthest = _FARTHEST / size if size > 0 else 1.0
-    alpha = _root(lambda a: _logit(direction.linear.rates(a)[behavior]) - _logit(target), farthest)
-    if alpha is None:
-        raise ValueError(f"along this direction the rate of {behavior!r} does not reach {target}: it hardly moves")
+    linear = linear_alpha(curve, behavior, target)
     close, near = min(_CLOSE, _CLOSE_SHARE * target), min(_NEAR, _NEAR_SHARE * target)
-    linear, goal = alpha, _logit(target)
+    alpha, goal = linear, _logit(target)
     # a first point that costs nothing
     last = 0.0, _logit(curve.forecaster.anchor_rate(behavior)) - goal
     if linear == 0 or last[1] == 0:
         return 0.0, "linear"
-    curve.cover([_BEYOND * linear])
+    curve.cover([BEYOND * linear])
     sides = {last[1] > 0: last[0]}  # where the rate was last below and above the target
     slope = -last[1] / linear
     best = math.inf, linear
     for _ in range(max_steps):
+        if not curve.covers(alpha):
+            curve.cover([BEYOND * alpha])
         forecast = curve.forecast(alpha)
-        rate = forecast.rates[behavior].importance
+        said = forecast.rates.get(behavior)  # none where no scored response has any weight left
         # past what the weights can say: where they last came near, else the linear form
-        if not forecast.rates[behavior].reliable:
+        if said is None or not said.reliable:
             return (best[1], "importance") if best[0] <= near else (linear, "linear")
+        rate = said.importance
         best = min(best, (abs(rate - target), alpha))
         if best[0] < close:
             return best[1], "importance"
@@ -79,6 +74,30 @@ def solve_rate(
             f"at alpha {best[1]:+.4g}, is {100 * best[0]:.2g} points off"
         )
     return best[1], "importance"
+
+
+def linear_alpha(curve: VectorCurve, behavior: str, target: float) -> float:
+    """The alpha at which the linear form has a behavior at a rate, 0 < target < 1.
+
+    Raises:
+        ValueError: the rate is not known, no response or every one shows the behavior, or its linear form does not
+            reach the target.
+    """
+    responses, direction = curve.forecaster.responses, curve.direction()
+    responses.check_behaviors([behavior])
+    if behavior not in direction.linear.rates(0.0):
+        raise ValueError(f"the rate of {behavior!r} is not known: no response has a verdict on every behavior")
+    shown = np.nansum(responses.verdicts[behavior])
+    if shown in (0, np.sum(~np.isnan(responses.verdicts[behavior]))):
+        raise ValueError(
+            f"{'every one' if shown else 'none'} of the {len(responses)} responses shows {behavior!r}: nothing tells "
+            "how it changes; sample a step towards it, and give that file too (--forecasting.responses, docs/rare.md)"
+        )
+    farthest = _FARTHEST / direction.size if direction.size > 0 else 1.0
+    alpha = _root(lambda a: _logit(direction.linear.rates(a)[behavior]) - _logit(target), farthest)
+    if alpha is None:
+        raise ValueError(f"along this direction the rate of {behavior!r} does not reach {target}: it hardly moves")
+    return alpha
 
 
 def _logit(rate: float) -> float:

@@ -85,7 +85,10 @@ def choose(rows: Sequence[Row], behaviors: Mapping[str, str | None], selection: 
             raise ValueError(f"which behavior is vector {vector!r} of? give --steering.behaviors.{vector} BEHAVIOR")
         for name, rate in anchor["behaviors"].items():
             if rate["rate"] is None:
-                raise ValueError(f"the forecast has no rate of {name!r} for the anchor, to compare with; a bound alone")
+                raise ValueError(
+                    f"the forecast has no rate of {name!r} for the anchor, to compare with, but a bound alone: "
+                    "forecast from more responses, or from several files (docs/rare.md)"
+                )
         candidates = [row for row in rows if row["vector"] == vector and _is_candidate(row)]
         scored = [
             (score, row["name"])

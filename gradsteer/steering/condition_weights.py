@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradsteer.steering.condition_plan import Recipe
 from gradsteer.steering.conditions import Condition
+from gradsteer.steering.rounding import HALF_PRECISIONS
 from gradsteer.steering.step_measurement import AppliedStep
 from gradsteer.steering.weight_steering import Rounding, reweighted, steered
 from gradsteer.vectors.combinations import combine, is_combination, parse_combination
@@ -93,7 +94,7 @@ class ConditionWeights:
         options: StepOptions | None = None,
     ) -> None:
         self.model, self.vectors, self.diff, self.base = model, vectors, diff, base
-        options = options or StepOptions()
+        self.options = options = options or StepOptions()
         self.allow_other_model = options.allow_other_model
         self._steered = partial(steered, model, rounding=options.rounding, seed=options.seed)
         self._last: tuple[tuple[str, tuple[TransformSpec, ...]], SteeringVector] | None = None
@@ -102,6 +103,13 @@ class ConditionWeights:
         """The same conditions for another model of these names and shapes, whatever its fingerprint."""
         options = StepOptions(allow_other_model=True)
         return ConditionWeights(model, self.vectors, diff=self.diff, base=self.base, options=options)
+
+    @property
+    def rounding(self) -> str | None:
+        """How steps are rounded, such as ``stochastic 0`` with its seed; None where no weight is in half precision."""
+        if not any(parameter.dtype in HALF_PRECISIONS for parameter in self.model.parameters()):
+            return None
+        return self.options.rounding + (f" {self.options.seed}" if self.options.rounding == "stochastic" else "")
 
     def transformed(self, name: str, pipeline: tuple[TransformSpec, ...]) -> SteeringVector:
         """A transformed vector. The last one is cached, because conditions of one direction follow each other."""

@@ -20,12 +20,14 @@ class SampledStep:
         alpha: the steering coefficient.
         transforms: applied to the vector, in order.
         anchor: fingerprint of the weights that were moved.
+        rounding: of weights in half precision, such as ``nearest`` or ``stochastic 0`` with its seed; None of others.
     """
 
     vector: str
     alpha: float
     transforms: tuple[TransformSpec, ...]
     anchor: str
+    rounding: str | None = None
 
     @classmethod
     def of(
@@ -35,6 +37,7 @@ class SampledStep:
         sources: Mapping[str, str],
         digests: Mapping[str, str],
         anchor: str,
+        rounding: str | None = None,
     ) -> "SampledStep | None":
         """The step of a condition; None for those whose weights need more than this.
 
@@ -47,6 +50,7 @@ class SampledStep:
             sources: vector -> its file, or the expression of a combination.
             digests: vector -> digest of its file.
             anchor: fingerprint of the anchor.
+            rounding: of the step.
         """
         if recipe is None or recipe.source != "vector" or recipe.on_base or condition.alpha is None:
             return None
@@ -54,7 +58,7 @@ class SampledStep:
         read = [needs_diff(spec) or _reads_file(spec) for spec in recipe.pipeline]
         if is_combination(sources[name], sources) or any(read):
             return None
-        return cls(digests[name], float(condition.alpha), recipe.pipeline, anchor)
+        return cls(digests[name], float(condition.alpha), recipe.pipeline, anchor, rounding)
 
     @classmethod
     def read(cls, where: str, value: Any) -> "SampledStep":
@@ -73,17 +77,21 @@ class SampledStep:
                 f"{where}: step is {json.dumps(value)[:200]}; accepted: {{vector: DIGEST, alpha: NUMBER, transforms: "
                 "[...], anchor: FINGERPRINT}, as steer writes it"
             )
-        return cls(value["vector"], float(value["alpha"]), tuple(value["transforms"]), value["anchor"])
+        return cls(
+            value["vector"], float(value["alpha"]), tuple(value["transforms"]), value["anchor"], value.get("rounding")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The row's ``step``."""
         return {
-            "vector": self.vector, "alpha": self.alpha, "transforms": list(self.transforms), "anchor": self.anchor
+            "vector": self.vector, "alpha": self.alpha, "transforms": list(self.transforms), "anchor": self.anchor,
+            **({} if self.rounding is None else {"rounding": self.rounding}),
         }  # fmt: skip
 
     def is_along(self, other: "SampledStep") -> bool:
-        """Whether both are steps along one vector."""
-        return (self.vector, repr(self.transforms)) == (other.vector, repr(other.transforms))
+        """Whether both are steps along one vector, rounded alike."""
+        ours, theirs = ((step.vector, repr(step.transforms), step.rounding) for step in (self, other))
+        return ours == theirs
 
 
 def _reads_file(spec: TransformSpec) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,19 +17,18 @@ from gradsteer.forecast.dose_solver import DoseSolver
 from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.judged_responses import behind_system_prompt
 from gradsteer.forecast.kl_budget import Statistic
-from gradsteer.generation.sampling import check_seeds
-from gradsteer.models.fingerprints import model_fingerprint
-from gradsteer.progress import progress
+from gradsteer.forecast.target_rate import BEYOND, linear_alpha
+from gradsteer.progress import progress, working
 from gradsteer.records import known_digest
 from gradsteer.steering.condition_plan import Plan, Recipe
 from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
+from gradsteer.trainer.known_forecast import KnownForecast
 from gradsteer.trainer.session import needed, session_of, shows_progress
 from gradsteer.trainer.source_scores import pool_sources
 from gradsteer.vectors.combinations import is_combination
 from gradsteer.vectors.contrast import Contrast
-from gradsteer.vectors.controls import CONTROLS
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.vectors.transforms import parse_transform
 
@@ -53,8 +53,7 @@ class DoseFinder:
         forecast: dict[str, Any] | None,
     ) -> None:
         self.sources, self.vectors, self.contrasts = sources, vectors, contrasts
-        self._known = {} if forecast is None else {row["name"]: row for row in forecast["conditions"]}
-        self._about: dict[str, Any] = {} if forecast is None else forecast["forecast"]
+        self.known = KnownForecast(forecast)
         self._digests: dict[str, str] | None = None
         self.curves: dict[_Key, VectorCurve] = {}
         self._slopes: dict[str, Direction] = {}  # of controls, where asked for
@@ -66,16 +65,7 @@ class DoseFinder:
             for name, source in sources.items()
         }
         if forecast is not None:
-            self._check_files()
-
-    def _check_files(self) -> None:
-        for name, digest in self.digests().items():
-            known = self._about["vectors"].get(name)
-            if known != digest:
-                raise ValueError(
-                    f"the forecast is of {'another' if known else 'no'} vector {name!r} ({self.sources[name]}); make "
-                    "a new one"
-                )
+            self.known.check_vectors(sources, self.digests())
 
     def digests(self) -> dict[str, str]:
         """Vector -> digest of its file, or the expression of a combination."""
@@ -92,7 +82,7 @@ class DoseFinder:
         Raises:
             ValueError: a dose cannot be solved; names the condition.
         """
-        self._check_model(pl_module)
+        self.known.check_model(pl_module)
         forecasting = session_of(trainer).forecasting
         forecaster = self._forecaster = None if forecasting is None else forecasting.start(trainer, pl_module)
         if forecasting is None:
@@ -115,6 +105,21 @@ class DoseFinder:
             ),
             statistic,
         )
+        with working("doses", shown=shows_progress(trainer)):
+            found = self._solve_all(trainer, plan, solver, weights)
+        for key, curve in self.curves.items():  # while the model has the anchor's weights
+            curve.close([needed(c.alpha) for c, r in found if r and self._is_curved(c, r) and _key(r) == key])
+            rank_zero_info(str(curve))
+            if curve.no_direction is not None:
+                rank_zero_warn(f"curve of {curve.name}: no linear form: {curve.no_direction}")
+        if any(r and r.dose and r.dose.kind != "alpha" for _, r in found):
+            own = [c for c, r in found if r and r.source == "vector" and not r.on_base]
+            rank_zero_info("doses: " + ", ".join(f"{c.name}: alpha {c.alpha:+.4g}" for c in own))
+        return found
+
+    def _solve_all(self, trainer: L.Trainer, plan: Plan, solver: DoseSolver, weights: ConditionWeights) -> Plan:
+        """The plan with every alpha."""
+        forecasting = session_of(trainer).forecasting
         alphas: dict[tuple[_Key, Dose], float] = {}
         found: Plan = []
         for condition, recipe in plan:
@@ -123,7 +128,8 @@ class DoseFinder:
                 continue
             if self._is_curved(condition, recipe) and _key(recipe) not in self.curves:
                 self._draw(trainer, plan, recipe, solver, weights)
-            if forecasting is not None and forecasting.control_slopes and condition.kind == "control":
+            known = condition.name in self.known.rows
+            if forecasting is not None and forecasting.control_slopes and condition.kind == "control" and not known:
                 self._take_slope(trainer, condition, recipe, weights)
             alpha = weights.fixed_alpha(recipe)
             if alpha is None and recipe.dose is not None:
@@ -132,19 +138,12 @@ class DoseFinder:
                     alphas[key] = self._alpha(condition, recipe, solver, weights)
                 alpha = alphas[key]
             found.append((replace(condition, alpha=alpha), recipe))
-            if self._is_curved(condition, recipe):
-                self.curves[_key(recipe)].log_probs(needed(alpha))  # while the model has the anchor's weights
-        for curve in self.curves.values():
-            rank_zero_info(str(curve))
-        if any(dose.kind != "alpha" for _, dose in alphas):
-            own = [c for c, r in found if r and r.source == "vector" and not r.on_base]
-            rank_zero_info("doses: " + ", ".join(f"{c.name}: alpha {c.alpha:+.4g}" for c in own))
         return found
 
     def _is_curved(self, condition: Condition, recipe: Recipe) -> bool:
         """Whether the condition's forecast is read from a vector's curve."""
         own = recipe.source == "vector" and not recipe.on_base
-        return own and self._forecaster is not None and condition.name not in self._known
+        return own and self._forecaster is not None and condition.name not in self.known.rows
 
     def _draw(
         self, trainer: L.Trainer, plan: Plan, recipe: Recipe, solver: DoseSolver, weights: ConditionWeights
@@ -167,6 +166,13 @@ class DoseFinder:
         of_curve = [(c, r) for c, r in plan if r and self._is_curved(c, r) and _key(r) == key]
         known = [(c, r) for c, r in of_curve if r.dose and solver.needs_no_curve(r.dose, calibration)]
         curve.cover([self._alpha(c, r, solver, weights) for c, r in known])
+        guesses = []
+        for _, other in of_curve:
+            behavior, dose = self.contrasts[name].behavior, needed(other.dose)
+            if dose.kind == "target_rate" and behavior is not None:
+                with suppress(ValueError):  # said with the condition's name, when it is solved
+                    guesses.append(BEYOND * linear_alpha(curve, behavior, dose.value))
+        curve.cover(guesses)  # all at once: a range that grows bit by bit takes more passes
 
     def _take_slope(self, trainer: L.Trainer, condition: Condition, recipe: Recipe, weights: ConditionWeights) -> None:
         """Computes the responses' derivatives along a control's direction, once."""
@@ -177,7 +183,7 @@ class DoseFinder:
             self._slopes[key] = forecaster.along(weights.model, weights.direction(recipe), tick=tick)
 
     def _alpha(self, condition: Condition, recipe: Recipe, solver: DoseSolver, weights: ConditionWeights) -> float:
-        forecast = self._known.get(condition.name)
+        forecast = self.known.rows.get(condition.name)
         if forecast is not None:
             return float(forecast["alpha"])
         name, vector = str(recipe.vector), weights.transformed(str(recipe.vector), recipe.pipeline)
@@ -194,54 +200,6 @@ class DoseFinder:
         except ValueError as error:
             raise ValueError(f"condition {condition.name!r}: {error}") from error
 
-    def _check_model(self, pl_module: Any) -> None:
-        if not self._about:
-            return
-        found = model_fingerprint(pl_module.model)
-        if found != self._about["model_fingerprint"]:
-            raise ValueError(
-                f"the forecast is of a model with fingerprint {self._about['model_fingerprint']}, this one has {found}"
-            )
-        sampling = getattr(pl_module, "sampling", None)
-        about = self._about["temperature"], self._about["top_p"]
-        if sampling is not None and about != (sampling.temperature, sampling.top_p):
-            raise ValueError(
-                f"the forecast is of temperature {about[0]:g} and top_p {about[1]:g}; this run samples at "
-                f"{sampling.temperature:g} and {sampling.top_p:g}"
-            )
-        if sampling is None:
-            return
-        longest = self._about.get("max_new_tokens")
-        if longest not in (None, sampling.max_new_tokens):
-            raise ValueError(
-                f"the forecast is of responses of at most {longest} tokens; this run samples {sampling.max_new_tokens}"
-            )
-        shared = sorted(set(check_seeds(pl_module.sampling_seed)) & set(self._about.get("seeds", ())))
-        if shared:
-            rank_zero_warn(
-                f"forecast: its responses and this run share the seed {shared[0]}; on the same prompts the responses "
-                f"of {_sampled(self._about)} are then the same and the agreement is too good; use another "
-                "--model.sampling_seed"
-            )
-
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Refuses a forecast that used another weight diff, precision or rounding."""
-        theirs: dict[str, Any] = self._about.get("settings") or {}
-        for key, value in theirs.items():
-            if settings.get(key) != value:
-                raise ValueError(
-                    f"the forecast is of {key} {value!r}, this run of {settings.get(key)!r}; make a new one"
-                )
-
-    def check_conditions(self, plan: Plan) -> None:
-        """Refuses a forecast whose conditions share names with the plan's but are made from something else."""
-        sources: dict[str, str] = self._about.get("sources") or {}
-        for name, source in sources_of(plan).items():
-            if name in self._known and sources.get(name) != source:
-                raise ValueError(
-                    f"the forecast of {name!r} is of another seed, vector file or system prompt; make a new one"
-                )
-
     def predict(self, trainer: L.Trainer, pl_module: Any, number: int) -> None:
         """Records the prediction for a condition; the model must have the condition's weights.
 
@@ -252,7 +210,7 @@ class DoseFinder:
         """
         session = session_of(trainer)
         condition, recipe = session.plan[number]
-        known = self._known.get(condition.name)
+        known = self.known.rows.get(condition.name)
         if known is not None:
             session.result(number).predicted = known["predicted"]
             return
@@ -303,25 +261,6 @@ class DoseFinder:
             return forecaster.score(scorer, tick=tick)
 
 
-def _sampled(about: Mapping[str, Any]) -> str:
-    """Of which conditions a forecast's responses are."""
-    steps = [source["step"] for source in about.get("pool") or [] if source["step"] is not None]
-    return "the anchor" + "".join(f", of the step {step['alpha']:+.4g} along its vector" for step in steps)
-
-
-def sources_of(plan: Plan) -> dict[str, str]:
-    """Condition -> what its name does not determine: a seed, a file's digest, or a system prompt."""
-    found = {}
-    for condition, recipe in plan:
-        if condition.system_prompt is not None:
-            found[condition.name] = condition.system_prompt
-        elif recipe is not None and recipe.file is not None:
-            found[condition.name] = known_digest(recipe.file)
-        elif recipe is not None and recipe.source in CONTROLS:
-            found[condition.name] = f"seed {recipe.seed}"
-    return found
-
-
 def _key(recipe: Recipe) -> _Key:
     return str(recipe.vector), repr(recipe.pipeline)
 
@@ -332,9 +271,9 @@ def _direction_of(recipe: Recipe) -> str:
 
 
 def _text(trainer: L.Trainer, forecaster: Forecaster | None) -> Any:
-    """The text on which divergences are measured: the forecast's responses, or else held-out text."""
+    """The text for divergences: the forecast's responses (the anchor's own where there are), or else held-out text."""
     if forecaster is not None:
-        return forecaster.responses.examples
+        return forecaster.responses.of_anchor or forecaster.responses.examples
     judging = session_of(trainer).judging
     if judging is None or not judging.heldout_examples:
         raise ValueError("a divergence is taken on text: give --forecasting.responses or --evaluation.heldout FILE")

@@ -41,6 +41,12 @@ def pool_sources(
             f"{step.vector[:16]}..., which is none of this run's ({', '.join(digests)}): its densities are taken along "
             "it; give the same file as --steering.vectors.NAME"
         )
+    if step.rounding != weights.rounding:
+        raise ValueError(
+            f"forecasting.responses: the step of {source.path!r} was rounded {step.rounding or 'not at all'}, this run "
+            f"rounds {weights.rounding or 'not at all'}: other weights; give the same --model.dtype, "
+            "--steering.rounding and rounding_seed"
+        )
     name = names[step.vector]
     vector = weights.transformed(name, step.transforms)
     scores = {0.0: forecaster.anchor_scores}

@@ -34,9 +34,9 @@ class KnownScores:
 
     @contextmanager
     def weights(self, alpha):
-        self.alpha = alpha
+        self.alpha += alpha  # as steps are: within another they add up
         yield
-        self.alpha = 0.0
+        self.alpha -= alpha
 
 
 def known_curve(function, shows, *, top_p=1.0, weights=None, **options):
@@ -159,7 +159,8 @@ def test_a_range_on_one_side_and_one_that_grows():
     assert function(0.3) is not None
     lopsided = known_curve(function, shows)
     lopsided.cover([0.4, -0.01])
-    assert {-0.01, 0.0, 0.4} <= set(lopsided.nodes)
+    assert (lopsided.nodes[0], lopsided.nodes[-1]) == (pytest.approx(-0.04), 0.4)
+    assert 0.0 in lopsided.nodes
 
 
 def test_with_nuclei_every_alpha_has_its_pass():
@@ -209,7 +210,7 @@ def test_a_few_alphas_far_apart_are_scored_and_no_curve_is_kept():
     curve.cover([-3.0, 0.05, 3.0])
     assert curve.nodes == ()
     assert curve.settled
-    assert "one for each alpha" in str(curve)
+    assert "each alpha has one of its own" in str(curve)
     passes = curve.forecaster.scorer.passes
     assert passes == 5
     for alpha in (-3.0, 0.05, 3.0):
@@ -230,3 +231,72 @@ def test_between_asked_alphas_a_curve_is_tried_before_it_is_believed():
     assert curve.nodes[-1] == 3.0
     found, exact = (curve.forecaster.forecast(scores).rates["two"] for scores in (curve.log_probs(0.3), function(0.3)))
     assert found.rate == pytest.approx(exact.rate, abs=0.15 * (exact.ci_high - exact.ci_low) / 3.92)
+
+
+def test_what_a_closed_curve_says_was_taken_at_the_anchor():
+    """It is read while the model has a condition's weights: a pass then would be of another step."""
+    function, shows = saturating()
+    for top_p in (1.0, 0.9):
+        curve = known_curve(function, shows, top_p=top_p)
+        forecaster = curve.forecaster
+        forecaster.along = lambda *_, forecaster=forecaster, **__: forecaster.direction_of(np.zeros(len(shows)))
+        curve.close([0.3, 0.1, -0.2])
+        passes = curve.forecaster.scorer.passes
+        with curve.forecaster.scorer.weights(0.3):
+            for alpha in (0.3, 0.1, -0.2):
+                np.testing.assert_allclose(curve.log_probs(alpha), function(alpha), atol=0.02)
+                curve.forecast(alpha)
+            with pytest.raises(RuntimeError, match="curve of known: it was closed"):
+                curve.log_probs(7.0)
+        assert curve.forecaster.scorer.passes == passes
+
+
+def test_a_slope_does_not_hang_on_the_order_of_alphas():
+    model, _, responses = sampled_world(60)
+    vector, slopes = direction_of(model), []
+    for alphas in ([0.3, 0.02], [0.02, 0.3]):
+        forecaster = Forecaster(responses, ResponseScorer(model, responses.examples, top_p=0.9), draws=100)
+        curve = VectorCurve("v", forecaster, lambda alpha: steered(model, vector, alpha), lambda: vector)
+        curve.close(alphas)
+        with steered(model, vector, alphas[0]):
+            curve.forecast(alphas[0])
+        slopes.append(curve.direction().derivatives)
+    np.testing.assert_allclose(slopes[0], slopes[1], atol=1e-6)
+
+
+def test_where_a_wider_range_does_not_settle_the_narrow_one_still_holds():
+    function, shows = saturating()
+
+    def wild(alpha):
+        noise = np.random.default_rng(abs(hash(alpha)) % 2**32).normal(size=len(shows))
+        return function(alpha) + (noise if abs(alpha) > 0.35 else 0.0)
+
+    curve = known_curve(wild, shows)
+    curve.cover([0.3, -0.3, 0.1])
+    inside = curve.nodes
+    curve.close([0.6, 0.5, 0.45, 0.4, 0.3, -0.3, 0.1, 0.2])
+    assert curve.settled
+    assert inside[0] == curve.nodes[0] == -0.3
+    assert curve.nodes[-1] == 0.3
+    np.testing.assert_allclose(curve.log_probs(0.2), function(0.2), atol=0.02)
+    np.testing.assert_array_equal(curve.log_probs(0.6), wild(0.6))
+
+
+def test_a_range_with_an_end_next_to_0_is_widened():
+    function, shows = saturating()
+    curve = known_curve(function, shows)
+    curve.cover([-0.002, 0.2, 0.5])
+    assert curve.nodes[0] == -0.05
+    assert min(np.diff(curve.nodes)) > 0.02
+    exact = (function(1e-5) - function(-1e-5)) / 2e-5
+    np.testing.assert_allclose(-curve.direction().derivatives, exact, atol=0.1)
+
+
+def test_scores_that_are_not_finite_between_the_ends_are_not_interpolated():
+    function, shows = saturating()
+    curve = known_curve(lambda alpha: np.where(0.05 < alpha < 0.2, np.nan, function(alpha)), shows)
+    curve.forecaster.along = lambda *_, **__: curve.forecaster.direction_of(np.zeros(len(shows)))
+    curve.close([0.3, -0.3, 0.1])
+    assert not curve.settled
+    assert curve.forecast(0.1).effective_sample_size == 0
+    np.testing.assert_array_equal(curve.log_probs(0.3), function(0.3))

@@ -365,7 +365,7 @@ def test_targets_that_cannot_be_reached():
     with pytest.raises(ValueError, match="the rate of 'two' does not reach 0.2: it hardly moves"):
         solve_rate(curve, "two", 0.2)
     for name, value, message in (
-        ("never", 0.0, "the rate of 'never' does not reach 0.2"),
+        ("never", 0.0, "none of the 2000 responses shows 'never'"),
         ("unscored", np.nan, "the rate of 'unscored' is not known"),
     ):
         verdicts[name] = curve.forecaster.verdicts[name] = np.full(2000, value)

@@ -313,6 +313,27 @@ def test_a_rate_may_hang_on_one_of_those_that_show_the_behavior():
     assert forecaster.forecast(np.zeros(400)).rates["rare"].rate == pytest.approx(2 / 400)
 
 
+def test_of_a_behavior_that_none_or_all_show_there_is_a_bound_where_weights_are_few():
+    forecaster, direction = numbers_world()
+    for name, value in (("never", 0.0), ("always", 1.0)):
+        forecaster.responses.verdicts[name] = forecaster.verdicts[name] = np.full(400, value)
+    near, far = (
+        forecaster.forecast(-alpha * direction.derivatives, direction=direction, alpha=alpha) for alpha in (0.1, 2.5)
+    )
+    assert (near.rates["never"].rate, near.rates["always"].rate) == (0, 1)  # a count
+    assert far.rates["never"].rate is far.rates["always"].rate is None
+    assert far.rates["never"].ci_high > 0.1
+    beyond = forecaster.forecast(-30 * direction.derivatives, direction=direction, alpha=30.0)
+    assert beyond.rates["two"].linear is None
+    assert beyond.method == "importance"
+
+
+def test_a_few_responses_at_their_own_weights_are_a_plain_count():
+    forecaster, _ = numbers_world(number=40)
+    assert forecaster.forecast(np.zeros(40)).reliable
+    assert not forecaster.forecast(np.linspace(0, 0.5, 40)).reliable
+
+
 def test_classes_without_responses_or_weight_have_no_shift():
     forecaster, direction = numbers_world()
     forecaster.responses.verdicts["never"] = np.zeros(400)

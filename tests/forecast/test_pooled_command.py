@@ -98,7 +98,19 @@ def test_files_that_cannot_be_pooled_are_refused_before_a_model_is_read(judged, 
     assert "forecasting.responses is []; accepted: a file, or a list of files" in refused()
     assert f"names {str(step)!r} twice" in refused(step, step)
     control = steps / "random-0_of_a_alpha=+0.4.jsonl"
-    assert f"{str(control)!r} does not say which weights" in refused(judged.responses, control)
+    for files in ([judged.responses, control], [control]):
+        assert f"{str(control)!r} holds replies of 'random-0 of a alpha=+0.4', whose weights it does not" in refused(
+            *files
+        )
+    copy = write_lines(tmp_path / "copy.jsonl", lines_of(step))
+    assert f"{str(copy)!r} holds the replies of {str(step)!r}: they would count twice" in refused(step, copy)
+    narrow = write_lines(tmp_path / "narrow.jsonl", [row | {"top_p": 0.9} for row in lines_of(step)])
+    assert f"{str(narrow)!r} was sampled at a step with top_p 0.9" in refused(narrow)
+    halves = [row | {"step": row["step"] | {"rounding": "stochastic 3"}} for row in lines_of(step)[1:]]
+    rounded = write_lines(tmp_path / "rounded.jsonl", halves)
+    assert "with other transforms or rounding" in refused(step, rounded)
+    blank = write_lines(tmp_path / "blank.jsonl", [row | {"verdicts": {"a": None}} for row in lines_of(step)])
+    assert "no response has a verdict, all" in refused(blank)
     [half] = steps.glob("a_top_k*alpha=+0.4.jsonl")
     assert f"{str(half)!r} was sampled along another vector, or with other transforms" in refused(step, half)
     mixed = write_lines(tmp_path / "mixed.jsonl", lines_of(step)[:2] + lines_of(half)[:2])

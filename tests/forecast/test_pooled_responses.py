@@ -56,6 +56,18 @@ def forecaster_of(responses, model):
     return forecaster
 
 
+def test_the_divergence_from_a_pool_is_the_exact_one():
+    model = small_llama()
+    forecaster = forecaster_of(pooled([part(alpha, 1000) for alpha in ALPHAS]), model)
+    assert forecaster.forecast(forecaster.anchor_scores).kl_per_token == pytest.approx(0, abs=1e-12)
+    lengths = np.array([len(each) for each in RESPONSES])
+    for alpha in (0.02, -0.1):
+        with steered(model, direction_of(model), alpha):
+            found = forecaster.forecast(forecaster.score()).kl_per_token
+        p, q = exact(0.0), exact(alpha)
+        assert found == pytest.approx((q * np.log(q / p)).sum() / (q * lengths).sum(), rel=0.25)
+
+
 def share(probabilities):
     return probabilities[:, SAYS_2].sum() / probabilities.sum()
 
@@ -133,7 +145,9 @@ def test_files_that_do_not_belong_together_are_refused(changes, message):
 
 def test_several_vectors_and_nuclei_are_refused():
     other = replace(part(0.15, 8), sources=(ResponseSource("o", SampledStep("e", 0.15, (), "f"), 8),), path="o")
-    with pytest.raises(ValueError, match=r"'o' was sampled along another vector, or with other transforms, than '-0.3"):
+    with pytest.raises(
+        ValueError, match=r"'o' was sampled along another vector, or with other transforms or rounding, than '-0.3"
+    ):
         pooled([part(0.0, 8), part(-0.3, 8), other])
     with pytest.raises(ValueError, match=r"top_p 0.9: .*pooled at top_p 1 only"):
         pooled([part(alpha, 8, top_p=0.9) for alpha in (0.0, -0.3)])

@@ -187,7 +187,7 @@ def test_the_slopes_run_no_more_tokens_than_the_gradients_took_the_time_of(numbe
         found = [slopes.take(name, directions) for name in contrasts]
     tokens = sum(len(example.input_ids) for pile in piles for example in pile.examples)
     assert counter.tokens <= 3 * tokens
-    assert counter.tokens >= 1.9 * tokens  # what there is is used
+    assert counter.tokens >= 1.7 * tokens  # what there is is used; prompts are read once
     everything = number == 1
     assert (found[0].num_plus == size) == everything
     assert all(each.num_plus == each.num_minus == found[0].num_plus for each in found)

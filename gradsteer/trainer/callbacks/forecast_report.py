@@ -17,7 +17,7 @@ from gradsteer.reports.predictions import forecast_table
 from gradsteer.reports.printing import print_whole
 from gradsteer.reports.results import write_results
 from gradsteer.trainer.callbacks.report import save_figure
-from gradsteer.trainer.dose_alphas import sources_of
+from gradsteer.trainer.known_forecast import sources_of
 from gradsteer.trainer.session import Session, needed, session_of
 from gradsteer.trainer.tensorboard import log_metrics, log_table
 

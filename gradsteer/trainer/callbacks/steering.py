@@ -234,7 +234,7 @@ class WeightSteering(L.Callback):
         weights = self._weights = self._read_base(trainer, pl_module)
         rounding = {"rounding": self.steps.rounding, "rounding_seed": self.steps.seed}
         self.settings |= {"dtype": pl_module.dtype_name, **rounding}
-        self._finder.check_settings(self.settings)
+        self._finder.known.check_settings(self.settings)
         for name in self.vectors:
             for pipeline in self.pipelines:
                 try:
@@ -250,7 +250,7 @@ class WeightSteering(L.Callback):
         self._held.enter_context(holding(pl_module.model, touched))
         plan = self._finder.find(trainer, pl_module, session.plan, weights, self.doses.kl_statistic)
         session.plan = controls_at_largest(plan, both_signs=self.controls.both_signs)
-        self._finder.check_conditions(session.plan)
+        self._finder.known.check_conditions(session.plan)
         taken = check_steps(session.plan, weights, half=half, min_retained=self.steps.min_retained)
         session.precision_check = check_precision(trainer, pl_module, taken, weights, allow=self.allow_imprecise)
 
@@ -269,7 +269,8 @@ class WeightSteering(L.Callback):
 
     def sampled_step(self, condition: Condition, recipe: Recipe | None, anchor: str) -> SampledStep | None:
         """What the rows of a condition's responses say of its weights; None where they say nothing."""
-        return SampledStep.of(condition, recipe, self.sources, self._finder.digests(), anchor)
+        rounding = self._weights.rounding
+        return SampledStep.of(condition, recipe, self.sources, self._finder.digests(), anchor, rounding)
 
     def curves(self) -> dict[str, Any]:
         """What is known of the forecasts' curves, by vector and transforms, as plain values."""
