@@ -17,7 +17,7 @@ from gradsteer.trainer.session import needed, sampled_rows, session_of, shows_pr
 
 
 class Forecasting(L.Callback):
-    """Predicts every condition's rates from the anchor's judged responses, with one forward pass per condition.
+    """Predicts every condition's rates from the anchor's judged responses, by a few forward passes per vector.
 
     The responses should answer the evaluation prompts, not the prompts that the vectors were made from.
 
