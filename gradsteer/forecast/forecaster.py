@@ -105,28 +105,6 @@ class Forecaster:
         self._reference = mixture_log_density(densities, self.responses.source_counts)
         self.anchor_weights = normalised_weights(self.anchor_scores - self._reference)
 
-    def at_present_weights(
-        self,
-        *,
-        direction: Direction | None = None,
-        alpha: float = 0.0,
-        plus: Where | None = None,
-        minus: Where | None = None,
-        scorer: ResponseScorer | None = None,
-        tick: Tick | None = None,
-    ) -> Forecast:
-        """The forecast for the weights that the model has now: one forward pass.
-
-        Args:
-            direction: for the linear form at alpha.
-            alpha: the steering coefficient.
-            plus: verdicts of the class whose log-odds are asked for.
-            minus: of the class that they are against.
-            scorer: of the same responses behind other prompts (a system prompt, say); the plain one by default.
-            tick: called after each batch.
-        """
-        return self.forecast(self.score(scorer, tick=tick), direction=direction, alpha=alpha, plus=plus, minus=minus)
-
     def score(self, scorer: ResponseScorer | None = None, *, tick: Tick | None = None) -> np.ndarray:
         """``log p_r`` (responses,) under the weights that the model has now: one forward pass (collective).
 

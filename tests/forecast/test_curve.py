@@ -185,7 +185,9 @@ def test_a_real_models_curve_gives_what_passes_give():
     curve.cover([0.1, -0.1])
     for alpha in (0.1, 0.077, -0.03, -0.1):
         with weights(alpha):
-            exact = forecaster.at_present_weights(direction=curve.direction(), alpha=alpha, plus=PLUS, minus=MINUS)
+            exact = forecaster.forecast(
+                forecaster.score(), direction=curve.direction(), alpha=alpha, plus=PLUS, minus=MINUS
+            )
         found = curve.forecast(alpha, PLUS, MINUS)
         assert found.effective_sample_size == pytest.approx(exact.effective_sample_size, rel=2e-2)
         assert found.kl_per_token == pytest.approx(exact.kl_per_token, rel=2e-2, abs=1e-6)

@@ -493,5 +493,5 @@ def test_a_shift_that_was_asked_for_comes_out_of_a_linear_softmax():
         said = Contrast(plus, minus)
         alpha = solve(solver, Dose("log_odds_shift", shift), vector=vector, contrast=said, curve=curve)
         with steered(model, vector, alpha):
-            found = forecaster.at_present_weights(plus=plus, minus=minus)
+            found = forecaster.forecast(forecaster.score(), plus=plus, minus=minus)
         assert found.log_odds_shift == pytest.approx(shift, rel=1e-9)

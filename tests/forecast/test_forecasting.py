@@ -72,7 +72,7 @@ def test_the_forecast_is_the_exact_rate_under_steered_weights(temperature, alpha
     assert forecaster.num_passes >= 3
     passes = forecaster.num_passes
     with steered(model, vector, alpha):
-        found = forecaster.at_present_weights(direction=direction, alpha=alpha, plus=PLUS, minus=MINUS)
+        found = forecaster.forecast(forecaster.score(), direction=direction, alpha=alpha, plus=PLUS, minus=MINUS)
         after = [np.exp(exact_log_probs(model, prompt, temperature)) for prompt in prompts]
     before = [np.exp(exact_log_probs(model, prompt, temperature)) for prompt in prompts]
     assert forecaster.num_passes == passes + 1
@@ -105,7 +105,8 @@ def _shift(probabilities):
 
 def test_at_its_own_weights_nothing_is_changed():
     model, _, responses = sampled_world(300)
-    found = Forecaster(responses, ResponseScorer(model, responses.examples)).at_present_weights(plus=PLUS, minus=MINUS)
+    forecaster = Forecaster(responses, ResponseScorer(model, responses.examples))
+    found = forecaster.forecast(forecaster.score(), plus=PLUS, minus=MINUS)
     assert found.effective_sample_size == pytest.approx(300)
     assert found.rates["two"].rate == pytest.approx(responses.verdicts["two"].mean())
     assert found.log_odds_shift == pytest.approx(0, abs=1e-9)
@@ -163,7 +164,7 @@ def test_a_truncated_distribution_is_forecast_over_its_nuclei():
     vector = direction_of(model)
     assert np.isfinite(forecaster.along(model, vector).derivatives).all()
     with steered(model, vector, 0.05):
-        found = forecaster.at_present_weights()
+        found = forecaster.forecast(forecaster.score())
         after = np.exp(exact_log_probs(model, prompt, 1.0, 0.8))
     seen = after * (before > 0)  # what neither would say is never seen
     assert found.rates["two"].rate == pytest.approx(seen[SAYS_2].sum() / seen.sum(), abs=0.04)
@@ -217,7 +218,7 @@ def test_the_slope_of_a_linear_softmax_is_exact(temperature):
     np.testing.assert_allclose(direction.derivatives, shares @ column - column[tokens], atol=1e-3)
     for alpha in (0.3, -0.8):
         with steered(model, vector, alpha):
-            forecast = forecaster.at_present_weights(direction=direction, alpha=alpha, plus=plus, minus=minus)
+            forecast = forecaster.forecast(forecaster.score(), direction=direction, alpha=alpha, plus=plus, minus=minus)
             steered_shares = (model.head.weight[:, 3] / temperature).softmax(0).detach().numpy()
         assert forecast.log_odds_shift == pytest.approx(alpha * (column[0] - column[1]), rel=1e-9)
         assert forecast.linear_log_odds_shift == pytest.approx(alpha * (column[0] - column[1]), rel=1e-9)
@@ -396,7 +397,7 @@ def test_classes_are_forecast_beside_behaviors():
     vector = direction_of(model)
     direction = forecaster.along(model, vector)
     with steered(model, vector, 0.05):
-        found = forecaster.at_present_weights(direction=direction, alpha=0.05)
+        found = forecaster.forecast(forecaster.score(), direction=direction, alpha=0.05)
     assert list(found.rates) == ["two", "four"]
     assert list(found.classes) == ["four and two", "only four", "only two", "neither"]
     assert sum(rate.rate for rate in found.classes.values()) == pytest.approx(1)
@@ -407,7 +408,8 @@ def test_classes_are_forecast_beside_behaviors():
         assert sum(rate.linear for rate in both) == pytest.approx(found.rates[behavior].linear)
     assert list(found.to_dict()["classes"]) == list(found.classes)
     responses.verdicts["four"][:100] = np.nan
-    rate = Forecaster(responses, ResponseScorer(model, responses.examples)).at_present_weights().classes["only two"]
+    forecaster = Forecaster(responses, ResponseScorer(model, responses.examples))
+    rate = forecaster.forecast(forecaster.score()).classes["only two"]
     assert (rate.num_scored, rate.num_unscored) == (700, 100)
     assert rate.rate == pytest.approx(
         ((responses.verdicts["two"] == 1) & (responses.verdicts["four"] == 0)).sum() / 700
@@ -426,7 +428,7 @@ def test_another_scorer_is_of_the_same_responses_behind_other_prompts():
     model, _, responses = sampled_world(200)
     forecaster = Forecaster(responses, ResponseScorer(model, responses.examples))
     other = [EncodedExample([4, *e.input_ids], [-100, *e.labels]) for e in responses.examples]
-    found = forecaster.at_present_weights(scorer=ResponseScorer(model, other))
+    found = forecaster.forecast(forecaster.score(ResponseScorer(model, other)))
     weights = np.exp(ResponseScorer(model, other).log_probs() - forecaster._reference)
     expected = weights @ responses.verdicts["two"] / weights.sum()
     assert found.rates["two"].rate == pytest.approx(expected, rel=1e-6)

@@ -130,7 +130,8 @@ def test_the_forecast_scores_whole_replies_and_describes_answers(responses, mode
     _, rows = rows_by_reply(responses)
     assert [each.num_target_tokens for each in judged.examples] == [len(row["token_ids"]) for row in rows]
     lm = load_causal_lm(str(model))
-    forecast = Forecaster(judged, ResponseScorer(lm, judged.examples), draws=100).at_present_weights()
+    forecaster = Forecaster(judged, ResponseScorer(lm, judged.examples), draws=100)
+    forecast = forecaster.forecast(forecaster.score())
     assert forecast.rates["red"].importance == pytest.approx(1 / 3)
     assert forecast.traits["unanswered"] == pytest.approx(0.25)
     (condition,) = json.loads((responses.parent.parent / "evaluations" / "t.json").read_text())["conditions"]
