@@ -168,9 +168,9 @@ def test_a_small_effective_sample_greys_a_row_and_takes_the_linear_form(forecast
     run(*forecast_words(judged, tmp_path, forecasting__min_sample_size=FEW))
     greyed = rows_of(tmp_path / "forecast.json")["a alpha=-0.4"]
     assert (greyed["predicted"]["reliable"], greyed["predicted"]["method"]) == (False, "linear")
-    same = ("importance", "linear")
     rates = [row["predicted"]["rates"]["a"] for row in (near, greyed)]
-    assert [rates[0][key] for key in same] == pytest.approx([rates[1][key] for key in same], rel=1e-9)
+    assert rates[0]["importance"] == pytest.approx(rates[1]["importance"], rel=1e-9)
+    assert rates[0]["linear"] == pytest.approx(rates[1]["linear"], rel=5e-3)  # one from a curve, one from differences
 
 
 @pytest.mark.slow

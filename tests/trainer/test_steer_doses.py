@@ -280,7 +280,8 @@ def test_a_shift_along_a_transformed_vector_is_taken_from_the_responses(judged, 
     rows = rows_of(tmp_path / "forecast.json")
     [row] = [row for name, row in rows.items() if name.endswith("shift=-0.1")]
     assert row["alpha"] == pytest.approx(0.1 / slope, rel=0.02)
-    assert row["predicted"]["linear_log_odds_shift"] == pytest.approx(-0.1, rel=1e-6)
+    # the slope is the curve's, and it was drawn after the dose was solved
+    assert row["predicted"]["linear_log_odds_shift"] == pytest.approx(-0.1, rel=0.01)
     assert "calibrated_log_odds_shift" not in row["predicted"]
 
 
