@@ -32,6 +32,8 @@ MIN_SAMPLE_SIZE = 200.0  # below it importance weights erred by 3 to 7 points in
 
 FARTHEST_LINEAR = 20.0  # nats of a response (root mean square): beyond, the linear form says nothing
 
+_PRECISE = 0.05  # of a slope
+
 _INTERVAL = 2 * 1.96  # standard errors in a 95% interval
 
 Tick = Callable[[], None]
@@ -267,6 +269,8 @@ class Forecaster:
     def turned(self, derivatives: np.ndarray, others: np.ndarray) -> float:
         """The most that a behavior's slope against all other replies differs, in units of its own standard error.
 
+        Or of 5% of itself, where that is more.
+
         Args:
             derivatives: (responses,) of ``-log p(r)`` by alpha.
             others: (responses,) likewise.
@@ -276,7 +280,7 @@ class Forecaster:
             members = verdicts == 1, verdicts == 0
             if all(each.any() for each in members):
                 slopes = [self._slope(each, members) for each in (derivatives, others)]
-                error = slopes[1][1]
+                error = max(slopes[1][1], _PRECISE * abs(slopes[1][0]))  # one of a few replies may be far too small
                 most = max(most, abs(slopes[0][0] - slopes[1][0]) / error if error > 0 else 0.0)
         return most
 
