@@ -164,9 +164,8 @@ class VectorCurve:
     def to_dict(self) -> dict[str, Any]:
         """What is said of it in a forecast.json: its nodes, and what it missed at the alpha left out last."""
         missed = None if self.left_out is None else asdict(self.left_out)
-        return {"nodes": list(self.nodes), "num_scored": len(self._scores) - 1, "settled": self.settled} | {
-            "left_out": missed
-        }
+        scored = len(self._scores) - 1
+        return {"nodes": list(self.nodes), "num_scored": scored, "settled": self.settled, "left_out": missed}
 
     def __str__(self) -> str:
         """One line for the log."""

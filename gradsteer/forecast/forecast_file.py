@@ -1,6 +1,6 @@
 """The forecast of one condition, as reports hold it, and the prompts that it is for."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,6 +109,16 @@ def other_prompts(about: Mapping[str, Any], digests: Collection[str]) -> str | N
         f"({about['num_prompts']}), or a part of them: what is forecast and what comes out are not rates on the same "
         "prompts"
     )
+
+
+def conditions_said(steps: Sequence[float | None]) -> str:
+    """Of which conditions a forecast's responses are, in words.
+
+    Args:
+        steps: alpha of each file's step along its vector; None for the anchor's own.
+    """
+    named = ["the anchor" if alpha is None else f"the step {alpha:+.4g} along its vector" for alpha in steps]
+    return " and of ".join(named)
 
 
 def _plain(rate: ForecastRate) -> dict[str, float | str | bool | None]:

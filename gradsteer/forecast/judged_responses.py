@@ -122,7 +122,7 @@ class JudgedResponses:
     def of_anchor(self) -> list[EncodedExample]:
         """The anchor's own among the examples."""
         if self.source_of is None:
-            return [] if any(source.step is not None for source in self.sources) else list(self.examples)
+            return [] if self.is_steered else list(self.examples)
         own = [self.sources[source].step is None for source in self.source_of]
         return [example for example, is_own in zip(self.examples, own, strict=True) if is_own]
 
@@ -243,7 +243,7 @@ def read_judged_responses(
             "combinations and transforms that read a file or the weight diff; nor of "
             "earlier versions: sample those again)"
         )
-    if all(_verdict(row, behavior) != _verdict(row, behavior) for row in plain for behavior in behaviors):
+    if all(verdict_of(row, behavior) is None for row in plain for behavior in behaviors):
         raise ValueError(f"{path!r}: no response has a verdict, all {len(rows)} are unscored: judge them first")
     return JudgedResponses(
         path,

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from gradsteer.forecast.forecast_file import conditions_said
 from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.records import known_digest
@@ -67,9 +68,11 @@ class KnownForecast:
             )
         shared = sorted(set(check_seeds(pl_module.sampling_seed)) & set(self.about.get("seeds", ())))
         if shared:
+            pool = self.about.get("pool") or [{"step": None}]
+            steps = [None if source["step"] is None else source["step"]["alpha"] for source in pool]
             rank_zero_warn(
                 f"forecast: its responses and this run share the seed {shared[0]}; on the same prompts the responses "
-                f"of {_sampled(self.about)} are then the same and the agreement is too good; use another "
+                f"of {conditions_said(steps)} are then the same and the agreement is too good; use another "
                 "--model.sampling_seed"
             )
 
@@ -90,12 +93,6 @@ class KnownForecast:
                 raise ValueError(
                     f"the forecast of {name!r} is of another seed, vector file or system prompt; make a new one"
                 )
-
-
-def _sampled(about: Mapping[str, Any]) -> str:
-    """Of which conditions a forecast's responses are."""
-    steps = [source["step"] for source in about.get("pool") or [] if source["step"] is not None]
-    return "the anchor" + "".join(f", of the step {step['alpha']:+.4g} along its vector" for step in steps)
 
 
 def sources_of(plan: Plan) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from test_forecasting import MINUS, PLUS, SAYS_2, judged
 from test_scoring import RESPONSES, direction_of, encoded, exact_log_probs, small_llama
 
+from gradsteer.forecast.forecast_file import conditions_said
 from gradsteer.forecast.forecaster import Forecaster
 from gradsteer.forecast.judged_responses import ResponseSource
 from gradsteer.forecast.pooled_responses import pooled
@@ -167,3 +168,9 @@ def test_a_step_comes_back_from_its_row():
     assert again == step
     assert again.is_along(replace(step, alpha=1.0))
     assert not again.is_along(replace(step, transforms=()))
+
+
+def test_the_conditions_that_responses_are_of_are_named_as_they_are():
+    assert conditions_said([None]) == "the anchor"
+    assert conditions_said([-0.24]) == "the step -0.24 along its vector"
+    assert conditions_said([None, 0.4]) == "the anchor and of the step +0.4 along its vector"

@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
+from gradsteer.forecast.forecast_file import conditions_said
 from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
 from gradsteer.forecast.judged_responses import JudgedResponses
 from gradsteer.forecast.pooled_responses import read_pool
@@ -123,16 +124,12 @@ class Forecasting(L.Callback):
             )
         shared = sorted(set(check_seeds(pl_module.sampling_seed)) & responses.seeds)
         if sampled & known and shared:
+            steps = [None if source.step is None else source.alpha for source in responses.sources]
             rank_zero_warn(
                 f"forecast: its responses and this run's share the seed {shared[0]}, so the responses of "
-                f"{self._sampled_conditions()} are the same and the agreement is too good; use another "
+                f"{conditions_said(steps)} are the same and the agreement is too good; use another "
                 "--model.sampling_seed"
             )
-
-    def _sampled_conditions(self) -> str:
-        """Which conditions the responses are of, in words."""
-        alphas = [source.alpha for source in needed(self.responses).sources if source.step is not None]
-        return "the anchor" + "".join(f" and of the step {alpha:+.4g} along its vector" for alpha in alphas)
 
     def sampling(self, pl_module: Any) -> tuple[float, float]:
         """Temperature and top-p of this run's sampling, or else of the responses."""
