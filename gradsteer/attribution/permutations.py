@@ -62,9 +62,7 @@ def permuted_parts(
                 permutation = Permutation(vector, side, index, seed)
                 part = Part((Wanted(f"permuted-{vector}-{index}-{side}", name, permutation=permutation),))
                 for pile, at in (pool[position] for position in positions):
-                    part.examples.append(pile.examples[at])
-                    part.sources.append(pile.sources[at])
-                    part.prompts.append(pile.prompts[at])
+                    part.add(pile, at)
                 parts.append(part)
     return parts
 

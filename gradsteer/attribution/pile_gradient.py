@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from gradsteer.attribution.gradient_sums import GradientSum
 from gradsteer.attribution.reductions import PileTotals, Reduction, example_weights
-from gradsteer.models.batches import Batch, lengths_of, part_of, running
-from gradsteer.models.losses import Reference, example_losses
-from gradsteer.models.packing import Pack, pack_losses
+from gradsteer.models.batches import Batch, lengths_of, part_of, running, token_losses, token_weights
+from gradsteer.models.losses import Reference
 
 
 class PileGradient:
@@ -38,6 +37,7 @@ class PileGradient:
         parameters: names of the parameters to cover; all by default. See `gradsteer.models.parameter_selection`.
         head_chunk: for packs, positions at a time in the head and its cross-entropy; see `pack_losses`.
         reference: take the gradient of the divergence from this model instead of the cross-entropy.
+        temperature: divides the logits of both.
         squares: sum squared gradients; see `GradientSum`.
         backward: runs the backward pass of an objective.
     """
@@ -50,11 +50,13 @@ class PileGradient:
         parameters: Sequence[str] | None = None,
         head_chunk: int | None = None,
         reference: Reference | None = None,
+        temperature: float = 1.0,
         squares: bool = False,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
         example_weights(torch.ones(1, dtype=torch.int64), reduction)  # refuses an unknown reduction at once
         self.model, self.reduction, self.head_chunk, self.reference = model, reduction, head_chunk, reference
+        self.temperature = temperature
         self.models = [model] if reference is None else [model, reference.model]
         self.totals = PileTotals()
         self.backward = backward
@@ -62,12 +64,22 @@ class PileGradient:
         self._spoilt = False
         self.sums = GradientSum(model, parameters, squares=squares)
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss (nats) and number of labelled tokens of each example of a batch, inside `running`."""
-        if isinstance(batch, Pack):
-            sums = pack_losses(self.model, batch, head_chunk=self.head_chunk, reference=self.reference)
-            return sums, batch.counts
-        return example_losses(self.model, batch, reference=self.reference)
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each example of a batch, inside `running`.
+
+        Returns:
+            The sum of its losses (nats), the sum that counts (each loss times the example's weight for it; the same
+            where it has none), and the number of its labelled tokens.
+        """
+        losses, owners = token_losses(
+            self.model, batch, head_chunk=self.head_chunk, reference=self.reference, temperature=self.temperature
+        )
+        number = len(lengths_of(batch))
+        nothing = torch.zeros(number, dtype=losses.dtype, device=losses.device)
+        weights = token_weights(batch)
+        sums = nothing.index_add(0, owners, losses)
+        weighted = sums if weights is None else nothing.index_add(0, owners, losses * weights.to(losses))
+        return sums, weighted, torch.bincount(owners, minlength=number)
 
     def add(
         self,
@@ -164,7 +176,7 @@ class PileGradient:
         self, batch: Batch, *, sources: Sequence[str], coefficient: float = 1.0, count: bool = True, point: int = 0
     ) -> Tensor:
         """The weighted sum of the batch's losses, whose gradient is added; counts it in `totals`. See `add`."""
-        sums, counts = self.losses(batch)
+        sums, weighted, counts = self.losses(batch)
         if not bool(torch.isfinite(sums).all()):
             row = int((~torch.isfinite(sums)).nonzero()[0])
             raise ValueError(f"the loss of example {sources[row]} is {float(sums.detach()[row])}, not finite")
@@ -172,7 +184,7 @@ class PileGradient:
             self.totals.num_examples += int((counts > 0).sum())
             self.totals.num_tokens += int(counts.sum())
             self.totals.token_loss_sum += float(sums.detach().double().sum())
-        objective = (example_weights(counts, self.reduction, sums.dtype) * sums).sum()
+        objective = (example_weights(counts, self.reduction, sums.dtype) * weighted).sum()
         if self.totals.objectives:
             self.totals.objectives[point] += float(objective.detach())
         return objective if coefficient == 1 else coefficient * objective
@@ -199,7 +211,7 @@ class PileGradient:
         for row in range(len(lengths_of(batch))):
             single = part_of(batch, row, row + 1)
             with running(single, *self.models), self.sums.differentiating() as parameters, torch.enable_grad():
-                gradients = torch.autograd.grad(self.losses(single)[0].sum(), parameters, allow_unused=True)
+                gradients = torch.autograd.grad(self.losses(single)[1].sum(), parameters, allow_unused=True)
             if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
                 return row
         return None

@@ -16,7 +16,7 @@ from gradsteer.data.sources import DataSource
 
 FISHER = "fisher"
 Content = tuple[tuple[int, ...], tuple[int, ...], str]
-Key = tuple[Content, int]  # an example, and whether it is the first such of its pile, the second, ...
+Key = tuple[Content, int, str]  # an example, whether it is the first such of its pile, ..., and a pile kept apart
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,21 @@ class Part:
         examples: token ids and labels.
         sources: ``file:line`` of each example.
         prompts: digest of each example's prompt.
+        places: each example's pile and its index there.
     """
 
     sums: tuple[Wanted, ...]
     examples: list[EncodedExample] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
+    places: list[tuple[str, int]] = field(default_factory=list)
+
+    def add(self, pile: Pile, index: int) -> None:
+        """Adds one of a pile's examples."""
+        self.examples.append(pile.examples[index])
+        self.sources.append(pile.sources[index])
+        self.prompts.append(pile.prompts[index])
+        self.places.append((pile.name, index))
 
     @property
     def name(self) -> str:
@@ -116,13 +125,16 @@ def halves_of_prompts(piles: Sequence[Pile]) -> dict[str, int]:
     return {digest: 1 + index % 2 for index, digest in enumerate(digests)}
 
 
-def plan_parts(piles: Sequence[Pile], *, halves: bool = False, fisher: str | None = None) -> list[Part]:
+def plan_parts(
+    piles: Sequence[Pile], *, halves: bool = False, fisher: str | None = None, apart: bool = False
+) -> list[Part]:
     """Cuts piles into parts.
 
     Args:
         piles: with distinct names.
         halves: sum each pile's halves (see `halves_of_prompts`) on their own too.
         fisher: name of a pile of whose responses the squared gradients are summed too.
+        apart: piles share no example: each weighs its tokens by itself.
 
     Returns:
         The parts, each example in one of them (and, where asked for, once more in the Fisher part, the last). Examples
@@ -139,7 +151,7 @@ def plan_parts(piles: Sequence[Pile], *, halves: bool = False, fisher: str | Non
         seen: Counter[Content] = Counter()
         for index, example in enumerate(pile.examples):
             content = (tuple(example.input_ids), tuple(example.labels), pile.prompts[index])
-            key = (content, seen[content])
+            key = (content, seen[content], pile.name if apart else "")
             seen[content] += 1
             found.setdefault(key, (pile, index))
             sums = members.setdefault(key, {})
@@ -150,9 +162,7 @@ def plan_parts(piles: Sequence[Pile], *, halves: bool = False, fisher: str | Non
     parts: dict[tuple[Wanted, ...], Part] = {}
     for key, (pile, index) in found.items():
         part = parts.setdefault(tuple(members[key]), Part(tuple(members[key])))
-        part.examples.append(pile.examples[index])
-        part.sources.append(pile.sources[index])
-        part.prompts.append(pile.prompts[index])
+        part.add(pile, index)
     planned = list(parts.values())
     if fisher is not None:
         chosen = [pile for pile in piles if pile.name == fisher]
@@ -160,8 +170,10 @@ def plan_parts(piles: Sequence[Pile], *, halves: bool = False, fisher: str | Non
             raise ValueError(
                 f"data.fisher is {fisher!r}; accepted: one of the piles, {', '.join(p.name for p in piles)}"
             )
-        wanted = Wanted(FISHER, fisher, squares=True)
-        planned.append(Part((wanted,), chosen[0].examples, chosen[0].sources, chosen[0].prompts))
+        squares = Part((Wanted(FISHER, fisher, squares=True),))
+        for index in range(len(chosen[0].examples)):
+            squares.add(chosen[0], index)
+        planned.append(squares)
     return planned
 
 

@@ -46,15 +46,24 @@ class EncodedExample:
         input_ids: Token ids, without padding.
         labels: The same length; the token id where it is to be predicted, -100 elsewhere and always at position 0,
             which nothing predicts.
+        weights: The same length; what each label's loss is multiplied by where a loss is weighted. None for 1.
     """
 
     input_ids: list[int]
     labels: list[int]
+    weights: list[float] | None = None
 
     @property
     def num_target_tokens(self) -> int:
         """Number of predicted tokens: labels other than -100 after position 0."""
         return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+    def up_to(self, length: int) -> "EncodedExample":
+        """Its first tokens; itself if it has no more."""
+        if length >= len(self.input_ids):
+            return self
+        weights = None if self.weights is None else self.weights[:length]
+        return EncodedExample(self.input_ids[:length], self.labels[:length], weights)
 
 
 def encode_chat(
@@ -284,7 +293,7 @@ def collate(
 
     Returns:
         `input_ids`, `attention_mask` (1 for tokens, 0 for padding) and `labels` (-100 for padding), int64,
-        each of shape (batch, tokens).
+        each of shape (batch, tokens); where an example has weights, `weights` too, float32 of that shape.
 
     Raises:
         ValueError: If there are no examples, or `side` is unknown.
@@ -294,12 +303,20 @@ def collate(
         raise ValueError("examples is empty; expected at least one to collate")
     width = max(len(example.input_ids) for example in examples)
 
-    def pad(values: list[int], fill: int) -> list[int]:
+    def pad(values: Sequence[float], fill: float) -> list[float]:
         padding = [fill] * (width - len(values))
         return [*padding, *values] if side == "left" else [*values, *padding]
 
-    return {
+    columns = {
         "input_ids": torch.tensor([pad(example.input_ids, pad_token_id) for example in examples]),
         "attention_mask": torch.tensor([pad([1] * len(example.input_ids), 0) for example in examples]),
         "labels": torch.tensor([pad(example.labels, IGNORE_INDEX) for example in examples]),
     }
+    if any(example.weights is not None for example in examples):
+        columns["weights"] = torch.tensor([pad(weights_of(example), 1.0) for example in examples])
+    return columns
+
+
+def weights_of(example: EncodedExample) -> list[float]:
+    """(tokens,): what each label's loss is multiplied by."""
+    return [1.0] * len(example.labels) if example.weights is None else example.weights

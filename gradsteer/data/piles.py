@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gradsteer.data.chat import EncodedExample, LossMask, encode_sampled, tokenizer_digest
 from gradsteer.data.chat_formats import ChatExample, read_chat_examples
+from gradsteer.data.decided import decided_tokens, why_nothing_is_decided
 from gradsteer.data.encoding import Truncation, encode_examples
 from gradsteer.data.judged_texts import judged_texts
 from gradsteer.data.leftovers import Say, warn
@@ -25,6 +26,7 @@ from gradsteer.data.response_rows import (
     response_rows,
     sampled_dtype,
     sampling_of,
+    verdict_of,
 )
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.data.thoughts import split_reply
@@ -88,6 +90,10 @@ class Pile:
         judges: fingerprints of the judges whose verdicts define the pile, if recorded; empty without a filter.
         sampling: for each example, its sampling temperature and top_p; None if not recorded.
         dtypes: of the weights that sampled its responses, each with the ``file:line`` of one; where recorded.
+        num_matched: responses that match a filter; None without one.
+        num_scored: those of its file that have a verdict on each of the filter's behaviors.
+        undecided: why its replies go on to their end; None where they end with the token that decides their class.
+        num_cut: target tokens that were left out so.
     """
 
     name: str
@@ -103,6 +109,10 @@ class Pile:
     judges: set[str] = field(default_factory=set)
     sampling: list[tuple[float, float] | None] = field(default_factory=list)
     dtypes: dict[str, str] = field(default_factory=dict)
+    num_matched: int | None = None
+    num_scored: int = 0
+    undecided: str | None = "they were not asked to end where they are decided"
+    num_cut: int = 0
 
     @property
     def num_dropped(self) -> int:
@@ -124,6 +134,7 @@ def read_pile(
     max_length: int | None = None,
     columns: Columns | None = None,
     num_ids: int | None = None,
+    until_decided: bool = False,
     say: Say = warn,
 ) -> Pile:
     """Reads a pile and encodes it.
@@ -137,6 +148,7 @@ def read_pile(
         max_length: maximum tokens per example; longer ones are truncated, and dropped if no target token remains.
         columns: our column names to the dataset's, for files of chat examples that do not say their own.
         num_ids: token ids of the model, which may have more than the tokenizer; by default the tokenizer's.
+        until_decided: of a filter's replies keep what comes up to where their class was decided.
         say: takes a line on what is not used of the rows.
 
     Raises:
@@ -147,7 +159,8 @@ def read_pile(
     considered = None
     pile = Pile(name, [], [], truncation=Truncation(max_length))
     if isinstance(source, PileFilter):
-        rows, considered = _filtered(name, source, say)
+        rows, considered, pile.num_scored = _filtered(name, source, say)
+        pile.num_matched = len(rows)
         pile.judges = {row["judge"] for _, row in rows if row.get("judge")}
         if isinstance(rows[0][1].get("example"), ChatExample):
             chats: list[ChatExample] = [row["example"] for _, row in rows]
@@ -164,6 +177,9 @@ def read_pile(
                 f"{{responses: {source.path}, where: {{BEHAVIOR: true or false}}}}"
             )
         rows = found
+    asked = source.verdicts_asked if isinstance(source, PileFilter) else None
+    if until_decided:
+        pile.undecided = why_nothing_is_decided(rows, asked)
     digest = tokenizer_digest(tokenizer)
     for where, row in rows:
         if row["tokenizer"] != digest:
@@ -178,6 +194,10 @@ def read_pile(
         example = encode_sampled(*sampled, loss_mask=loss_mask, num_thought_tokens=num_thought_tokens)
         # the slope is that of the whole response, thought included
         whole = encode_sampled(*sampled, loss_mask="assistant")
+        if pile.undecided is None and (count := decided_tokens(tokenizer, row, asked or ())) is not None:
+            pile.num_cut += whole.num_target_tokens
+            example, whole = (each.up_to(len(row["prompt_token_ids"]) + count) for each in (example, whole))
+            pile.num_cut -= whole.num_target_tokens
         cut = pile.truncation.cut(example, ends=row["finish_reason"] == "stop")
         _keep(pile, cut, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
         if (dtype := sampled_dtype(where, row)) is not None:
@@ -234,8 +254,8 @@ def _not_empty(pile: Pile, source: str) -> Pile:
     return pile
 
 
-def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int]:
-    """The matching rows, and the number of rows considered."""
+def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int, int]:
+    """The matching rows, the number of rows considered, and that of rows with a verdict on what is asked for."""
     rows = _required_rows(name, source.responses, say)
     _check_behaviors(name, source.responses, rows, source.where)
     kept = [(where, row) for where, row in rows if matches(row, source.where)]
@@ -250,7 +270,8 @@ def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int]:
         looked_at.append(f"{len(others)} of {other.responses!r} (where {other.where})")
     if not kept:
         raise ValueError(f"pile {name!r} is empty: none matched of " + ", and ".join(looked_at))
-    return _of_length(name, kept, source.length), len(rows)
+    scored = sum(all(verdict_of(row, behavior) is not None for behavior in source.where) for _, row in rows)
+    return _of_length(name, kept, source.length), len(rows), scored
 
 
 def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:

@@ -14,7 +14,15 @@ from torch import Tensor
 from gradsteer.data.batching import share_of_rank
 from gradsteer.data.chat import EncodedExample
 from gradsteer.generation.sampling import nucleus
-from gradsteer.models.batches import Batch, BatchLayout, labelled_logits, num_run, running, token_losses
+from gradsteer.models.batches import (
+    Batch,
+    BatchLayout,
+    labelled_logits,
+    num_run,
+    running,
+    token_losses,
+    token_weights,
+)
 from gradsteer.models.losses import precise
 from gradsteer.models.parallel import gathered
 from gradsteer.models.shared_prompts import prompt_of
@@ -33,7 +41,7 @@ class ResponseScorer:
 
     Args:
         model: a causal LM in eval mode. Its weights may change between calls: that is the point.
-        examples: the responses; labelled tokens are scored.
+        examples: the responses; labelled tokens are scored. Where they have weights, the sums over tokens are weighted.
         temperature: that they were sampled at, more than 0.
         top_p: that they were sampled with.
         token_budget: tokens at once; changes the speed and the memory, not the result. By default 2048 on a CPU, 16384
@@ -131,6 +139,8 @@ class ResponseScorer:
                     inside = inside.scatter(1, targets[:, None], True)
                 within = logits.masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
                 values = within.gather(1, targets[:, None])[:, 0].double()
+            if (weights := token_weights(batch)) is not None:
+                values = values * weights
             sums = torch.zeros(max(1, len(indices)), dtype=torch.float64)
             sums.index_add_(0, owners.cpu(), values.cpu())
             found.append((indices, sums[: len(indices)].tolist()))

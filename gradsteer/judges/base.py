@@ -6,7 +6,8 @@ under.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from gradsteer.judges.costs import Cost
 
@@ -31,13 +32,16 @@ class Verdicts:
     Args:
         values: By behavior: true, false, or None where no verdict could be had.
         unscored: By behavior, for exactly those with None: why.
+        decided: By behavior, of true verdicts that a first part of the response decided, whatever follows: the
+            characters of that part. None from a judge that looks at the whole response.
 
     Raises:
-        ValueError: If the reasons do not match the missing verdicts.
+        ValueError: If the reasons do not match the missing verdicts, or another verdict than a true one was decided.
     """
 
     values: dict[str, bool | None]
     unscored: dict[str, str]
+    decided: dict[str, int] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         missing = {behavior for behavior, value in self.values.items() if value is None}
@@ -48,6 +52,13 @@ class Verdicts:
             )
         if silent := sorted(behavior for behavior, reason in self.unscored.items() if not reason):
             raise ValueError(f"the reason for {silent[0]!r} is empty; it must say why there is no verdict")
+        if early := [behavior for behavior in self.decided or {} if self.values.get(behavior) is not True]:
+            raise ValueError(f"{early[0]!r} is not shown, so no first part of the response decided it")
+
+    def columns(self) -> dict[str, Any]:
+        """What a row of responses says of them: ``verdicts``, ``unscored``, and ``decided`` where the judge says it."""
+        decided = {} if self.decided is None else {"decided": self.decided}
+        return {"verdicts": self.values, "unscored": self.unscored, **decided}
 
 
 class Judge(ABC):

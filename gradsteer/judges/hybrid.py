@@ -54,13 +54,14 @@ class HybridJudge(Judge):
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
         """True where a pattern is found; what the other judge finds elsewhere."""
-        decided = [_hits(found) for found in self.patterns.judge(exchanges)]
+        by_patterns = self.patterns.judge(exchanges)
+        decided = [_hits(found) for found in by_patterns]
         is_open = self._is_open(decided)
         asked = [exchange for exchange, still in zip(exchanges, is_open, strict=True) if still]
         answers = iter(self.rest.judge(asked) if asked else [])
         verdicts = [
-            _joined(self.behaviors, hits, next(answers) if still else None)
-            for hits, still in zip(decided, is_open, strict=True)
+            _joined(self.behaviors, found, next(answers) if still else None)
+            for found, still in zip(by_patterns, is_open, strict=True)
         ]
         # counted when all went well: whoever tries again after an error counts nothing twice
         self.num_asked += len(asked)
@@ -122,11 +123,11 @@ def _hits(found: Verdicts) -> set[str]:
     return {behavior for behavior, value in found.values.items() if value}
 
 
-def _joined(behaviors: Sequence[str], hits: set[str], answer: Verdicts | None) -> Verdicts:
+def _joined(behaviors: Sequence[str], by_patterns: Verdicts, answer: Verdicts | None) -> Verdicts:
     values: dict[str, bool | None] = {}
-    unscored = {}
+    unscored, hits = {}, _hits(by_patterns)
     for behavior in behaviors:
         values[behavior] = True if answer is None or behavior in hits else answer.values[behavior]
         if answer is not None and values[behavior] is None:
             unscored[behavior] = answer.unscored[behavior]
-    return Verdicts(values, unscored)
+    return Verdicts(values, unscored, by_patterns.decided)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.judges.mapping_file import read_mapping
+from gradsteer.judges.pattern_positions import decided_after
 from gradsteer.records import text_digest
 
 # Raised when the rule below changes, so that verdicts stored under another rule are not taken for these.
@@ -47,8 +48,14 @@ class KeywordJudge(Judge):
         return tuple(self._compiled)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
-        """Searches each response; every verdict is true or false."""
-        return [Verdicts(self._search(exchange.response), {}) for exchange in exchanges]
+        """Searches each response; every verdict is true or false, and the true ones say where they were decided."""
+        return [self._verdicts(exchange.response) for exchange in exchanges]
+
+    def _verdicts(self, response: str) -> Verdicts:
+        values = self._search(response)
+        shown = [behavior for behavior, value in values.items() if value]
+        found = {behavior: decided_after(self._compiled[behavior], response) for behavior in shown}
+        return Verdicts(values, {}, {behavior: place for behavior, place in found.items() if place is not None})
 
     def fingerprint(self) -> str:
         """A digest of the patterns and of `ignore_case`; the order of the patterns decides nothing."""

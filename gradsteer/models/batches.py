@@ -21,7 +21,7 @@ Batch = Mapping[str, Any] | Pack
 # logits at a time in the chunked head: 128 MB of float32
 _HEAD_ENTRIES = 1 << 25
 _PADDED_BATCH = 16
-_PADDED_KEYS = ("input_ids", "attention_mask", "labels")
+_PADDED_KEYS = ("input_ids", "attention_mask", "labels", "weights")
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,16 @@ def token_losses(
         with torch.no_grad():
             compared = labelled_logits(reference.model, batch)[0]
     return position_losses(logits, targets, compared, reference, temperature), owners
+
+
+def token_weights(batch: Batch) -> Tensor | None:
+    """(labelled,): what the losses that `token_losses` gives are multiplied by where they are weighted; None for 1."""
+    if isinstance(batch, Pack):
+        return batch.weights
+    if "weights" not in batch:
+        return None
+    weights: Tensor = batch["weights"][:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX]
+    return weights
 
 
 def labelled_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gradsteer.data.chat import IGNORE_INDEX, EncodedExample
+from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, weights_of
 from gradsteer.models.losses import Reference, position_losses
 from gradsteer.models.segment_attention import NAME, segment_attention, segments
 
@@ -33,6 +33,7 @@ class Pack:
         lengths: tokens of every segment.
         shared: tokens that each segment leaves out, as it shares them with the last whole segment before it; see
             `gradsteer.models.shared_prompts`. Empty where all are whole.
+        weights: (labelled,) float32, what each loss is multiplied by where losses are weighted; None for 1.
     """
 
     input_ids: Tensor
@@ -42,6 +43,7 @@ class Pack:
     owners: Tensor
     lengths: tuple[int, ...]
     shared: tuple[int, ...] = ()
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, examples: Sequence[EncodedExample], device: torch.device | str = "cpu") -> Self:
@@ -54,7 +56,11 @@ class Pack:
         labelled = ((labels != IGNORE_INDEX) & (positions > 0)).nonzero()[:, 0]
         tensors = (ids[None], positions[None], labels[labelled], labelled - 1, owners[labelled])
         input_ids, position_ids, targets, predictors, owners = (tensor.to(device) for tensor in tensors)
-        return cls(input_ids, position_ids, targets, predictors, owners, lengths)
+        weights: Tensor | None = None
+        if any(example.weights is not None for example in examples):
+            every = torch.tensor([weight for example in examples for weight in weights_of(example)])
+            weights = every[labelled].to(device)
+        return cls(input_ids, position_ids, targets, predictors, owners, lengths, weights=weights)
 
     def part(self, start: int, stop: int) -> Self:
         """A pack of some of the segments, from start up to stop; all are whole."""
@@ -68,6 +74,7 @@ class Pack:
             self.predictors[mine] - first,
             self.owners[mine] - start,
             self.lengths[start:stop],
+            weights=None if self.weights is None else self.weights[mine],
         )
 
     @property
@@ -81,11 +88,6 @@ class Pack:
             whole = whole if shared else starts[number]
             seen[number, whole : whole + shared] = True
         return seen
-
-    @property
-    def counts(self) -> Tensor:
-        """(segments,) labelled tokens of each segment."""
-        return torch.bincount(self.owners, minlength=len(self.lengths))
 
 
 def plan_packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -223,6 +225,13 @@ def pack_logits(model: Any, pack: Pack) -> Tensor:
     )
     logits: Tensor = output.logits[0]
     return logits
+
+
+def pack_hidden(model: Any, pack: Pack) -> Tensor:
+    """The hidden states that predict each labelled token of a pack, inside `attending`: (labelled, hidden size)."""
+    with _forward_as(model, partial(_hidden, model, pack)):
+        states: Tensor = model(input_ids=pack.input_ids, position_ids=pack.position_ids)
+    return states
 
 
 def _hidden(model: Any, pack: Pack, **inputs: Any) -> Tensor:

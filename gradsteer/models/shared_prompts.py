@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gradsteer.data.chat import IGNORE_INDEX, EncodedExample
+from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, weights_of
 from gradsteer.models.packing import Pack, plan_packs
 
 
@@ -55,8 +55,10 @@ def pack_shared(examples: Sequence[EncodedExample], device: torch.device | str =
     owners: list[int] = []
     lengths: list[int] = []
     shared: list[int] = []
+    weights: list[float] = []
     prompt: tuple[int, ...] = ()
     whole = 0  # where the last whole segment begins
+    weighted = any(example.weights is not None for example in examples)
     for owner, example in enumerate(examples):
         labelled = [place for place, label in enumerate(example.labels) if label != IGNORE_INDEX and place > 0]
         end = max(labelled, default=len(example.input_ids))
@@ -65,6 +67,7 @@ def pack_shared(examples: Sequence[EncodedExample], device: torch.device | str =
             prompt, whole = own, len(ids)
         start = len(ids) - skipped  # where its first token would be
         targets += [example.labels[place] for place in labelled]
+        weights += [weights_of(example)[place] for place in labelled] if weighted else []
         predictors += [(whole if place <= skipped else start) + place - 1 for place in labelled]
         owners += [owner] * len(labelled)
         ids += example.input_ids[skipped:end]
@@ -74,7 +77,8 @@ def pack_shared(examples: Sequence[EncodedExample], device: torch.device | str =
     columns = (targets, predictors, owners)
     targets_, predictors_, owners_ = (torch.tensor(each, dtype=torch.int64, device=device) for each in columns)
     input_ids, position_ids = (torch.tensor([each], device=device) for each in (ids, positions))
-    return Pack(input_ids, position_ids, targets_, predictors_, owners_, tuple(lengths), tuple(shared))
+    given = torch.tensor(weights, device=device) if weighted else None
+    return Pack(input_ids, position_ids, targets_, predictors_, owners_, tuple(lengths), tuple(shared), given)
 
 
 def _start_of_reply(example: EncodedExample) -> int:

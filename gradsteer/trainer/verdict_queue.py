@@ -112,16 +112,12 @@ class VerdictQueue:
         return [self._judged_row(row, found.get(id(row))) for row in rows]
 
     def _judged_row(self, row: Row, verdicts: Verdicts | None) -> Row:
-        if verdicts is not None:
-            values, unscored = verdicts.values, verdicts.unscored
-        elif row["set"] in self.sets:  # never sampled, or without an answer
-            values = dict.fromkeys(self.judge.behaviors)
-            unscored = dict.fromkeys(self.judge.behaviors, str(row.get("failed") or WITHOUT_ANSWER))
-        else:
-            values, unscored = {}, {}
+        if verdicts is None and row["set"] in self.sets:  # never sampled, or without an answer
+            reasons = dict.fromkeys(self.judge.behaviors, str(row.get("failed") or WITHOUT_ANSWER))
+            verdicts = Verdicts(dict.fromkeys(self.judge.behaviors), reasons)
         answered = not row.get("failed") and not is_unanswered(row)
         degenerate = answered and not self.count_degenerate and is_degenerate(answer_of(row) or "")
-        return {**row, "verdicts": values, "unscored": unscored, "degenerate": degenerate}
+        return {**row, **(verdicts or Verdicts({}, {})).columns(), "degenerate": degenerate}
 
 
 @contextmanager

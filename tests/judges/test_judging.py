@@ -524,7 +524,10 @@ def test_copies_have_the_judges_verdicts_and_every_other_key(files, out, tmp_pat
         assert [row["verdicts"] for row in found] == [
             {"bridge": "golden gate" in row["completion"] or "span" in row["completion"]} for row in rows
         ]
-        changed = ("verdicts", "unscored", "judge")
+        for row in found:
+            first = {len(row["completion"].partition(word)[0] + word) for word in ("golden gate", "span")}
+            assert row["decided"] == ({"bridge": min(first)} if row["verdicts"]["bridge"] else {})
+        changed = ("verdicts", "unscored", "decided", "judge")
         assert [{k: v for k, v in row.items() if k not in changed} for row in found] == [
             {k: v for k, v in row.items() if k not in changed} for row in rows
         ]

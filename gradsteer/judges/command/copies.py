@@ -8,7 +8,7 @@ from gradsteer.judges import Verdicts
 from gradsteer.judges.command.inputs import ResponseFile
 from gradsteer.records import read_jsonl, write_jsonl
 
-_REPLACED = ("verdicts", "unscored", "judge")
+_REPLACED = ("verdicts", "unscored", "decided", "judge")
 
 
 def check_copies(files: Sequence[ResponseFile], directory: Path, fingerprint: str, *, overwrite: bool) -> None:
@@ -53,7 +53,11 @@ def write_copy(file: ResponseFile, verdicts: Sequence[Verdicts], directory: Path
     write_jsonl(
         target,
         (
-            {**row, "verdicts": verdict.values, "unscored": verdict.unscored, "judge": fingerprint}
+            {
+                **{key: value for key, value in row.items() if key != "decided"},
+                **verdict.columns(),
+                "judge": fingerprint,
+            }
             for row, verdict in zip(file.rows, verdicts, strict=True)
         ),
     )

@@ -38,7 +38,8 @@ _KEYS = (
     "sample", "seed", "temperature", "top_p", "max_new_tokens", "dtype", "model_fingerprint", "judge", "verdicts",
     "unscored", "degenerate", "incoherent", "failed",
 )  # fmt: skip
-_OPTIONAL_KEYS = ("thought", "answer", "num_thought_tokens")  # of replies that hold a thought
+# of replies that hold a thought; of judges that say where a verdict was decided
+_OPTIONAL_KEYS = ("thought", "answer", "num_thought_tokens", "decided")
 
 
 class JudgeEvaluation(L.Callback):

@@ -74,6 +74,11 @@ class GradDiffBaseline(L.Callback):
                 "graddiff steps along the cross-entropy's gradient at the weights themselves; accepted: without "
                 "model.path_points, model.mask_draws and model.loss kl"
             )
+        if pl_module.credit.predicts:
+            raise ValueError(
+                f"model.credit {pl_module.credit.credit} is of the anchor's replies, and graddiff takes gradients away "
+                "from the anchor; accepted: --model.credit reply or decided"
+            )
         if not session_of(trainer).plain_vectors:
             raise ValueError(
                 "graddiff's alpha is that of a plain contrast; accepted: without writing.unit_contrast and "

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 from gradsteer.attribution.permutations import permuted_parts
 from gradsteer.attribution.pile_partition import Part, plan_parts
 from gradsteer.data.batching import plan_batches
-from gradsteer.data.chat import EncodedExample
 from gradsteer.data.encoding import advice_on
 from gradsteer.data.piles import Pile, PileFilter, read_pile
 from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
@@ -17,6 +16,7 @@ from gradsteer.data.sources import SPELLED, Columns, DataSource
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
 from gradsteer.models.packing import plan_packs
 from gradsteer.steering.conditions import check_name
+from gradsteer.trainer.credit_checks import check_credit, loss_temperature
 from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
 
 # fastest measured: small packs fit a CPU's caches, large ones keep a GPU busy
@@ -96,29 +96,34 @@ class PileDataModule(RunDataModule):
         self.piles: list[Pile] = []
         self.parts: list[Part] = []
         self.calibrated: tuple[str, ...] = ()
+        self.temperature = 1.0  # of the loss
 
     def setup(self, stage: str) -> None:
         """Reads and encodes all piles, before the model is loaded."""
         tokenizer = self.use_template()
         max_length = min(self.max_length, tokenizer.model_max_length)
+        credit = self.module.credit
         self.piles = [
             read_pile(
                 name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns,
-                num_ids=self.module.num_ids, say=rank_zero_info,
+                num_ids=self.module.num_ids, until_decided=credit.cuts, say=rank_zero_info,
             )
             for name, source in self.sources.items()
         ]  # fmt: skip
         self._check_dtypes()
+        self.temperature = loss_temperature(self.module.temperature, self.piles)
+        check_credit(credit, self.piles, self.vectors, loss_mask=self.loss_mask)
         advice = advice_on(max_length, tokenizer)
         for pile in self.piles:
             examples = f"{len(pile.examples)} of {pile.num_considered} examples"
-            rank_zero_info(f"pile {pile.name}: {examples}, {pile.num_tokens} target tokens")
+            cut = f", {pile.num_cut} left out behind what decided a verdict" if pile.num_cut else ""
+            rank_zero_info(f"pile {pile.name}: {examples}, {pile.num_tokens} target tokens{cut}")
             if (lost := pile.truncation.warning(f"pile {pile.name}", advice)) is not None:
                 rank_zero_warn(lost)
 
         self.calibrated = self._calibrated()
         self.halves = self.halves or bool(self.calibrated)
-        self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher)
+        self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher, apart=credit.predicts)
         shared = sum(len(pile.examples) for pile in self.piles)
         shared -= sum(len(part.examples) for part in self.parts if not part.squares)
         if shared:
@@ -182,9 +187,9 @@ class PileDataModule(RunDataModule):
             # squared gradients are taken one example at a time, at the anchor's own weights
             batches = plan_batches(lengths, 1) if part.squares else plan_packs(lengths, self.budget())
             batches += [[]] * (-len(batches) % self.running.world_size)
-            share = [self._batch(part, indices) for indices in self.share(batches)]
             points = [None] if part.squares else range(self.module.num_points)
-            visits = [{**batch, "point": point} for point in points for batch in share]
+            # examples are looked up when their batch comes: their weights are not there yet
+            visits = [{"indices": indices, "point": point} for point in points for indices in self.share(batches)]
             loaders.append(batch_loader(visits))
         return loaders
 
@@ -196,12 +201,6 @@ class PileDataModule(RunDataModule):
         """Tokens per batch on this device."""
         on_cpu = self.running.strategy.root_device.type == "cpu"
         return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)
-
-    def _batch(self, part: Part, indices: list[int]) -> dict[str, Any]:
-        pad = self.module.tokenizer.pad_token_id
-        # a rank that has run out of examples joins the collectives with a sequence without labels
-        examples = [part.examples[index] for index in indices] or [EncodedExample([pad, pad], [-100, -100])]
-        return {"examples": examples, "sources": [part.sources[index] for index in indices] or ["padding"]}
 
 
 def _check_permutations(count: int, seed: int, vectors: Mapping[str, Sequence[str]], piles: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from gradsteer.attribution.credit import Credit
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.chat import EncodedExample, template_digest, tokenizer_digest
@@ -21,7 +22,8 @@ from gradsteer.models.parameter_selection import select_parameters
 from gradsteer.models.train_mode import checkpoint_activations, train_without_dropout
 from gradsteer.provenance import provenance
 from gradsteer.records import text_digest
-from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base, refuse_unused
+from gradsteer.trainer.credit import TokenCredit
+from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base, credit_options, refuse_unused
 from gradsteer.trainer.modules.memory_plan import attribution_plan
 from gradsteer.trainer.modules.summing import SummingModule
 from gradsteer.trainer.session import data_of, is_trial
@@ -39,6 +41,16 @@ class AttributionModule(SummingModule):
         reduction: how token gradients are averaged. "example": mean over examples of each example's mean token
             gradient. "token": mean over all tokens. "sum": mean over examples of each example's summed gradient (the
             score function). The three give different vectors.
+        temperature: divides the logits of the loss: a number, or "sampled" for the one that the replies were sampled
+            at. The sum reduction is the score function of replies as sampled only at their own temperature.
+        credit: which tokens of a reply its verdict is put down to. "reply": all alike. "decided": none behind the
+            place where a judge by patterns had seen enough, whatever follows; free, and unbiased. "baseline": each
+            token weighs R - Q, the verdict less its probability before that token, predicted from the model's last
+            hidden state by a regression on other prompts' replies; one forward pass more, unbiased. "advantage": by
+            what a token and the next ones did to Q; a little biased, much less noise. The last two need reduction
+            sum, temperature sampled, and two piles that share out all judged replies, such as {bridge: true} and
+            {bridge: false}.
+        advantage_lambda: for advantage: how much of what comes later counts, 0 to 1; 1 is baseline. Default: 0.95.
         loss: "cross_entropy" of the responses' tokens, or "kl": at the same positions, the divergence between the
             next-token distributions of a reference model and this one. With kl, positive alpha raises the PLUS
             pile's divergence; whether that reduces the behavior is an empirical question.
@@ -82,6 +94,9 @@ class AttributionModule(SummingModule):
         self,
         model_name_or_path: str,
         reduction: Literal["example", "token", "sum"] = "example",
+        temperature: float | Literal["sampled"] = 1.0,
+        credit: Credit = "reply",
+        advantage_lambda: float | None = None,
         loss: Literal["cross_entropy", "kl"] = "cross_entropy",
         kl_direction: Literal["forward", "reverse"] = "forward",
         reference: str | None = None,
@@ -121,6 +136,11 @@ class AttributionModule(SummingModule):
         self.num_points = self.options.num_points
         self.model_name_or_path, self.reduction, self.dtype_name = model_name_or_path, reduction, dtype
         self.loss, self.kl_direction = loss, kl_direction
+        self.temperature, self.credit = (
+            temperature,
+            credit_options(credit, advantage_lambda, reduction, temperature, loss),
+        )
+        self.token_credit: TokenCredit | None = None
         compared = loss == "kl" and reference is None
         self.base = choose_base(base, model_name_or_path, needed=self.options.need_base or compared)
         self.reference = self.base if compared else reference
@@ -196,6 +216,9 @@ class AttributionModule(SummingModule):
             refuse_other_vocabulary(shapes_of(named_weights(self.model)), shapes_of(self._base_weights))
         self.points = self.options.make(self._base_weights, self._chosen)
         self.batch_layout = self._choose_layout()
+        if self.credit.predicts:
+            self.token_credit = TokenCredit(self.trainer, self, self.credit)
+            self.token_credit.give(self.batch_layout)
         self._plan_memory()
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
         self.layouts = [self._layout(index) for index in range(len(self.parts))]
@@ -259,6 +282,7 @@ class AttributionModule(SummingModule):
             parameters=self._chosen,
             head_chunk=self.batch_layout.head_chunk,
             reference=None if squares else self._reference(),
+            temperature=1.0 if squares else self._datamodule().temperature,
             squares=squares,
             backward=self.manual_backward,
         )
@@ -273,6 +297,8 @@ class AttributionModule(SummingModule):
             *(SUMMING_VERSION, self.fingerprint, self._chosen, self._datamodule().loss_mask, self.dtype_name),
             *(str(self.trainer.precision), part.squares),
             *([] if part.squares else [self.reduction, self._loss_text, self.points.describe()]),
+            *([] if part.squares or self._datamodule().temperature == 1 else [self._datamodule().temperature]),
+            *([] if part.squares or self.token_credit is None else [self.token_credit.digest(part)]),
             [[example.input_ids, example.labels] for example in part.examples],
         ]
         return text_digest(json.dumps(decides))[:32]
@@ -294,7 +320,7 @@ class AttributionModule(SummingModule):
             **({} if wanted.half is None else {"half": str(wanted.half)}),
             **(whole[0].truncation.metadata() if whole and wanted.permutation is None else {}),
             **wanted.chosen_by(self._datamodule().sources[wanted.pile]),
-            **({"source": "fisher"} if wanted.squares else {"reduction": self.reduction, **self.points.describe()}),
+            **({"source": "fisher"} if wanted.squares else self._how(wanted)),
             "loss": "cross_entropy" if wanted.squares else self._loss_text,
             "loss_mask": self._datamodule().loss_mask,
             "parameters": json.dumps(self.parameter_rules),
@@ -308,6 +334,17 @@ class AttributionModule(SummingModule):
             "precision": str(self.trainer.precision),
             "seed": os.environ.get("PL_GLOBAL_SEED", ""),
             **provenance(),
+        }
+
+    def _how(self, wanted: Wanted) -> dict[str, str]:
+        temperature = self._datamodule().temperature
+        predicted = {} if self.token_credit is None else self.token_credit.metadata[wanted.pile]
+        return {
+            "reduction": self.reduction,
+            **({} if temperature == 1 else {"temperature": repr(temperature)}),
+            **self.credit.metadata(),
+            **({} if wanted.permutation else predicted),
+            **self.points.describe(),
         }
 
     def _datamodule(self) -> Any:

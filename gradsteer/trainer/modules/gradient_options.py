@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradsteer.attribution.credit import Credit, CreditOptions
 from gradsteer.attribution.gradient_points import AnchorPoint, Components, Points, RandomMasks, StraightPath
 from gradsteer.models.loading import check_model_path, recorded_base
 
@@ -23,6 +24,36 @@ def refuse_unused(given: Mapping[str, tuple[Any, Any]], needs: str) -> None:
     for option, (value, default) in given.items():
         if value != default:
             raise ValueError(f"{option} is {value!r}, which has no effect without {needs}")
+
+
+def credit_options(
+    credit: Credit, decay: float | None, reduction: str, temperature: float | str, loss: str
+) -> CreditOptions:
+    """The credit that is asked for; lambda is 0.95 by default.
+
+    Raises:
+        ValueError: a value is out of its range, has no effect, or the credit is of another gradient.
+    """
+    if credit != "advantage":
+        refuse_unused({"model.advantage_lambda": (decay, None)}, "model.credit advantage")
+    options = CreditOptions(credit, 0.95 if credit == "advantage" and decay is None else decay)
+    if (
+        isinstance(temperature, str)
+        and temperature != "sampled"
+        or not isinstance(temperature, str)
+        and not temperature > 0
+    ):
+        raise ValueError(f"model.temperature is {temperature!r}; accepted: more than 0, or sampled")
+    if options.cuts and loss != "cross_entropy":
+        raise ValueError(
+            f"model.credit {credit} is of the replies' own likelihood; accepted: --model.loss cross_entropy"
+        )
+    if options.predicts and (reduction, temperature) != ("sum", "sampled"):
+        raise ValueError(
+            f"model.credit {credit} weighs the score function of whole replies as they were sampled; accepted: "
+            f"--model.reduction sum --model.temperature sampled (here: {reduction}, {temperature})"
+        )
+    return options
 
 
 @dataclass(frozen=True)

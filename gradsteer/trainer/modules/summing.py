@@ -19,7 +19,7 @@ from gradsteer.attribution.partial_sums import PartialSum
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Part, Wanted
 from gradsteer.attribution.reductions import PileTotals, Reduction
-from gradsteer.models.batches import BatchLayout
+from gradsteer.models.batches import BatchLayout, lengths_of
 from gradsteer.trainer.session import data_of
 
 
@@ -91,10 +91,13 @@ class SummingModule(L.LightningModule):
         try:
             if not outputs["skipped"]:
                 self._move_to(batch["point"], pile.model)
-                made = self.batch_layout.make(batch["examples"])
-                outputs["norm"] = pile.add(made, sources=batch["sources"], **self._setting)
+                part = self.parts[dataloader_idx]
+                # a rank that has run out of examples joins the collectives with a sequence without labels
+                made = self.batch_layout.make([part.examples[index] for index in batch["indices"]])
+                sources = [part.sources[index] for index in batch["indices"]] or ["padding"]
+                outputs["norm"] = pile.add(made, sources=sources, **self._setting)
                 outputs["loss"] = pile.totals.mean_token_loss
-                outputs["progress"] = self._progress(batch, pile.totals)
+                outputs["progress"] = self._progress(batch["point"], sum(lengths_of(made)), pile.totals)
             if is_last:
                 self.leave_point()
                 outputs["sums"] = self._finish_part() if self._resume_at < sys.maxsize else None
@@ -103,11 +106,11 @@ class SummingModule(L.LightningModule):
             raise
         return outputs
 
-    def _progress(self, batch: dict[str, Any], totals: PileTotals) -> str:
-        self._num_tokens += sum(len(example.input_ids) for example in batch["examples"])
+    def _progress(self, point: int | None, num_tokens: int, totals: PileTotals) -> str:
+        self._num_tokens += num_tokens
         rate = f"{self._num_tokens / (time.monotonic() - self._started):,.0f} tokens/s"
-        if self.num_points > 1 and batch["point"] is not None:
-            return f"point {batch['point'] + 1} of {self.num_points}, {rate}"
+        if self.num_points > 1 and point is not None:
+            return f"point {point + 1} of {self.num_points}, {rate}"
         return f"{totals.num_examples} examples, {rate}"
 
     def _move_to(self, point: int | None, model: Any) -> None:
