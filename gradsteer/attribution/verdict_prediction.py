@@ -55,7 +55,7 @@ def predict_verdicts(
         verdicts: of each reply; both kinds must be there.
         prompts: digest of each reply's prompt.
         half_of: digest of a prompt -> 1 or 2.
-        tick: called after each of at most ``2 * len(RIDGES)`` fits of all folds.
+        tick: called after each of at most ``2 * FOLDS`` folds.
     """
     truth = np.array(verdicts, dtype=float)
     rate = float(truth.mean())
@@ -64,8 +64,8 @@ def predict_verdicts(
     kept = 0
     for half in np.unique(halves):
         members = np.flatnonzero(halves == half)
-        candidates = [_cross_fitted(states, truth, prompts, members, ridge, tick) for ridge in RIDGES]
-        scored = [(_brier(found, truth[members]), found) for found in candidates if found is not None]
+        candidates = _cross_fitted(states, truth, prompts, members, tick)
+        scored = [(_brier(found, truth[members]), found) for found in candidates]
         best, found = min(scored, key=lambda each: each[0], default=(np.inf, []))
         if best < _brier([odds[index] for index in members], truth[members]):
             kept += 1
@@ -84,32 +84,32 @@ def _cross_fitted(
     truth: np.ndarray,
     prompts: Sequence[str],
     members: np.ndarray,
-    ridge: float,
     tick: Callable[[], None],
-) -> list[np.ndarray] | None:
-    """Predictions for some replies, each from those of the others' folds; None where a fold lacks a kind of verdict."""
+) -> list[list[np.ndarray]]:
+    """With each ridge, predictions for some replies, each from the others' folds; none where a fold lacks a verdict."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     names = sorted({prompts[index] for index in members})
     fold_of = {prompt: place % FOLDS for place, prompt in enumerate(names)}
     folds = np.array([fold_of[prompts[index]] for index in members])
-    found: dict[int, np.ndarray] = {}
-    for fold in range(FOLDS):
+    found: list[dict[int, np.ndarray]] = [{} for _ in RIDGES]
+    for fold in np.unique(folds):
         fitted, held = members[folds != fold], members[folds == fold]
-        if not len(held):
-            continue
         if len(fitted) == 0 or len(np.unique(truth[fitted])) < 2:
-            return None
+            return []
         chosen = [states[index][_spread(len(states[index]))] for index in fitted]
         labels = np.repeat(truth[fitted], [len(each) for each in chosen])
-        regression = make_pipeline(StandardScaler(), LogisticRegression(C=ridge, max_iter=200))
-        regression.fit(np.concatenate(chosen), labels)
-        for index in held:
-            found[int(index)] = regression.predict_proba(states[index])[:, 1]
-    tick()
-    return [found[int(index)] for index in members]
+        scaler = StandardScaler().fit(np.concatenate(chosen).astype(np.float32))
+        inputs = scaler.transform(np.concatenate(chosen).astype(np.float32))
+        others = scaler.transform(np.concatenate([states[index] for index in held]).astype(np.float32))
+        ends = np.cumsum([len(states[index]) for index in held])[:-1]
+        for predictions, ridge in zip(found, RIDGES, strict=True):
+            regression = LogisticRegression(C=ridge, max_iter=200).fit(inputs, labels)
+            odds = np.split(regression.predict_proba(others)[:, 1], ends)
+            predictions.update(zip(held.tolist(), odds, strict=True))
+        tick()
+    return [[predictions[index] for index in members.tolist()] for predictions in found]
 
 
 def _spread(length: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.attribution.credit import CreditOptions
 from gradsteer.attribution.pile_partition import Part, halves_of_prompts
-from gradsteer.attribution.verdict_prediction import RIDGES, Predictions, predict_verdicts
+from gradsteer.attribution.verdict_prediction import FOLDS, Predictions, predict_verdicts
 from gradsteer.data.batching import share_of_rank
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample
 from gradsteer.data.piles import Pile
@@ -72,8 +72,8 @@ class TokenCredit:
         every = [place for pile in self.piles for place in self._places(pile)]
         states = dict(zip(every, self._states(layout, [self._whole(place) for place in every]), strict=True))
         sides = list(self._sides())
-        fits = 2 * len(RIDGES) * len(sides)
-        with progress("predicting verdicts", fits, unit="fit", shown=shows_progress(self.trainer)) as tick:
+        folds = 2 * FOLDS * len(sides)
+        with progress("predicting verdicts", folds, unit="fold", shown=shows_progress(self.trainer)) as tick:
             for each in sides:
                 self._weigh(each, states, tick)
 
