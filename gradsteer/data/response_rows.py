@@ -12,6 +12,7 @@ from gradsteer.records import text_digest
 Row = tuple[str, dict[str, Any]]  # file:line, and the row
 
 WITHOUT_ANSWER = "the reply ended within its thought"  # why it has no verdict
+WITHHELD = "withheld"  # how the reason begins where the judge, or its server's filter, would not answer for the text
 
 ONE_DTYPE = "give evaluate and this command the same --model.dtype, or take them as another model's"
 
@@ -83,6 +84,11 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
 def is_unanswered(row: Mapping[str, Any]) -> bool:
     """Whether a reply ended within its thought: neither for nor against any behavior."""
     return not row.get("failed") and isinstance(row.get("completion"), str) and answer_of(row) is None
+
+
+def is_withheld(row: Mapping[str, Any], behavior: str) -> bool:
+    """Whether a row has no verdict on a behavior because the judge, or its server's filter, would not give one."""
+    return str((row.get("unscored") or {}).get(behavior, "")).startswith(WITHHELD)
 
 
 def answer_token_ids(row: Mapping[str, Any]) -> list[int]:

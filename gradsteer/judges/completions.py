@@ -11,8 +11,10 @@ from typing import Any, Literal
 from gradsteer.judges.answer_sizes import TooLongError, limit
 from gradsteer.judges.checks import is_here, is_openai
 from gradsteer.judges.failures import Failure, JudgeStopped, MaxCostReached, shown, status_failure
+from gradsteer.judges.request_settings import RequestSettings
 from gradsteer.judges.scrubbing import Scrubber, scrubbed_logs
 from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
+from gradsteer.judges.withheld import answer_withheld
 
 Structured = Literal["auto", "json_schema", "json_object", "text"]
 
@@ -27,6 +29,7 @@ _HEADERS = {
     "host", "accept", "accept-encoding", "connection", "content-type", "content-length", "user-agent",
     "idempotency-key",
 }  # fmt: skip
+_FLAGS = {"max_completion_tokens": "max_tokens"}  # settings of other names
 # what the client raises where no connection was had, so that nothing was sent
 _UNSENT = ("Connect", "Pool", "Proxy", "UnsupportedProtocol")
 
@@ -52,7 +55,7 @@ class Completions:
     """One server, asked through the `openai` client; lives within one event loop.
 
     Args:
-        options: What each request says beside its messages and its form: model, temperature and so on.
+        settings: What each request says beside its messages and its form: model, temperature and so on.
         base_url: The server; None for OpenAI's.
         key: Its key; None sends none that means anything.
         key_from: Name of the environment variable, for messages.
@@ -61,15 +64,14 @@ class Completions:
         concurrency: Requests under way at a time.
         timeout: Seconds that a request may take.
         max_retries: Further tries for an exchange.
-        max_tokens: Tokens of an answer, at most.
         spending: Counts tokens and holds the limit.
         answered_before: Whether an earlier run has had answers.
     """
 
     def __init__(
-        self, options: Mapping[str, Any], base_url: str | None, key: str | None, key_from: str, structured: Structured,
-        schema: Mapping[str, Any], concurrency: int, timeout: float, max_retries: int, max_tokens: int,
-        spending: Spending, answered_before: bool = False,
+        self, settings: RequestSettings, base_url: str | None, key: str | None, key_from: str, structured: Structured,
+        schema: Mapping[str, Any], concurrency: int, timeout: float, max_retries: int, spending: Spending,
+        answered_before: bool = False,
     ) -> None:  # fmt: skip
         import openai
 
@@ -89,13 +91,10 @@ class Completions:
                 },
             ),
         )  # fmt: skip
-        self._options, self._schema, self._key_from = dict(options), schema, key_from
+        self.settings, self._schema, self._key_from = settings, schema, key_from
         self._timeout, self._max_retries, self._spending = timeout, max_retries, spending
         self._levels = _LEVELS if structured == "auto" else (structured,)
         self._level = 0
-        # OpenAI's newer models know only the first name, most other servers only the second
-        self._options["max_completion_tokens" if is_openai(self.url) else "max_tokens"] = max_tokens
-        self._max_tokens = max_tokens
         self._slots = asyncio.Semaphore(concurrency)
         self._settled = asyncio.Condition()
         self._quiet_until = 0.0
@@ -124,13 +123,17 @@ class Completions:
             JudgeStopped: If none can: a wrong key, an unknown model, the limit on dollars.
         """
         level, tries, waited, form_refused = self._level, 0, 0.0, None
+        without: set[str] = set()
         while True:
             answer = await self._send(messages, self._levels[level])
             if not isinstance(answer, Failure):
                 self._answered = True
                 self._adopt(level, form_refused)
                 return answer
-            if answer.kind == "format" and level + 1 < len(self._levels):
+            setting = _FLAGS.get(answer.setting, answer.setting)
+            if answer.kind == "setting" and setting not in without and self.settings.do_without(answer):
+                without.add(setting)
+            elif answer.kind == "format" and level + 1 < len(self._levels):
                 level, form_refused = level + 1, answer.reason
             elif answer.kind in ("exchange", "format"):
                 only_form = answer.kind == "format" and len(self._levels) == 1 and self._levels != ("text",)
@@ -138,7 +141,7 @@ class Completions:
             elif answer.kind == "forbidden" and (self._answered or self._answered_before):
                 # another key may have been good in an earlier run: then several of these are a reason to stop
                 raise NoAnswer(answer.reason, False, unreachable=not self._answered)
-            elif answer.kind in ("stop", "forbidden"):
+            elif answer.kind in ("stop", "forbidden", "setting"):
                 raise JudgeStopped(self._explained(answer))
             elif answer.wait and answer.reason.startswith("HTTP 429") and waited < _PATIENCE:
                 # a limit on the rate is no failure of the server: it passes, however many wait for it to
@@ -157,7 +160,7 @@ class Completions:
             await self._leave_alone()
             # a token is at least one byte
             num_bytes = sum(len(text.encode()) for text in (*(m["content"] for m in messages), str(self._schema)))
-            worst = self._spending.dollars(num_bytes + _FRAME_TOKENS, self._max_tokens)
+            worst = self._spending.dollars(num_bytes + _FRAME_TOKENS, self.settings.max_tokens)
             await self._afford(worst)
             sent = received = 0
             answered, unsure = False, True  # so it stays where this is broken off
@@ -176,7 +179,7 @@ class Completions:
                     self._settled.notify_all()
 
     async def _try(self, messages: list[dict[str, str]], form: Structured) -> dict[str, Any] | Failure:
-        request = {**self._options, **self._form(form), "messages": messages}
+        request = {**self.settings.options(), **self._form(form), "messages": messages}
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.chat.completions.with_raw_response.create(**request)
@@ -251,7 +254,9 @@ class Completions:
             if not self._has_key:
                 what = f"{self.url} needs a key, and the environment variable {self._key_from} is not set"
         else:
-            what = f"{self.url} cannot be asked for {self._options['model']!r}"
+            what = f"{self.url} cannot be asked for {self.settings.model!r}"
+            if failure.setting:
+                what += f" with this {_FLAGS.get(failure.setting, failure.setting)}"
         return f"{what} ({failure.reason}). Everything judged so far is stored: the same command goes on from here"
 
 
@@ -268,7 +273,7 @@ def _only_ours(key: str) -> Callable[[Any], Awaitable[None]]:
 
 def _choice(answer: Mapping[str, Any]) -> dict[str, Any]:
     choices = answer.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
+    first = choices[0] if isinstance(choices, list) and choices else answer_withheld(answer)
     return first if isinstance(first, dict) else {}
 
 

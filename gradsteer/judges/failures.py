@@ -5,19 +5,28 @@ Knows the errors of the `openai` client and of the servers that it speaks to; se
 
 import email.utils
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gradsteer.judges.withheld import is_withheld, named
+
 MAX_WAIT = 120.0  # seconds; a server that asks for more is not waited for
 _SHOWN = 300  # characters of a server's words
 
 _FORMAT = ("response_format", "json_schema", "json_object", "structured output", "guided", "grammar")
-_SETTINGS = {"model", "temperature", "seed", "max_tokens", "max_completion_tokens", "response_format"}
+_SETTINGS = ("temperature", "seed", "max_completion_tokens", "max_tokens", "reasoning_effort")
+# how servers say that they do not take a setting, or a value of it
+_NOT_TAKEN = re.compile(
+    r"support|unrecogni[sz]ed|unknown|unexpected|not (?:permitted|allowed|available|accept)|deprecat|extra_forbidden"
+    r"|invalid (?:value|parameter|field|argument)|must be|should be",
+    re.IGNORECASE,
+)
 _NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-_CONTENT = {"context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation"}
-_TEXTS = ("context length", "context window", "too long", "too many tokens", "content policy", "content management")
+_TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
+_TEXTS = ("context length", "context window", "too long", "too many tokens")
 
 
 class JudgeStopped(RuntimeError):
@@ -34,21 +43,23 @@ class Failure:
 
     Args:
         kind: `again`: trying again may help; `format`: the server does not know the form of answer asked for;
-            `exchange`: this exchange cannot be judged; `forbidden`: this exchange, or nothing where the key was never
+            `setting`: its model does not take a setting; `exchange`: this exchange cannot be judged; `forbidden`: this exchange, or nothing where the key was never
             good for any; `stop`: nothing can.
         reason: In words, without the key.
         wait: Seconds that the server asks to be left alone; None where it does not say.
         lasting: For `exchange`: whether the texts themselves are to blame, so that asking another day is no use.
         silent: Whether the server said nothing at all.
         unsure: Whether the server may have done the work, and charge for it.
+        setting: For `setting`: its name in the request.
     """
 
-    kind: Literal["again", "format", "exchange", "forbidden", "stop"]
+    kind: Literal["again", "format", "setting", "exchange", "forbidden", "stop"]
     reason: str
     wait: float | None = None
     lasting: bool = False
     silent: bool = False
     unsure: bool = False
+    setting: str = ""
 
 
 def shown(text: str, scrub: Callable[[str], str]) -> str:
@@ -79,6 +90,8 @@ def status_failure(error: Any, scrub: Callable[[str], str]) -> Failure:
     speaks_of_form = any(word in message.lower() for word in _FORMAT) or param == "response_format"
     if status in (401, 402) or code in _NO_MONEY:
         return Failure("stop", reason)
+    if status in (400, 403, 422, 451) and is_withheld(code, message):
+        return Failure("exchange", named(reason), lasting=True)
     if status == 403:
         # a page for people comes from a firewall that looks at texts, not from a server that looks at keys
         return Failure("exchange" if "html" in headers.get("content-type", "") else "forbidden", reason)
@@ -90,8 +103,10 @@ def status_failure(error: Any, scrub: Callable[[str], str]) -> Failure:
         return Failure("again", reason, wait=wait, unsure=status in (504, 524))
     if status in (400, 404, 422) and speaks_of_form:
         return Failure("format", reason)
-    if status in (400, 413, 422) and param not in _SETTINGS and code != "model_not_found":
-        blames_text = code in _CONTENT or status == 413 or any(words in message.lower() for words in _TEXTS)
+    blames_text = code in _TOO_LONG or status == 413 or any(words in message.lower() for words in _TEXTS)
+    if status in (400, 422) and not blames_text and (setting := _setting(message, param)):
+        return Failure("setting", reason, setting=setting)
+    if status in (400, 413, 422) and param != "model" and code != "model_not_found":
         return Failure("exchange", reason, lasting=blames_text)
     return Failure("stop", reason)
 
@@ -115,6 +130,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(date - time.time(), 0.0)
 
 
+def _setting(message: str, param: str | None) -> str:
+    """The setting that a refusal is about; empty where it is about none."""
+    if param is not None:
+        return param if param in _SETTINGS else ""
+    named = [(found.start(), name) for name in _SETTINGS if (found := re.search(rf"\b{name}\b", message))]
+    return min(named)[1] if named and _NOT_TAKEN.search(message) else ""
+
+
 def _details(error: Any) -> tuple[str, str | None, str | None]:
     body = error.body
     if not isinstance(body, Mapping):
@@ -125,5 +148,5 @@ def _details(error: Any) -> tuple[str, str | None, str | None]:
     code, kind, param = (
         value if isinstance(value := body.get(key), str) else None for key in ("code", "type", "param")
     )
-    known = next((said for said in (code, kind) if said in _NO_MONEY | _CONTENT), None)
-    return str(message), known or code, param
+    known = next((said for said in (code, kind) if said in _NO_MONEY | _TOO_LONG), None)
+    return str(message), known or code or kind, param

@@ -9,16 +9,18 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
 
 from gradsteer.judges.background import BackgroundLoop
 from gradsteer.judges.base import Exchange, Verdicts
-from gradsteer.judges.checks import at_least, filled, is_private, server_address, variable_name
+from gradsteer.judges.checks import at_least, filled, is_openai, is_private, server_address, variable_name
 from gradsteer.judges.completions import OPENAI_URL, Completions, NoAnswer, Structured
 from gradsteer.judges.costs import Cost
 from gradsteer.judges.failures import JudgeStopped, MaxCostReached
 from gradsteer.judges.prices import KNOWN, token_prices
 from gradsteer.judges.questions import RULE_VERSION, instructions, question, verdict_schema
 from gradsteer.judges.replies import READING_VERSION, Reading, read_choice, unscored
+from gradsteer.judges.request_settings import USUAL_THOUGHT, Effort, RequestSettings, thinks
 from gradsteer.judges.rubrics import read_rubrics
 from gradsteer.judges.spending import CHARS_PER_TOKEN, Spending
 from gradsteer.judges.stored import Answer, StoredJudge
@@ -51,16 +53,20 @@ class OpenAIJudge(StoredJudge):
         max_retries: Retries per response after server or network errors; then the response is unscored and the next
             run asks again. Waits requested by a rate-limiting server do not count, up to 30 minutes in total and 2
             minutes at a time.
-        max_tokens: Maximum tokens in an answer. A truncated answer gives no verdict, and the next run asks again;
-            reasoning models need thousands.
-        temperature: The judge's sampling temperature; 0 is greedy.
+        max_tokens: Maximum tokens in an answer, thoughts included; null for 200, and for 4200 with models that think
+            (OpenAI's gpt-5 and o-series, and any once an answer was cut). A truncated answer gives no verdict, and the
+            next run asks again.
+        temperature: The judge's sampling temperature; 0 is greedy, null sends none. A model that takes none is asked
+            without, with a warning.
+        reasoning_effort: How long a model that thinks is to think: none, minimal, low, medium, high or xhigh, as far as
+            the model knows them; null leaves it to the server.
         seed: The judge's sampling seed, for servers that support one; null sends none.
         max_chars: Maximum characters sent of the prompt, and of the response. Longer texts lose their middle, and a
             false on a shortened response is not a verdict.
         max_cost: Budget for this run in dollars: it stops before a request that could exceed it. An aborted request
             counts at its maximum cost; stored verdicts are free. null for no limit.
-        prices: Dollars per million input and output tokens, such as [0.15, 0.6]. null uses OpenAI's list prices as
-            of 2025 by model name, whatever the server.
+        prices: Dollars per million input and output tokens, such as [0.15, 0.6]. null uses OpenAI's list prices
+            (of the day that `gradsteer.judges.prices` names) by model name, whatever the server.
         store: SQLite file for verdicts, created if missing and shared by any number of processes; null keeps
             verdicts in memory only.
 
@@ -79,8 +85,9 @@ class OpenAIJudge(StoredJudge):
         concurrency: int = 16,
         timeout: float = 60.0,
         max_retries: int = 6,
-        max_tokens: int = 200,
-        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        temperature: float | None = 0.0,
+        reasoning_effort: Effort | None = None,
         seed: int | None = None,
         max_chars: int = 20_000,
         max_cost: float | None = None,
@@ -98,8 +105,11 @@ class OpenAIJudge(StoredJudge):
         self.concurrency = int(at_least("concurrency", concurrency, 1))
         self.timeout = at_least("timeout", timeout, 0.001)
         self.max_retries = int(at_least("max_retries", max_retries, 0))
-        self.max_tokens = int(at_least("max_tokens", max_tokens, 1))
-        self.temperature = at_least("temperature", temperature, 0)
+        self.max_tokens = None if max_tokens is None else int(at_least("max_tokens", max_tokens, 1))
+        self.temperature = None if temperature is None else float(at_least("temperature", temperature, 0))
+        if reasoning_effort is not None and reasoning_effort not in (efforts := get_args(Effort)):
+            raise ValueError(f"reasoning_effort is {reasoning_effort!r}; accepted: {', '.join(efforts)}, or null")
+        self.reasoning_effort = reasoning_effort
         self.seed = seed
         self.max_chars = int(at_least("max_chars", max_chars, 2))
         known = token_prices(model, prices)
@@ -131,8 +141,8 @@ class OpenAIJudge(StoredJudge):
     def fingerprint(self) -> str:
         """A digest of the rules, the rubrics, the model, the server and all that shapes the request or its reading.
 
-        The server's address is part of it, as another may serve another model under the same name. `structured` is
-        what was asked for, also where the server then knew only less. Left out are the key and what cannot change a
+        The server's address is part of it, as another may serve another model under the same name. `structured` and
+        the settings are what was asked for, also where the server or the model then took less. Left out are the key and what cannot change a
         verdict: `concurrency`, `timeout`, `max_retries`, `prices`, `max_cost`.
         """
         decides = {
@@ -142,7 +152,7 @@ class OpenAIJudge(StoredJudge):
             "model": self.model,
             "server": self.base_url or OPENAI_URL,
             "structured": self.structured,
-            "sampling": [float(self.temperature), self.seed, self.max_tokens],
+            "sampling": [self.temperature, self.seed, self.max_tokens, self.reasoning_effort],
             "max_chars": self.max_chars,
         }
         return text_digest(json.dumps(decides, sort_keys=True))
@@ -197,12 +207,16 @@ class OpenAIJudge(StoredJudge):
         return self._spending.cost(self.num_stored)
 
     def estimate(self, num_exchanges: int, prompt_chars: float, response_chars: float) -> Cost:
-        """Guesses 4 characters a token, from the real length of the instructions; needs no key."""
+        """Guesses 4 characters a token, from the real length of the instructions; needs no key.
+
+        A model that is known to think is taken to think for 500 tokens.
+        """
         form = json.dumps(verdict_schema(self.behaviors)) if self.structured in ("auto", "json_schema") else ""
         frame = len(self._instructions) + len(question(Exchange("", ""), self.max_chars)) + len(form)
         texts = min(prompt_chars, self.max_chars) + min(response_chars, self.max_chars)
         sent = num_exchanges * (frame + texts) / CHARS_PER_TOKEN
-        received = num_exchanges * len(json.dumps(dict.fromkeys(self.behaviors, False))) / CHARS_PER_TOKEN
+        answer = len(json.dumps(dict.fromkeys(self.behaviors, False))) / CHARS_PER_TOKEN
+        received = num_exchanges * (answer + USUAL_THOUGHT * thinks(self.model))
         dollars = None if self._spending.prices is None else self._spending.dollars(sent, received)
         return Cost(num_exchanges, 0, round(sent), round(received), dollars)
 
@@ -249,7 +263,10 @@ class OpenAIJudge(StoredJudge):
             {"role": "system", "content": self._instructions},
             {"role": "user", "content": question(exchange, self.max_chars)},
         ]
+        room = server.settings.max_tokens
         reading = read_choice(await server.complete(messages), self.behaviors, exchange, self.max_chars)
+        if reading.cut and server.settings.make_room(room):
+            reading = read_choice(await server.complete(messages), self.behaviors, exchange, self.max_chars)
         if not reading.readable:
             second = read_choice(await server.complete(messages), self.behaviors, exchange, self.max_chars)
             if len(second.verdicts.unscored) < len(reading.verdicts.unscored):
@@ -258,15 +275,15 @@ class OpenAIJudge(StoredJudge):
 
     def _open(self) -> tuple[BackgroundLoop, Completions]:
         key = self._key()
-        options = {"model": self.model, "temperature": self.temperature}
-        if self.seed is not None:
-            options["seed"] = self.seed
+        settings = RequestSettings(
+            self.model, self.temperature, self.seed, self.reasoning_effort, self.max_tokens,
+            openai=is_openai(self.base_url or OPENAI_URL),
+        )  # fmt: skip
 
         async def connect() -> Completions:
             return Completions(
-                options, self.base_url, key, self.api_key_env, self.structured, verdict_schema(self.behaviors),
-                self.concurrency, self.timeout, self.max_retries, self.max_tokens, self._spending,
-                self._ever_answered,
+                settings, self.base_url, key, self.api_key_env, self.structured, verdict_schema(self.behaviors),
+                self.concurrency, self.timeout, self.max_retries, self._spending, self._ever_answered,
             )  # fmt: skip
 
         with self._lock:

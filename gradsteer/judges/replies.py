@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradsteer.data.thoughts import split_text
+from gradsteer.data.thoughts import answer_start
 from gradsteer.judges.base import Exchange, Verdicts
 from gradsteer.judges.objects import FoundObject, find_objects, nested_objects
+from gradsteer.judges.withheld import named, said, withheld_choice
 
 # Raised when a reply would be read otherwise than before, so that verdicts stored under other rules are not reused.
-READING_VERSION = 4
+READING_VERSION = 5
 
 _MAX_CHARS = 200_000
 _TRUE = {"true", "yes", "1"}
@@ -27,7 +28,9 @@ _FENCE = "```"
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of pairs, separators of lines
 _JOINS = set(":=|>\u2192\u21d2i")  # the last of "is"
-_THOUGHT_END = re.compile(r"/\W{0,8}(?:seed\W{0,8})?think")  # in a text made plain
+_THOUGHT_END = re.compile(  # in a text made plain
+    r"/\W{0,8}(?:seed\W{0,8})?(?:think|thought)|end\W{0,8}_\W{0,8}thinking|channel\W{0,20}final"
+)
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
@@ -70,16 +73,13 @@ def read_choice(
         exchange: What was judged, to tell a verdict from a quotation.
         max_chars: Of the response that were sent, as `question` has it; None for all.
     """
-    message = choice.get("message")
-    message = message if isinstance(message, Mapping) else {}
-    finish = choice.get("finish_reason")
-    if refusal := message.get("refusal"):
-        return Reading(unscored(behaviors, f"the judge refused: {_shown(refusal)}"))
-    if finish == "content_filter":
-        return Reading(unscored(behaviors, "the judge's content filter withheld the reply"))
-    if finish == "length":
+    if why := withheld_choice(choice):
+        return Reading(unscored(behaviors, named(why)))
+    if choice.get("finish_reason") == "length":
         return Reading(unscored(behaviors, "the judge's reply was cut off at max_tokens"), cut=True)
-    reading = read_reply(_content(message.get("content")), behaviors, exchange)
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, Mapping) else None
+    reading = read_reply(_content(content), behaviors, exchange)
     if max_chars is None or len(exchange.response) <= max_chars:
         return reading
     return replace(reading, verdicts=_of_a_part(reading.verdicts, len(exchange.response), max_chars))
@@ -94,15 +94,13 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
         return Reading(unscored(behaviors, f"the judge's reply has {len(text)} characters"), readable=False)
     body = _behind_thought(text, exchange)
     if body is None:
-        return Reading(
-            unscored(behaviors, f"the judge's reply ended within its thought: {_shown(text)}"), readable=False
-        )
+        return Reading(unscored(behaviors, f"the judge's reply ended within its thought: {said(text)}"), readable=False)
     objects, broken = find_objects(body)
     claims = [
         (inner, claim) for outer in objects for inner in nested_objects(outer) if (claim := _claim(inner, behaviors))
     ]
     if not claims:
-        return Reading(unscored(behaviors, f"the judge's reply holds no verdicts: {_shown(text)}"), readable=False)
+        return Reading(unscored(behaviors, f"the judge's reply holds no verdicts: {said(text)}"), readable=False)
     if any(_speaks_of(fragment, behaviors) for fragment in broken):
         return _ambiguous(behaviors, "an unfinished object beside its verdicts", text)
     first = claims[0][1]
@@ -121,13 +119,13 @@ def _behind_thought(text: str, exchange: Exchange) -> str | None:
     Where a judged text holds the end of a thought, a judge may quote it: then only a thought that opens the reply is
     one, up to its first end.
     """
-    split = split_text(text)
-    if split is None:
+    start = answer_start(text)
+    if start == 0:
         return text
     if any(_THOUGHT_END.search(_legible(each)) for each in (exchange.prompt, exchange.response)):
         thought = _THOUGHT.match(text)
         return text[thought.end() :] if thought else text
-    return split[1]
+    return None if start is None else text[start:]
 
 
 def _unfenced(text: str) -> str:
@@ -159,7 +157,7 @@ def _of_a_part(verdicts: Verdicts, num_chars: int, max_chars: int) -> Verdicts:
 
 
 def _ambiguous(behaviors: Sequence[str], what: str, text: str) -> Reading:
-    return Reading(unscored(behaviors, f"the judge's reply holds {what}: {_shown(text)}"), readable=False)
+    return Reading(unscored(behaviors, f"the judge's reply holds {what}: {said(text)}"), readable=False)
 
 
 def _claim(found: FoundObject, behaviors: Sequence[str]) -> dict[str, tuple[bool | str, ...]]:
@@ -180,7 +178,7 @@ def _verdict(value: object) -> bool | str:
     word = str(int(value)) if value in (0.0, 1.0) else str(value).strip().casefold()
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
-    return _shown(value)
+    return said(value)
 
 
 def _said(text: str, behaviors: Sequence[str]) -> set[tuple[str, bool]]:
@@ -233,9 +231,3 @@ def _content(content: object) -> str:
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
-
-
-def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else str(value)
-    # ascii: a reason is stored and logged, so no control characters and no lone surrogates
-    return ascii(text if len(text) <= 120 else f"{text[:117]}...")

@@ -199,8 +199,8 @@ def test_max_cost_needs_a_price(judging):
 def test_openais_own_address_is_known_however_it_is_given(judging, url):
     judge = judging(base_url=url)
     _, server = judge._open()  # no request is made
-    assert "max_completion_tokens" in server._options
-    assert "max_tokens" not in server._options
+    assert server.settings.options()["max_completion_tokens"] == 200
+    assert "max_tokens" not in server.settings.options()
     judge.close()
 
 

@@ -23,7 +23,7 @@ LIMITED = error(429, "slow down", {"Retry-After": "7"}, type="requests", code="r
     [
         error(500, "oops"), error(502, "oops"), error(503, "oops"), error(408, "oops"), error(409, "oops"), LIMITED,
         half(), half(""), hang_up, raw('{"choices": [{"mess'), raw("<html>busy</html>", kind="text/html"), raw(""),
-        raw("[]"), raw('{"choices": []}'), raw('{"choices": [7]}'), raw('{"error": {"message": "overloaded"}}'),
+        raw("[]"), raw("{}"), raw('{"choices": [7]}'), raw('{"error": {"message": "overloaded"}}'),
         raw("[" * 100_000), raw(b"\xff\xfe{}"), raw("{}", status=500, kind="text/plain"),
     ],
 )  # fmt: skip
@@ -195,13 +195,13 @@ def test_the_key_is_scrubbed_from_what_is_kept_of_a_reply(play, judging):
         error(429, "You exceeded your current quota", type="insufficient_quota", code="insufficient_quota"),
         error(402, "Payment required"),
         error(405, "Method not allowed"),
-        error(400, "Unsupported value", param="temperature", code="unsupported_value"),
+        error(400, "Unsupported value", param="reasoning_effort", code="unsupported_value"),
     ],
 )
 def test_what_stops_everything_stops_at_once(play, judging, waits, answer):
     server = play(answer)
     with pytest.raises(JudgeStopped, match="cannot be asked for 'm' .*HTTP 4.*stored"):
-        judging(server, model="m", concurrency=4).judge(exchanges(50))
+        judging(server, model="m", concurrency=4, reasoning_effort="low").judge(exchanges(50))
     assert len(server.requests) <= 4
     assert not waits
 
@@ -211,7 +211,6 @@ def test_what_stops_everything_stops_at_once(play, judging, waits, answer):
     [
         (error(400, "maximum context length is 8192 tokens", code="context_length_exceeded"), True),
         (error(400, "This model's maximum context length is 4096 tokens"), True),
-        (error(400, "flagged", code="content_policy_violation"), True),
         (error(413, "request entity too large"), True),
         (error(400, "something odd"), False),
     ],
@@ -259,13 +258,11 @@ MAYBE = '{"bridge": true, "recipe": "perhaps"}'
         (says('{"bridge": true, "recipe": fal'), 2, False),
         (says('{"bridge": true, "recipe": false} {"bridge": false, "recipe": false}'), 2, False),
         (says('{"bridge": true}'), 2, False),
-        (says('{"bridge": true, "recipe": false}', finish="length"), 1, False),
+        (says('{"bridge": true, "recipe": false}', finish="length"), 2, False),  # once with more room
         (says(MAYBE), 1, True),  # the judge has answered: that is what it says
-        (says("", finish="content_filter"), 1, True),
-        (says(None, refusal="I will not"), 1, True),
-        (error(400, "flagged", code="content_filter"), 1, True),
     ],
 )
+@pytest.mark.filterwarnings("ignore:an answer of .* was cut")
 def test_only_what_was_decided_for_good_is_not_asked_for_in_the_next_run(
     play, judging, tmp_path, answer, num_requests, lasting
 ):
@@ -282,21 +279,6 @@ def test_only_what_was_decided_for_good_is_not_asked_for_in_the_next_run(
     (after,) = judging(server, store=store).judge(exchanges(1))
     assert after == (before if lasting else GOOD)
     assert len(server.requests) == num_requests + (not lasting)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (says('{"bridge": tr', finish="length"), "cut off at max_tokens"),
-        (says("", finish="content_filter"), "content filter"),
-        (says(None, refusal="I will not"), "refused: 'I will not'"),
-    ],
-)
-def test_a_withheld_reply_is_unscored_and_not_asked_for_again(play, judging, answer, reason):
-    server = play(answer)
-    (found,) = judging(server).judge(exchanges(1))
-    assert all(reason in why for why in found.unscored.values())
-    assert len(server.requests) == 1
 
 
 def test_ctrl_c_stops_the_requests_and_the_judge_goes_on_afterwards(play, judging):

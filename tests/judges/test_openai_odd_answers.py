@@ -12,6 +12,7 @@ from server import endless, error, half, hang_up, raw, slow
 from gradsteer.judges import Verdicts
 from gradsteer.judges.completions import Completions
 from gradsteer.judges.failures import JudgeStopped
+from gradsteer.judges.request_settings import RequestSettings
 from gradsteer.judges.spending import Spending
 
 GOOD = Verdicts({"bridge": True, "recipe": False}, {})
@@ -211,7 +212,7 @@ def test_a_wait_that_is_too_long_is_named_at_once(play, judging, waits, status):
 def test_a_request_that_waits_hears_of_a_later_time():
     async def play_it():
         server = Completions(
-            {"model": "m"}, "http://localhost:1", None, "X", "text", {}, 1, 1, 0, 1, Spending(None, None)
+            RequestSettings("m"), "http://localhost:1", None, "X", "text", {}, 1, 1, 0, Spending(None, None)
         )
         loop = asyncio.get_running_loop()
         began = loop.time()
