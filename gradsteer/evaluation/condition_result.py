@@ -61,6 +61,7 @@ class ConditionResult:
     def row(self) -> dict[str, Any]:
         """The condition as results.json holds it: every key present."""
         asked, metrics = self.condition, self.metrics
+        withheld = {name: each.to_dict() for name, each in self.counts.withheld.items() if each.num_withheld}
         row: dict[str, Any] = {
             "name": asked.name,
             "kind": asked.kind,
@@ -84,6 +85,7 @@ class ConditionResult:
             "behaviors": {name: rate.to_dict() for name, rate in self.counts.behaviors.items()},
             "classes": {name: rate.to_dict() for name, rate in self.counts.classes.items()},
             "refusals": {name: rate.to_dict() for name, rate in self.counts.refusals.items()},
+            **({"withheld": withheld} if withheld else {}),
             "metrics": {
                 key: metrics.get(key) for key in (*METRICS, *(key for key in THOUGHT_METRICS if key in metrics))
             },

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradsteer.data.response_rows import cluster_of, is_unanswered, verdict_of
+from gradsteer.data.response_rows import cluster_of, is_unanswered, is_withheld, verdict_of
 from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
 from gradsteer.evaluation.metrics import response_metrics
 from gradsteer.evaluation.refusals import REFUSAL, REFUSAL_SETS, refusals_of
 from gradsteer.evaluation.statistics import Rate, rate_with_interval
 from gradsteer.evaluation.verdict_classes import classes_of, in_class
+from gradsteer.evaluation.withheld import Withheld
 
 Rows = Sequence[Mapping[str, Any]]
 _NUMBER = re.compile(r"(?<!HTTP )\b\d+(?:[.,]\d+)*")  # an HTTP status is no quantity
@@ -32,6 +33,8 @@ class Counts:
         corrected: behavior -> its rate corrected for the judge's known error; None without a labelled set.
         num_unanswered: replies that ended within their thought; each behavior counts them among its unscored ones.
         num_responses: all replies, these included.
+        withheld: behavior, and ``benign_judged_refused`` and the like -> how many verdicts the judge withheld, of those
+            that it had to give.
     """
 
     behaviors: dict[str, Rate] = field(default_factory=dict)
@@ -41,11 +44,18 @@ class Counts:
     corrected: dict[str, Any] | None = None
     num_unanswered: int = 0
     num_responses: int = 0
+    withheld: dict[str, Withheld] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The rates in a line: ``bridge 41.9% of 797, recipe of none: 12 degenerate``."""
-        rates = ", ".join(f"{name} {_rate_text(rate)}" for name, rate in self.behaviors.items())
-        return f"{rates}; {self.unanswered_text}" if self.num_unanswered else rates
+        said = [", ".join(f"{name} {_rate_text(rate)}" for name, rate in self.behaviors.items())]
+        said += [self.unanswered_text] * bool(self.num_unanswered)
+        said += [
+            f"the judge withheld {each.num_withheld} of {each.num_replies} verdicts on {name}"
+            for name, each in self.withheld.items()
+            if each.num_withheld
+        ]
+        return "; ".join(said)
 
     @property
     def unanswered_text(self) -> str:
@@ -72,6 +82,10 @@ def count_responses(
     for behavior in behaviors:
         verdicts = [verdict_of(row, behavior) for row in clear]
         found.behaviors[behavior] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
+    judged = {behavior: ("evaluation", behavior) for behavior in behaviors}
+    judged |= {f"{name}_judged_refused": (name, REFUSAL) for name in REFUSAL_SETS if f"{name}_judged" in found.refusals}
+    taken = {name: Withheld.of_rows(sets[of_set], of) for name, (of_set, of) in judged.items() if of_set in sets}
+    found.withheld = {name: each for name, each in taken.items() if each is not None}
     for name, where in classes_of(list(behaviors)).items():
         verdicts = [in_class(row["verdicts"], where) for row in clear]
         found.classes[name] = rate_with_interval(verdicts, clusters, num_degenerate=num_degenerate)
@@ -101,16 +115,17 @@ def excess_of_unscored(name: str, counts: Counts, sets: Mapping[str, Rows], limi
     judged = {of_set: counts.refusals.get(f"{of_set}_judged") for of_set in REFUSAL_SETS}
     counted += [(REFUSAL, rate, of_set) for of_set, rate in judged.items() if rate is not None]
     for behavior, rate, of_set in counted:
-        # a reply without an answer says nothing of the judge, and is warned of on its own
-        num_unanswered = sum(is_unanswered(row) for row in sets[of_set] if not row.get("degenerate"))
-        total, num_missing = rate.num_scored + rate.num_unscored - num_unanswered, rate.num_unscored - num_unanswered
-        if total == 0 or num_missing <= limit * total:
-            continue
+        # a reply without an answer says nothing of the judge, and is warned of on its own; asking again for what was
+        # withheld is no use, and its rate has bounds
         missing = [
             row
             for row in sets[of_set]
-            if behavior in row["unscored"] and not row.get("degenerate") and not is_unanswered(row)
+            if behavior in row["unscored"]
+            and not (row.get("degenerate") or is_unanswered(row) or is_withheld(row, behavior))
         ]
+        num_missing, total = len(missing), rate.num_scored + len(missing)
+        if total == 0 or num_missing <= limit * total:
+            continue
         shown = reasons_text(row["unscored"][behavior] for row in missing)
         where = "" if of_set == "evaluation" else f", {of_set} prompts"
         return (

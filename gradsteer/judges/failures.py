@@ -43,8 +43,8 @@ class Failure:
 
     Args:
         kind: `again`: trying again may help; `format`: the server does not know the form of answer asked for;
-            `setting`: its model does not take a setting; `exchange`: this exchange cannot be judged; `forbidden`: this exchange, or nothing where the key was never
-            good for any; `stop`: nothing can.
+            `setting`: its model does not take a setting; `exchange`: this exchange cannot be judged; `forbidden`: this
+            exchange, or nothing where the key was never good for any; `stop`: nothing can.
         reason: In words, without the key.
         wait: Seconds that the server asks to be left alone; None where it does not say.
         lasting: For `exchange`: whether the texts themselves are to blame, so that asking another day is no use.

@@ -142,8 +142,8 @@ class OpenAIJudge(StoredJudge):
         """A digest of the rules, the rubrics, the model, the server and all that shapes the request or its reading.
 
         The server's address is part of it, as another may serve another model under the same name. `structured` and
-        the settings are what was asked for, also where the server or the model then took less. Left out are the key and what cannot change a
-        verdict: `concurrency`, `timeout`, `max_retries`, `prices`, `max_cost`.
+        the settings are what was asked for, also where the server or the model then took less. Left out are the key
+        and what cannot change a verdict: `concurrency`, `timeout`, `max_retries`, `prices`, `max_cost`.
         """
         decides = {
             "judge": "openai",

@@ -75,8 +75,8 @@ class RequestSettings:
         if name in self._options:
             left_out = self._options.pop(name)
             warnings.warn(
-                f"{self.model!r} takes no {name} {left_out:g} ({failure.reason}); from here on it is asked without, and "
-                "may answer the same question differently another time",
+                f"{self.model!r} takes no {name} {left_out:g} ({failure.reason}); from here on it is asked without, "
+                "and may answer the same question differently another time",
                 stacklevel=2,
             )
         return True

@@ -1,4 +1,4 @@
-"""Answers that a judge's server, its filter or the judge itself withholds: the judged text is why, so nobody asks again.
+"""Answers that a judge, its server or a filter withholds: the judged text is why, so nobody asks again.
 
 Such replies are the ones that are measured, more often than not. They are unscored for good, under a name of their own
 (`WITHHELD`), and counted apart: leaving them out is a selection.
@@ -16,12 +16,13 @@ _REASONS = {
     "prohibited_content", "spii", "refusal", "sensitive", "blocked", "guardrail_intervened", "moderation",
 }  # fmt: skip
 _CODES = {
-    "content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt", "moderation_blocked",
-    "data_inspection_failed", "datainspectionfailed", "prompt_blocked", "safety", "prohibited_content",
+    "content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt",
+    "moderation_blocked", "data_inspection_failed", "datainspectionfailed", "prompt_blocked", "safety",
+    "prohibited_content",
 }  # fmt: skip
 _WORDS = re.compile(
-    r"content (?:policy|management|filter)|usage polic|flagged|safety (?:system|filter|polic|reason)|content exists risk"
-    r"|inappropriate content|moderation|blocked by (?:content|safety)|sensitive (?:content|words)"
+    r"content (?:policy|management|filter)|usage polic|flagged|safety (?:system|filter|polic|reason)"
+    r"|content exists risk|inappropriate content|moderation|blocked by (?:content|safety)|sensitive (?:content|words)"
     r"|prompt (?:was|is|has been) blocked",
     re.IGNORECASE,
 )

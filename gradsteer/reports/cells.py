@@ -110,14 +110,14 @@ def marked_rate_text(rate: Mapping[str, Any] | None, spec: str = ".1f") -> str:
 
 def behavior_text(row: Row, behavior: str, spec: str = ".1f") -> str:
     """A condition's rate of a behavior with its marks, ``0.0 [0.0, 3.7]?!``; a dash where it was not judged."""
-    return marked_rate_text(row["behaviors"].get(behavior), spec) + ("" if is_robust(row, behavior) else "!")
+    return marked_rate_text(row["behaviors"].get(behavior), spec) + _marks(row, behavior)
 
 
 def refusal_text(row: Row, metric: str) -> str | None:
     """Likewise of a ``refusal_...`` on other prompts; None for other metrics, and where it is not known."""
     rate = (row.get("refusals") or {}).get(metric.removeprefix("refusal_"))
     name = f"{metric.removeprefix('refusal_')}_refused"
-    return None if rate is None else marked_rate_text(rate) + ("" if is_robust(row, name) else "!")
+    return None if rate is None else marked_rate_text(rate) + _marks(row, name)
 
 
 def condition_text(row: Row) -> str:
@@ -151,6 +151,11 @@ def is_robust(row: Row, name: str) -> bool:
     """Whether what is found of a rate beside the anchor's is found however replies without a verdict are counted."""
     comparison = (row.get("comparisons") or {}).get(name)
     return comparison is None or bool(comparison.get("robust", True))
+
+
+def _marks(row: Row, name: str) -> str:
+    more = ((row.get("withheld") or {}).get(name) or {}).get("more_than")
+    return ("" if is_robust(row, name) else "!") + ("" if more is None else "*")
 
 
 def rests_on_few(rate: Mapping[str, Any]) -> bool:

@@ -45,11 +45,19 @@ def flatten(row: Row) -> dict[str, Any]:
         elif key == "corrected":
             for behavior, found in (value or {}).items():
                 flat.update({f"{behavior}_corrected_{name}": number for name, number in (found or {}).items()})
+        elif key == "withheld":
+            for name, found in value.items():
+                flat.update({f"{name}_withheld_{field}": number for field, number in _flat_withheld(found).items()})
         elif key == "asked":
             flat["asked"], flat["asked_value"] = (value["kind"], value["value"]) if value else (None, None)
         else:
             flat[key] = "+".join(value) if isinstance(value, list) else value
     return flat
+
+
+def _flat_withheld(found: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in found.items() if key not in ("lowest", "highest")}
+    return flat | {f"{end}_{key}": value for end in ("lowest", "highest") for key, value in found[end].items()}
 
 
 def _flat_specificity(specificity: Mapping[str, Any]) -> dict[str, Any]:

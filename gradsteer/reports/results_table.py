@@ -14,6 +14,7 @@ from gradsteer.reports.cells import (
     selectivity_text,
 )
 from gradsteer.reports.metric_columns import METRIC_COLUMNS, measured_metrics, metric_text
+from gradsteer.reports.withheld import withheld_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,12 +42,14 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
     selective = any(selectivity_of(row) for row in rows)
     # what is the same everywhere is left out: nothing unscored, every step taken whole
     unscored = any(rate["num_unscored"] for row in rows for rate in row["behaviors"].values())
+    withheld = any(row.get("withheld") for row in rows)
     lossy = any(row["retained_fraction"] is not None and abs(row["retained_fraction"] - 1) > 1e-3 for row in rows)
     measured = measured_metrics(rows)
     columns = [
         *(["selectivity"] if selective else []),
         "scored",
         *(["unscored"] if unscored else []),
+        *(["withheld"] if withheld else []),
         *(METRIC_COLUMNS[key].heading for key in measured),
         *(["step kept"] if lossy else []),
     ]
@@ -61,12 +64,22 @@ def results_table(rows: Sequence[Row], title: str) -> "Table":
             *([selectivity_text(selectivity_of(row))] if selective else []),
             _joined(rate and rate["num_scored"] for rate in rates),
             *([_joined(rate and rate["num_unscored"] for rate in rates)] if unscored else []),
+            *(
+                [_joined(_num_withheld(row, name) for name in behaviors if name in row["behaviors"])]
+                if withheld
+                else []
+            ),
             *(Text(metric_text(row, key)) for key in measured),
             *([number_text(row["retained_fraction"], ".3f")] if lossy else []),
         )
     unsure = any(selectivity_text(selectivity_of(row)).endswith(("?", "!")) for row in rows)
-    explain_marks(table, rows, behaviors, *([UNSURE] if unsure else []))
+    explain_marks(table, rows, behaviors, *([UNSURE] if unsure else []), *withheld_lines(rows))
     return table
+
+
+def _num_withheld(row: Row, behavior: str) -> int:
+    found = (row.get("withheld") or {}).get(behavior)
+    return 0 if found is None else int(found["num_withheld"])
 
 
 def _joined(values: Iterable[Any]) -> str:

@@ -21,6 +21,7 @@ from gradsteer.reports.figure_style import shortened
 from gradsteer.reports.nulls import Nulls, family_of, is_null, nulls_by_vector, range_text
 from gradsteer.reports.predictions import agreement, believed, cells, kinds_of, slope_lines
 from gradsteer.reports.printing import measured_width, plain_text
+from gradsteer.reports.withheld import withheld_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -204,7 +205,7 @@ def _marks(rows: Sequence[Row], behaviors: Sequence[str]) -> list[str]:
     if families := Counter(family_of(row) for row in rows if is_null(row)):
         kinds = ", ".join(f"{name} ({number})" for name, number in families.items())
         lines.append(f"nulls: from the lowest to the highest of {kinds}")
-    return [*lines, *_broken(rows)]
+    return [*lines, *withheld_lines(shown), *_broken(rows)]
 
 
 def _broken(rows: Sequence[Row]) -> list[str]:

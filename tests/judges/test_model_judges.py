@@ -300,3 +300,26 @@ def test_the_judge_command_sets_two_judges_beside_each_other(words, play, tmp_pa
     shown = refused(["judge", "--config", str(tmp_path / "judge.yaml"), "--overwrite", "true"])
     assert "the judge 'model': the environment variable OPENAI_API_KEY is not set" in shown
     assert "words:" not in shown
+
+
+def test_withheld_verdicts_stop_no_run_and_are_counted(words, play, tmp_path, said):
+    @script
+    def filtered(request):
+        shown = truth(request.reply)
+        return says(None, finish="content_filter") if shown["bridge"] else verdicts(**shown)
+
+    server, out = play(filtered), tmp_path / "out"
+    run(*words("evaluate", out, server))
+    rows = lines_of(out / "responses" / "anchor.jsonl")
+    withheld = [row for row in rows if "e" in row["completion"]]
+    assert 0.1 * TOTAL < len(withheld) < TOTAL  # else the limit on unscored verdicts would not be asked
+    for row in rows:
+        reason = dict.fromkeys(truth(""), "withheld: content_filter") if row in withheld else {}
+        assert row["unscored"] == reason
+    anchor = report_of(out)["anchor"]
+    assert anchor["behaviors"]["bridge"]["num_unscored"] == anchor["withheld"]["bridge"]["num_withheld"] == len(withheld)
+    assert anchor["withheld"]["bridge"]["highest"]["rate"] == len(withheld) / TOTAL
+    shown = said()
+    assert f"the judge withheld {len(withheld)} of {TOTAL} verdicts on bridge" in shown
+    assert "lack a verdict" not in shown  # asking again is no use
+    assert len(server.requests) == len(different(rows))

@@ -1,4 +1,4 @@
-"""Judges that think before they answer, behind the real client: what they refuse, the room they need, their thoughts."""
+"""Judges that think before they answer, behind the real client: what they refuse, and the room they need."""
 
 import pytest
 from judging import YES, environment_fixture, exchanges, judging_fixture, play_fixture, script  # noqa: F401 (fixtures)

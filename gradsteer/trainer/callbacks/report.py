@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.evaluation.condition_comparisons import ComparisonOptions, compare_conditions, take_realised_shifts
+from gradsteer.evaluation.withheld import compare_withheld
 from gradsteer.progress import progress
 from gradsteer.records import replacing, write_json, write_text
 from gradsteer.reports.cells import behavior_text, condition_text
@@ -64,6 +65,7 @@ class ResultsReport(L.Callback):
             session.steering.release()
         if not trainer.is_global_zero:
             return
+        compare_withheld(session.results)
         if session.steering is not None and session.responses is not None:
             results, rows_of = session.results, session.responses.rows
             write_json(
