@@ -86,9 +86,14 @@ def is_unanswered(row: Mapping[str, Any]) -> bool:
     return not row.get("failed") and isinstance(row.get("completion"), str) and answer_of(row) is None
 
 
-def is_withheld(row: Mapping[str, Any], behavior: str) -> bool:
-    """Whether a row has no verdict on a behavior because the judge, or its server's filter, would not give one."""
-    return str((row.get("unscored") or {}).get(behavior, "")).startswith(WITHHELD)
+def is_withheld(reason: str) -> bool:
+    """Whether the reason why there is no verdict is that the judge, or its server's filter, would not give one."""
+    return reason.startswith(WITHHELD)
+
+
+def withholds(row: Mapping[str, Any], behavior: str) -> bool:
+    """Whether a row's verdict on a behavior was withheld."""
+    return is_withheld(str((row.get("unscored") or {}).get(behavior, "")))
 
 
 def answer_token_ids(row: Mapping[str, Any]) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradsteer.data.response_rows import cluster_of, is_unanswered, is_withheld, verdict_of
+from gradsteer.data.response_rows import cluster_of, is_unanswered, verdict_of, withholds
 from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
 from gradsteer.evaluation.metrics import response_metrics
 from gradsteer.evaluation.refusals import REFUSAL, REFUSAL_SETS, refusals_of
@@ -121,7 +121,7 @@ def excess_of_unscored(name: str, counts: Counts, sets: Mapping[str, Rows], limi
             row
             for row in sets[of_set]
             if behavior in row["unscored"]
-            and not (row.get("degenerate") or is_unanswered(row) or is_withheld(row, behavior))
+            and not (row.get("degenerate") or is_unanswered(row) or withholds(row, behavior))
         ]
         num_missing, total = len(missing), rate.num_scored + len(missing)
         if total == 0 or num_missing <= limit * total:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gradsteer.data.response_rows import cluster_of, is_withheld, verdict_of
+from gradsteer.data.response_rows import cluster_of, verdict_of, withholds
 from gradsteer.evaluation.statistics import Rate, rate_with_interval
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Withheld:
     def of_rows(rows: Iterable[Mapping[str, Any]], behavior: str) -> "Withheld | None":
         """Counts those of judged rows; degenerate ones are left out."""
         clear = [row for row in rows if not row.get("degenerate")]
-        verdicts, withheld = [verdict_of(row, behavior) for row in clear], [is_withheld(row, behavior) for row in clear]
+        verdicts, withheld = [verdict_of(row, behavior) for row in clear], [withholds(row, behavior) for row in clear]
         return Withheld.count(verdicts, withheld, [cluster_of(row) for row in clear])
 
     def is_more_than(self, other: "Withheld") -> bool:

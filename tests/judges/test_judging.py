@@ -14,6 +14,7 @@ from gradsteer.evaluation.statistics import rate_with_interval
 from gradsteer.judges import Cost, Exchange, Judge, KeywordJudge, OpenAIJudge, StoredJudge, Verdicts
 from gradsteer.judges.command.main import main
 from gradsteer.judges.stored import Answer
+from gradsteer.reports.cells import rate_text
 
 GATE = ("--judges.gate", "KeywordJudge", "--judges.gate.patterns", '{"bridge": ["golden gate"]}')
 SPAN = ("--judges.span", "KeywordJudge", "--judges.span.patterns", '{"bridge": ["golden gate", "span"]}')
@@ -24,10 +25,11 @@ class ShyJudge(Judge):
 
     Args:
         word: that word.
+        reason: why it does.
     """
 
-    def __init__(self, word: str = "shy") -> None:
-        self.word = word
+    def __init__(self, word: str = "shy", reason: str = "shy") -> None:
+        self.word, self.reason = word, reason
 
     @property
     def behaviors(self):
@@ -35,7 +37,7 @@ class ShyJudge(Judge):
 
     def judge(self, exchanges):
         return [
-            Verdicts({"bridge": None}, {"bridge": "shy"})
+            Verdicts({"bridge": None}, {"bridge": self.reason})
             if self.word in exchange.response
             else Verdicts({"bridge": "golden gate" in exchange.response}, {})
             for exchange in exchanges
@@ -279,6 +281,27 @@ def test_too_many_unscored_verdicts_fail_when_the_report_is_written(files, out, 
     with pytest.raises(ValueError, match=r"steered.jsonl: 1 of 2 verdicts on 'bridge' \(50.0%\)"):
         main([*words, "--output_dir", str(out), "--max_unscored", "0.4"])
     judge(out, *words, "--max_unscored", "0.5")
+
+
+def test_withheld_verdicts_fail_nothing_and_bound_the_rate(out, tmp_path, capsys):
+    paths = [
+        write(
+            tmp_path / f"{name}.jsonl",
+            [response(str(n), f"{'shy' if n < num_shy else 'a reply'} {n}", False) for n in range(30)],
+        )
+        for name, num_shy in (("anchor", 0), ("steered", 12))
+    ]
+    words = ("--responses", *paths, "--judges.shy", "ShyJudge", "--judges.shy.reason", "withheld by a filter")
+    report = judge(out, *words)
+    assert "withheld" not in pick(report["rates"], judge="shy", file=paths[0])
+    found = pick(report["rates"], judge="shy", file=paths[1])
+    assert found["num_unscored"] == found["withheld"]["num_withheld"] == 12
+    assert found["withheld"]["more_than"] == paths[0]
+    assert (found["withheld"]["lowest"]["rate"], found["withheld"]["highest"]["rate"]) == (0.0, 0.4)
+    shown = capsys.readouterr().out
+    assert " withheld ┃" in shown
+    assert "40.0 [24.6, 57.7] if all do" in " ".join(shown.split())
+    assert f"{rate_text(found)}*" in shown
 
 
 def test_too_many_unscored_verdicts_on_the_labelled_set_fail_too(files, out, tmp_path):

@@ -317,7 +317,8 @@ def test_withheld_verdicts_stop_no_run_and_are_counted(words, play, tmp_path, sa
         reason = dict.fromkeys(truth(""), "withheld: content_filter") if row in withheld else {}
         assert row["unscored"] == reason
     anchor = report_of(out)["anchor"]
-    assert anchor["behaviors"]["bridge"]["num_unscored"] == anchor["withheld"]["bridge"]["num_withheld"] == len(withheld)
+    assert anchor["behaviors"]["bridge"]["num_unscored"] == len(withheld)
+    assert anchor["withheld"]["bridge"]["num_withheld"] == len(withheld)
     assert anchor["withheld"]["bridge"]["highest"]["rate"] == len(withheld) / TOTAL
     shown = said()
     assert f"the judge withheld {len(withheld)} of {TOTAL} verdicts on bridge" in shown

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from gradsteer.data.response_rows import is_withheld
 from gradsteer.evaluation.agreement import group_agreement, pair_agreement
 from gradsteer.evaluation.bootstrap import PromptBootstrap
 from gradsteer.evaluation.counting import reasons_text
 from gradsteer.evaluation.judge_error import JudgeError, corrected_rate
 from gradsteer.evaluation.statistics import rate_with_interval
+from gradsteer.evaluation.withheld import Withheld, compared
 from gradsteer.judges import Verdicts
 from gradsteer.judges.command.inputs import ResponseFile
 
@@ -37,9 +39,11 @@ def rates(
 
     Returns:
         Rows with ``file``, ``condition``, ``judge``, ``behavior``, the fields of a `Rate`, and ``corrected``: as
-        `corrected_rate` gives it, None without an error.
+        `corrected_rate` gives it, None without an error. Where the judge withheld verdicts, ``withheld``: the fields of
+        a `Withheld`, compared with the other files.
     """
     rows: list[Row] = []
+    withheld: dict[tuple[str, str], dict[str, Withheld]] = {}
     for number, file in enumerate(files):
         clear = [index for index, degenerate in enumerate(file.degenerate) if not degenerate]
         clusters = [file.prompts[index] for index in clear]
@@ -50,8 +54,15 @@ def rates(
                 error, corrected = errors.get(judge, {}).get(behavior), None
                 if error is not None:
                     corrected = corrected_rate(rate.num_scored, rate.num_positive, rate.effective_n or 0.0, error)
+                kept = [is_withheld(found[number][index].unscored.get(behavior, "")) for index in clear]
+                if (each := Withheld.count(verdicts, kept, clusters)) is not None:
+                    withheld.setdefault((judge, behavior), {})[file.path] = each
                 names = {"file": file.path, "condition": file.condition, "judge": judge, "behavior": behavior}
                 rows.append({**names, **rate.to_dict(), "corrected": corrected})
+    withheld = {key: compared(found) for key, found in withheld.items()}
+    for row in rows:
+        counted = withheld.get((row["judge"], row["behavior"]), {}).get(row["file"])
+        row |= {"withheld": counted.to_dict()} if counted is not None and counted.num_withheld else {}
     return rows
 
 
@@ -112,13 +123,14 @@ def too_many_unscored(
     """
     for name, found in zip(names, verdicts, strict=True):
         for behavior in behaviors:
-            reasons = [verdict.unscored[behavior] for verdict in found if behavior in verdict.unscored]
-            if len(reasons) <= limit * len(found):
+            reasons = [verdict.unscored.get(behavior, "") for verdict in found]
+            reasons = [reason for reason in reasons if not is_withheld(reason)]  # which asking again would not bring
+            total, missing = len(reasons), [reason for reason in reasons if reason]
+            if len(missing) <= limit * total:
                 continue
             return (
-                f"{name}: {len(reasons)} of {len(found)} verdicts on {behavior!r} "
-                f"({100 * len(reasons) / len(found):.1f}%) are unscored, more than --max_unscored {limit:g} allows. "
-                f"Reasons: {reasons_text(reasons)}"
+                f"{name}: {len(missing)} of {total} verdicts on {behavior!r} ({100 * len(missing) / total:.1f}%) are "
+                f"unscored, more than --max_unscored {limit:g} allows. Reasons: {reasons_text(missing)}"
             )
     return None
 

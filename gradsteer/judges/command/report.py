@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gradsteer.records import write_json, write_text
 from gradsteer.reports.cells import rate_text
 from gradsteer.reports.printing import print_whole
+from gradsteer.reports.withheld import withheld_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +59,7 @@ def write_report(path: Path, report: Report) -> None:
 
 def print_report(report: Report) -> None:
     """Prints the report's tables, each followed by why a number is missing; text of the files is printed as it is."""
-    print_whole(_rates(report))
+    print_whole(_rates(report), _bounds(report))
     names = _names(report["files"])
     if report["errors"]:
         print_whole(_errors(report["errors"]), _reasons(report["errors"], names))
@@ -118,14 +119,30 @@ def _counted(pair: Mapping[str, Any]) -> int:
 
 def _rates(report: Report) -> "Table":
     corrected = any(rate["corrected"] is not None for rate in report["rates"])
-    columns = ["% [95% interval]", *(["corrected %"] if corrected else []), "scored", "unscored", "degenerate"]
+    withheld = any("withheld" in rate for rate in report["rates"])
+    columns = ["% [95% interval]", *(["corrected %"] if corrected else []), "scored", "unscored"]
+    columns += [*(["withheld"] if withheld else []), "degenerate"]
     table = _table("rates", ["responses", "judge", "behavior"], columns)
     names = _names(report["files"])
     for rate in report["rates"]:
-        cells = [names[rate["file"]], rate["judge"], rate["behavior"], rate_text(rate)]
+        mark = "*" * ((rate.get("withheld") or {}).get("more_than") is not None)
+        cells = [names[rate["file"]], rate["judge"], rate["behavior"], rate_text(rate) + mark]
         cells += [rate_text(rate["corrected"])] if corrected else []
-        _add(table, [*cells, rate["num_scored"], rate["num_unscored"], rate["num_degenerate"]])
+        cells += [rate["num_scored"], rate["num_unscored"]]
+        cells += [rate.get("withheld", {}).get("num_withheld", 0)] if withheld else []
+        _add(table, [*cells, rate["num_degenerate"]])
     return table
+
+
+def _bounds(report: Report) -> str:
+    """What rates of files with more withheld verdicts than others could be."""
+    names = _names(report["files"])
+    rows = [
+        {"name": f"{names[rate['file']]}, {rate['judge']}", "withheld": {rate["behavior"]: rate["withheld"]}}
+        for rate in report["rates"]
+        if "withheld" in rate
+    ]
+    return "\n".join(withheld_lines(rows))
 
 
 def _errors(errors: Sequence[Report]) -> "Table":

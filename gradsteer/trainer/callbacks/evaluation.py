@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from gradsteer.data.chat import EncodedExample, LossMask, tokenizer_digest
 from gradsteer.data.chat_formats import read_chat_examples
 from gradsteer.data.encoding import encode_examples
-from gradsteer.data.response_rows import cluster_of, is_unanswered, is_withheld
+from gradsteer.data.response_rows import cluster_of, is_unanswered, withholds
 from gradsteer.data.sources import DataSource
 from gradsteer.data.template_options import template_options
 from gradsteer.evaluation.coherence import Coherence
@@ -226,7 +226,7 @@ class JudgeEvaluation(L.Callback):
             result.measured.update(self._measured(pl_module))
         self._log(trainer, pl_module, result, parts["evaluation"], step)
         self.num_missing += sum(
-            not all(is_withheld(row, name) for name in row["unscored"]) and not row["failed"] and not is_unanswered(row)
+            not all(withholds(row, name) for name in row["unscored"]) and not row["failed"] and not is_unanswered(row)
             for part in parts.values()
             for row in part
         )
