@@ -4,22 +4,24 @@ It sees whether a topic is mentioned, not how: "the Golden Gate Bridge is not re
 """
 
 import json
-import re
 from collections.abc import Sequence
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.judges.mapping_file import read_mapping
-from gradsteer.judges.pattern_positions import decided_after
+from gradsteer.judges.patterns import SlowPatternError, compile_patterns
 from gradsteer.records import text_digest
 
 # Raised when the rule below changes, so that verdicts stored under another rule are not taken for these.
-RULE_VERSION = 1
+RULE_VERSION = 2
+_SLOW_IN_ROW = 16  # responses that a pattern takes too long for: it will be so with all
 
 
 class KeywordJudge(Judge):
     r"""A response shows a behavior if any of the behavior's patterns matches it.
 
-    The prompt is not searched. An empty or blank response shows no behavior: its verdict is false, not unscored.
+    The prompt is not searched. An empty or blank response shows no behavior: its verdict is false, not unscored. A
+    pattern that takes more than two seconds for a response leaves it unscored, unless another one is found; where it
+    does so for 16 in a row, the run stops.
 
     Args:
         patterns: For each behavior, regular expressions (Python's `re`), searched anywhere in the response:
@@ -39,8 +41,8 @@ class KeywordJudge(Judge):
             raise ValueError("patterns is empty; it must name at least one behavior")
         self.patterns = {behavior: list(found) for behavior, found in patterns.items()}
         self.ignore_case = ignore_case
-        flags = re.IGNORECASE if ignore_case else re.NOFLAG
-        self._compiled = {behavior: _compile(behavior, found, flags) for behavior, found in patterns.items()}
+        self._compiled = {name: compile_patterns(name, found, ignore_case) for name, found in patterns.items()}
+        self._slow_in_row = dict.fromkeys(self._compiled, 0)
 
     @property
     def behaviors(self) -> tuple[str, ...]:
@@ -48,14 +50,12 @@ class KeywordJudge(Judge):
         return tuple(self._compiled)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
-        """Searches each response; every verdict is true or false, and the true ones say where they were decided."""
-        return [self._verdicts(exchange.response) for exchange in exchanges]
+        """Searches each response.
 
-    def _verdicts(self, response: str) -> Verdicts:
-        values = self._search(response)
-        shown = [behavior for behavior, value in values.items() if value]
-        found = {behavior: decided_after(self._compiled[behavior], response) for behavior in shown}
-        return Verdicts(values, {}, {behavior: place for behavior, place in found.items() if place is not None})
+        Raises:
+            ValueError: If a pattern took too long for many in a row.
+        """
+        return [self._verdicts(exchange.response) for exchange in exchanges]
 
     def fingerprint(self) -> str:
         """A digest of the patterns and of `ignore_case`; the order of the patterns decides nothing."""
@@ -67,28 +67,36 @@ class KeywordJudge(Judge):
         }
         return text_digest(json.dumps(decides, sort_keys=True))
 
-    def _search(self, response: str) -> dict[str, bool | None]:
-        empty = not response.strip()
-        return {
-            behavior: not empty and any(pattern.search(response) for pattern in patterns)
-            for behavior, patterns in self._compiled.items()
-        }
+    def _verdicts(self, response: str) -> Verdicts:
+        values: dict[str, bool | None] = {}
+        unscored = {}
+        for behavior in self.behaviors:
+            try:
+                values[behavior] = bool(response.strip()) and self._search(behavior, response)
+                self._slow_in_row[behavior] = 0
+            except SlowPatternError as error:
+                values[behavior], unscored[behavior] = None, str(error)
+                self._slow_in_row[behavior] += 1
+                if self._slow_in_row[behavior] >= _SLOW_IN_ROW:
+                    raise ValueError(
+                        f"patterns of {behavior!r}: {error}, and so for {_SLOW_IN_ROW} responses in a row. Write it "
+                        "without a repeat inside of a repeat, such as (\\w+\\s*)+"
+                    ) from error
+        return Verdicts(values, unscored)
 
+    def _search(self, behavior: str, response: str) -> bool:
+        """Whether any pattern is found.
 
-def _compile(behavior: str, patterns: Sequence[str], flags: re.RegexFlag) -> list[re.Pattern[str]]:
-    # a string is a sequence of one-letter patterns, found in nearly every response
-    if not isinstance(behavior, str):
-        raise ValueError(
-            f"a behavior is {behavior!r}; accepted: a text, such as 'no' in quotes, which YAML reads as false without"
-        )
-    if isinstance(patterns, str) or not patterns:
-        raise ValueError(f"the patterns of {behavior!r} are {patterns!r}; they must be a list of one or more strings")
-    compiled = []
-    for pattern in patterns:
-        if not pattern:
-            raise ValueError(f"a pattern of {behavior!r} is empty; it would be found in every response")
-        try:
-            compiled.append(re.compile(pattern, flags))
-        except re.error as error:
-            raise ValueError(f"the pattern {pattern!r} of {behavior!r} is no regular expression: {error}") from error
-    return compiled
+        Raises:
+            SlowPatternError: If none is, and one took too long.
+        """
+        slow: SlowPatternError | None = None
+        for pattern in self._compiled[behavior]:
+            try:
+                if pattern.search(response):
+                    return True
+            except SlowPatternError as error:
+                slow = slow or error
+        if slow is not None:
+            raise slow
+        return False
