@@ -17,7 +17,7 @@ from gradsteer.judges.checks import at_least, filled, is_openai, is_private, ser
 from gradsteer.judges.completions import OPENAI_URL, Completions, NoAnswer, Structured
 from gradsteer.judges.costs import Cost
 from gradsteer.judges.failures import JudgeStopped, MaxCostReached
-from gradsteer.judges.prices import KNOWN, token_prices
+from gradsteer.judges.prices import AS_OF, KNOWN, token_prices
 from gradsteer.judges.questions import RULE_VERSION, instructions, question, verdict_schema
 from gradsteer.judges.replies import READING_VERSION, Reading, read_choice, unscored
 from gradsteer.judges.request_settings import USUAL_THOUGHT, Effort, RequestSettings, thinks
@@ -66,7 +66,7 @@ class OpenAIJudge(StoredJudge):
         max_cost: Budget for this run in dollars: it stops before a request that could exceed it. An aborted request
             counts at its maximum cost; stored verdicts are free. null for no limit.
         prices: Dollars per million input and output tokens, such as [0.15, 0.6]. null uses OpenAI's list prices
-            (of the day that `gradsteer.judges.prices` names) by model name, whatever the server.
+            as of June 2026 by model name, whatever the server.
         store: SQLite file for verdicts, created if missing and shared by any number of processes; null keeps
             verdicts in memory only.
 
@@ -118,7 +118,7 @@ class OpenAIJudge(StoredJudge):
             if known is None:
                 raise ValueError(
                     f"max_cost is {max_cost}, but what {model!r} costs at {self.base_url or OPENAI_URL} is not known; "
-                    f"give prices, such as [0.15, 0.6]. Known are OpenAI's, of: {', '.join(KNOWN)}"
+                    f"give prices, such as [0.15, 0.6]. Known are OpenAI's, as of {AS_OF}: {', '.join(KNOWN)}"
                 )
         self._spending = Spending(known, max_cost)
         self._instructions = instructions(self.rubrics)

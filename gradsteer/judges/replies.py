@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradsteer.data.thoughts import answer_start
+from gradsteer.evaluation.refusals import looks_like_refusal
 from gradsteer.judges.base import Exchange, Verdicts
 from gradsteer.judges.objects import FoundObject, find_objects, nested_objects
 from gradsteer.judges.withheld import named, said, withheld_choice
@@ -99,6 +100,9 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
     claims = [
         (inner, claim) for outer in objects for inner in nested_objects(outer) if (claim := _claim(inner, behaviors))
     ]
+    names_none = not any(name.casefold() in body.casefold() for name in behaviors)
+    if not (objects or broken) and names_none and looks_like_refusal(body):
+        return Reading(unscored(behaviors, named(f"the judge refused: {said(text)}")))
     if not claims:
         return Reading(unscored(behaviors, f"the judge's reply holds no verdicts: {said(text)}"), readable=False)
     if any(_speaks_of(fragment, behaviors) for fragment in broken):

@@ -16,7 +16,7 @@ ANSWER_TOKENS = 200  # of an answer without a thought
 THOUGHT_TOKENS = 4000  # room for a thought before it
 USUAL_THOUGHT = 500  # tokens; estimates only
 
-_THINKS = re.compile(r"(?:.*/)?(?:o\d|gpt-5(?!.*-chat)|gpt-oss)", re.IGNORECASE)
+_THINKS = re.compile(r"(?:.*/)?(?:o\d|gpt-[5-9](?!.*-chat)|gpt-oss)", re.IGNORECASE)
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 

@@ -37,14 +37,14 @@ def withheld_choice(choice: Mapping[str, Any]) -> str | None:
     """
     if WITHHELD in choice:
         return str(choice[WITHHELD])
-    message = choice.get("message")
-    message = message if isinstance(message, Mapping) else {}
+    given = choice.get("message")
+    message: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     if refusal := message.get("refusal"):
         return f"the judge refused: {said(refusal)}"
     for key in ("finish_reason", "native_finish_reason", "stop_reason"):
-        words = re.findall(r"[a-z_]+", str(choice.get(key) or "").lower())
+        words = re.findall(r"[a-z_]+", str(choice.get(key) or "").lower().replace("-", "_"))
         if found := next((word for word in words if word in _REASONS), None):
-            return found
+            return str(found)
     # one that was cut, or ended within its thought, is no answer for another reason
     thought = any(message.get(key) for key in ("reasoning_content", "reasoning", "tool_calls"))
     is_empty = message.get("content") is None and not thought and choice.get("finish_reason") != "length"

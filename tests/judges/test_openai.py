@@ -20,6 +20,8 @@ from server import error, says, slow, verdicts
 
 from gradsteer.judges import Cost, Exchange, Verdicts
 from gradsteer.judges.failures import JudgeStopped
+from gradsteer.judges.openai import OpenAIJudge
+from gradsteer.judges.prices import AS_OF, token_prices
 from gradsteer.judges.rubrics import BUILT_IN
 from gradsteer.judges.spending import Spending
 
@@ -184,10 +186,29 @@ def test_what_is_set_aside_counts_until_it_is_settled():
     assert spending.cost() == Cost(1, 0, 1_000_000, 500_000, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("model", "prices", "expected"),
+    [
+        ("gpt-5-mini", None, (0.25, 2.0)),
+        ("gpt-5-mini-2025-08-07", None, (0.25, 2.0)),
+        ("openai/o3", None, (2.0, 8.0)),
+        ("o3", [7.0, 9.0], (7.0, 9.0)),
+        ("llama", [7.0, 9.0], (7.0, 9.0)),
+        ("gpt-5.5-pro", None, None),  # never the price of a name that it begins with
+    ],
+)
+def test_prices_are_looked_up_by_name_or_given(model, prices, expected):
+    assert token_prices(model, prices) == expected
+
+
+def test_the_help_says_of_when_the_prices_are():
+    assert f"OpenAI's list prices as of {AS_OF} by model name" in " ".join(OpenAIJudge.__doc__.split())
+
+
 def test_max_cost_needs_a_price(judging):
     with pytest.raises(ValueError, match="what 'llama' costs at http://127.0.0.1:1/v1 is not known"):
         judging(base_url="http://127.0.0.1:1/v1", model="llama", max_cost=1.0)
-    with pytest.raises(ValueError, match="'gpt-99' costs.*gpt-4o-mini"):
+    with pytest.raises(ValueError, match=f"'gpt-99' costs.*as of {AS_OF}: gpt-4o-mini"):
         judging(model="gpt-99", max_cost=1.0)
     assert judging(model="gpt-99").usage().dollars is None
     assert judging(model="gpt-4.1-mini-2025-04-14", max_cost=1.0).usage().dollars == 0

@@ -33,6 +33,7 @@ WITHHELD = {
     "a gateway's": (choice(message={"content": ""}, native_finish_reason="RECITATION"), "recitation"),
     "Anthropic's": (says("I'd rather not.", finish="refusal"), "refusal"),
     "a refusal": (says(None, refusal="I will not"), "the judge refused: 'I will not'"),
+    "a refusal in words": (says("I'm sorry, but I can't assist with that."), "the judge refused: "),
     "OpenAI's code": (error(400, "no", code="content_policy_violation"), "HTTP 400: no"),
     "OpenAI's o-series": (error(400, "Invalid prompt: it was flagged", code="invalid_prompt"), "HTTP 400: Invalid"),
     "Azure's": (error(400, "It was filtered", code="content_filter", param="prompt"), "HTTP 400: It was filtered"),
@@ -81,7 +82,8 @@ def test_all_withheld_is_no_reason_to_stop_either(play, judging):
 @pytest.mark.parametrize(
     ("answer", "num_requests"),
     [
-        (says("I cannot judge this content."), 2),  # words of its own: perhaps another time
+        (says("The reply shows no such thing."), 2),
+        (says("It says: I'm sorry, but I can't assist with that. Bridge: no."), 2),  # an answer, if not in JSON
         (says("", finish="stop"), 2),
         (raw("{}"), 2),
         (raw('{"error": {"message": "overloaded"}, "choices": []}'), 2),
