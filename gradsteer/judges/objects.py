@@ -1,7 +1,7 @@
 """Finds the JSON objects in a text that a model wrote, also where the JSON is not quite right.
 
-Read, never evaluated: quotes of either kind, Python's True, False and None, bare words and commas too many are taken as
-what they stand for.
+Python's `json` reads them. Before that, what people take for JSON is spelled as it has to be: quotes of either kind,
+Python's True, False and None, bare words, and commas too many.
 """
 
 import json
@@ -15,8 +15,8 @@ _TOKEN = re.compile(
     r"""|(?P<bare>[^\s{}\[\]:,"']+))""",
     re.DOTALL,
 )
-_NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{0,15})?")
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?")
+_WORDS = {"true": "true", "false": "false", "null": "null", "none": "null"}
 _MAX_DEPTH = 8
 _MAX_TRIES = 64  # opening braces that open nothing: each costs a look at what follows
 
@@ -28,17 +28,11 @@ class FoundObject:
     Args:
         pairs: Keys and values in order; a key may come twice. A value is a string, a number, a boolean, None, a list
             of values or a FoundObject.
-        start: Where its text begins.
-        end: Where its text ends, exclusive.
+        text: As it was written; empty for an object in another.
     """
 
     pairs: tuple[tuple[str, Any], ...]
-    start: int
-    end: int
-
-
-class _Unreadable(Exception):
-    pass
+    text: str = ""
 
 
 def find_objects(text: str) -> tuple[list[FoundObject], list[str]]:
@@ -53,13 +47,13 @@ def find_objects(text: str) -> tuple[list[FoundObject], list[str]]:
     position = text.find("{")
     while position >= 0 and len(broken) < _MAX_TRIES:
         try:
-            value, end = _value(text, position, 0)
-        except _Unreadable:
+            spelled, end = _spelled(text, position)
+            read = json.loads(spelled, strict=False, parse_int=float, object_pairs_hook=_object)
+            found.append(FoundObject(read.pairs, text[position:end]))
+        except ValueError:
             end = position + 1
             following = text.find("{", end)
             broken.append(text[position : following if following >= 0 else len(text)])
-        else:
-            found.append(value)
         position = text.find("{", end)
     if position >= 0:
         broken.append(text[position:])
@@ -77,71 +71,40 @@ def nested_objects(value: object) -> Iterator[FoundObject]:
             yield from nested_objects(inner)
 
 
-def _token(text: str, position: int) -> tuple[str, str, int]:
-    match = _TOKEN.match(text, position)
-    if match is None or match.lastgroup is None:
-        raise _Unreadable
-    return match.lastgroup, match.group(match.lastgroup), match.end()
+def _object(pairs: list[tuple[str, Any]]) -> FoundObject:
+    return FoundObject(tuple(pairs))
 
 
-def _value(text: str, position: int, depth: int) -> tuple[Any, int]:
-    kind, token, end = _token(text, position)
-    if kind != "sign":
-        return _scalar(kind, token), end
-    if token not in "{[" or depth == _MAX_DEPTH:
-        raise _Unreadable
-    if token == "[":
-        return _list(text, end, depth + 1)
-    pairs, stop = _pairs(text, end, depth + 1)
-    return FoundObject(pairs, position, stop), stop
+def _spelled(text: str, position: int) -> tuple[str, int]:
+    """What begins at a brace, up to the one that closes it, as JSON; and where it ends.
+
+    Raises:
+        ValueError: If nothing closes it, or it holds too many in one another.
+    """
+    parts: list[str] = []
+    depth, bare = 0, ""
+    while found := _TOKEN.match(text, position):
+        kind, token, position = str(found.lastgroup), found[str(found.lastgroup)], found.end()
+        if token == ":" and bare:  # a key is a string, whatever word it is
+            parts[-1] = json.dumps(bare)
+        bare = token if kind == "bare" else ""
+        if kind != "sign":
+            parts.append(_scalar(kind, token))
+            continue
+        depth += (token in "{[") - (token in "}]")
+        if depth > _MAX_DEPTH:
+            break
+        if token in "}]" and parts[-1] == ",":
+            del parts[-1]
+        parts.append(token)
+        if depth == 0:
+            return "".join(parts), position
+    raise ValueError("no object")
 
 
-def _list(text: str, position: int, depth: int) -> tuple[list[Any], int]:
-    values: list[Any] = []
-    while True:
-        _, token, end = _token(text, position)
-        if token == "]":
-            return values, end
-        value, position = _value(text, position, depth)
-        values.append(value)
-        position = _separated(text, position, "]")
-
-
-def _pairs(text: str, position: int, depth: int) -> tuple[tuple[tuple[str, Any], ...], int]:
-    pairs: list[tuple[str, Any]] = []
-    while True:
-        kind, token, end = _token(text, position)
-        if kind == "sign":
-            if token == "}":
-                return tuple(pairs), end
-            raise _Unreadable
-        key = token if kind == "bare" else str(_scalar(kind, token))
-        _, token, end = _token(text, end)
-        if token != ":":
-            raise _Unreadable
-        value, position = _value(text, end, depth)
-        pairs.append((key, value))
-        position = _separated(text, position, "}")
-
-
-def _separated(text: str, position: int, closing: str) -> int:
-    # past the comma, or before the closing bracket, which the caller reads
-    _, token, end = _token(text, position)
-    if token == ",":
-        return end
-    if token == closing:
-        return position
-    raise _Unreadable
-
-
-def _scalar(kind: str, token: str) -> Any:
+def _scalar(kind: str, token: str) -> str:
     if kind == "double":
-        try:
-            return json.loads(token, strict=False)
-        except ValueError:
-            raise _Unreadable from None
+        return token
     if kind == "single":
-        return re.sub(r"\\(.)", r"\1", token[1:-1], flags=re.DOTALL)
-    if token.lower() in _WORDS:
-        return _WORDS[token.lower()]
-    return float(token) if _NUMBER.fullmatch(token) else token
+        return json.dumps(re.sub(r"\\(.)", r"\1", token[1:-1], flags=re.DOTALL))
+    return _WORDS.get(token.lower()) or (token if _NUMBER.fullmatch(token) else json.dumps(token))

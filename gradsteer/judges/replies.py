@@ -110,7 +110,7 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
     first = claims[0][1]
     if any(claim != first for _, claim in claims) or any(len(set(values)) > 1 for values in first.values()):
         return _ambiguous(behaviors, "verdicts that differ", text)
-    if _unfenced(body) not in {body[found.start : found.end] for found, _ in claims}:
+    if _unfenced(body) not in {found.text for found, _ in claims}:
         verdicts = {(behavior, values[0]) for behavior, values in first.items() if isinstance(values[0], bool)}
         if verdicts and verdicts <= _said(exchange.prompt, behaviors) | _said(exchange.response, behaviors):
             return _ambiguous(behaviors, "verdicts that may be quoted from the judged text", text)

@@ -1,12 +1,13 @@
 """Reading a model judge's reply: what counts as a verdict, what never does."""
 
+import json
 import re
 import time
 
 import pytest
 
 from gradsteer.judges import Exchange
-from gradsteer.judges.objects import find_objects
+from gradsteer.judges.objects import FoundObject, find_objects
 from gradsteer.judges.replies import read_choice, read_reply
 
 BEHAVIORS = ("bridge", "recipe")
@@ -252,8 +253,43 @@ def test_a_reply_in_parts_is_joined():
     assert found.verdicts.values == {"bridge": True, "recipe": False}
 
 
-def test_objects_are_found_with_their_place():
+def plain(value):
+    if isinstance(value, FoundObject):
+        return {key: plain(each) for key, each in value.pairs}
+    return [plain(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"a": [1.5, -2.0, 0.0, True, None, "x, y: {z}", []], "b c": {"d": {"e": [{}, [[]]]}}},
+        {"é\"'\\": ""},
+    ],
+)
+def test_json_is_read_as_json_and_so_is_what_people_take_for_it(value):
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent="\t"), repr(value)):
+        (found,), broken = find_objects(f"so: {text}, yes")
+        assert plain(found) == value
+        assert (found.text, broken) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{a: yes, true: 1, 2: None,}", {"a": "yes", "true": 1.0, "2": None}),
+        ("{'it\\'s': \"'\", b: [1, 2,],}", {"it's": "'", "b": [1.0, 2.0]}),
+        ("{a: 1e5, b: 007, c: __import__, d: 12345678901234567}",
+         {"a": "1e5", "b": "007", "c": "__import__", "d": "12345678901234567"}),
+    ],
+)  # fmt: skip
+def test_spellings_that_are_no_json_stand_for_what_they_say(text, expected):
+    (found,), broken = find_objects(text)
+    assert (plain(found), broken) == (expected, [])
+
+
+def test_objects_are_found_with_their_text():
     text = 'a {"x": [1, "}"]} b {broken'
     (found,), broken = find_objects(text)
-    assert (found.pairs, text[found.start : found.end]) == ((("x", [1.0, "}"]),), '{"x": [1, "}"]}')
+    assert (found.pairs, found.text) == ((("x", [1.0, "}"]),), '{"x": [1, "}"]}')
     assert broken == ["{broken"]
