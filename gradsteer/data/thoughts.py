@@ -116,6 +116,21 @@ def split_reply(
     return Reply(thought or "", answer, _tokens_before(token_ids, len(text) - len(split[1]), text_of))
 
 
+def end_of_thought(tokenizer: "PreTrainedTokenizerBase", prompt_token_ids: Sequence[int]) -> list[int]:
+    """What behind a prompt makes the answer come at once: the end of a thought that it opens; else nothing.
+
+    Args:
+        tokenizer: of the model that is to answer.
+        prompt_token_ids: what it is to answer.
+    """
+    ending = str(tokenizer.decode(list(prompt_token_ids[-_LAST_PROMPT_TOKENS:]), skip_special_tokens=False))
+    closing = next((closing for opening, closing in TAGS if ending.rstrip().endswith(opening)), None)
+    text = "" if closing is None else f"\n{closing}\n\n" if ending.endswith("\n") else f"\n\n{closing}\n\n"
+    if _CHANNEL in tokenizer.get_vocab() and ending.endswith("<|start|>assistant"):
+        text = f"{_CHANNEL}final<|message|>"
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
 def _split_harmony(text: str, prompt_ending: str) -> tuple[str, str | None] | None:
     """As `split_text`, of a reply in the harmony format."""
     finals = list(_FINAL.finditer(text))

@@ -41,8 +41,9 @@ class LocalJudge(StoredJudge):
             truncated at the end, with a warning.
         rubrics: For a causal LM: for each behavior, a description of what counts as showing it, or null for the
             built-in rubric of that name, `{"refusal": null, "polite": "The reply thanks the user."}`; or a JSON file
-            that holds them. The model is asked about each behavior separately and only its first token is read, so
-            reasoning models do not work. Texts longer than its context are unscored. Give either labels or rubrics.
+            that holds them. The model is asked about each behavior separately and only its first token is read; one
+            that thinks is made to answer at once. Texts longer than its context are unscored. Give either labels or
+            rubrics.
         threshold: A behavior is shown if its probability exceeds this; at least 0, less than 1.
         with_prompt: Whether a classifier also reads the prompt, as the first of two texts; for models trained on
             pairs. A causal LM always does.
@@ -168,7 +169,7 @@ class LocalJudge(StoredJudge):
             labels = {behavior: sorted(set(wanted), key=str) for behavior, wanted in self.labels.items()}
             decides |= {"labels": labels, "with_prompt": self.with_prompt}
         else:
-            decides |= {"rubrics": self.rubrics, "min_mass": self.min_mass, "fence": FENCE_VERSION}
+            decides |= {"rubrics": self.rubrics, "min_mass": self.min_mass, "fence": FENCE_VERSION, "thoughts": "none"}
         return text_digest(json.dumps(decides, sort_keys=True))
 
     def usage(self) -> Cost:

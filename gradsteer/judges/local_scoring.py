@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from gradsteer.data.chat import encode_prompt
+from gradsteer.data.template_options import use_template_options
+from gradsteer.data.thoughts import end_of_thought
 from gradsteer.judges.base import Exchange
 from gradsteer.judges.local_loading import most_tokens
 from gradsteer.judges.local_passages import Disarming, Passage, Unreadable, padded
@@ -21,6 +23,7 @@ Label = str | int
 Probabilities = dict[str, float | str]  # by behavior; the reason where there is none
 
 _HARMLESS = Exchange("a", "a")
+_THINKING = "enable_thinking"  # a variable of chat templates
 _WHOLE = 10**9  # characters: nothing is left out
 _SPELLINGS = ("{0}", " {0}", "{1}", " {1}", "{2}", " {2}")  # yes, Yes and YES; with a space where one is written first
 NO_NUMBERS = "the model's scores are not finite"
@@ -122,7 +125,8 @@ class YesOrNo:
     """Probabilities that a causal LM answers yes, of those that it answers yes or no.
 
     `p(yes) / (p(yes) + p(no))`, each summed over the first tokens of the word's spellings, at the first token of the
-    answer. A model that thinks before it answers says neither word there and scores nothing.
+    answer. A model that thinks first has its thought closed before it begins: by `enable_thinking`, where its template
+    looks at that, and by the end of a thought that the template opens. One that says neither word scores nothing.
 
     Args:
         model: Of `AutoModelForCausalLM`.
@@ -142,6 +146,8 @@ class YesOrNo:
         self.yes, self.no = _first_tokens(tokenizer)
         self._disarming = Disarming(tokenizer)
         self._longest = min(max_length or most_tokens(model, tokenizer), most_tokens(model, tokenizer))
+        if _THINKING in tokenizer.get_chat_template():
+            use_template_options(tokenizer, {_THINKING: False})
         self._forms = {name: self._disarming.controls(self._ids(_HARMLESS, name)) for name in rubrics}
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -192,7 +198,8 @@ class YesOrNo:
 
     def _ids(self, exchange: Exchange, behavior: str) -> list[int]:
         message = yes_or_no_question(exchange, behavior, self.rubrics[behavior])
-        return encode_prompt(self.tokenizer, [{"role": "user", "content": message}])
+        ids = encode_prompt(self.tokenizer, [{"role": "user", "content": message}])
+        return ids + end_of_thought(self.tokenizer, ids)
 
 
 def yes_or_no_question(exchange: Exchange, behavior: str, rubric: str) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradsteer.data.thoughts import answer_start
-from gradsteer.evaluation.refusals import looks_like_refusal
 from gradsteer.judges.base import Exchange, Verdicts
 from gradsteer.judges.objects import FoundObject, find_objects, nested_objects
 from gradsteer.judges.withheld import named, said, withheld_choice
@@ -100,8 +99,7 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
     claims = [
         (inner, claim) for outer in objects for inner in nested_objects(outer) if (claim := _claim(inner, behaviors))
     ]
-    names_none = not any(name.casefold() in body.casefold() for name in behaviors)
-    if not (objects or broken) and names_none and looks_like_refusal(body):
+    if not (objects or broken) and _is_refusal(body, behaviors):
         return Reading(unscored(behaviors, named(f"the judge refused: {said(text)}")))
     if not claims:
         return Reading(unscored(behaviors, f"the judge's reply holds no verdicts: {said(text)}"), readable=False)
@@ -115,6 +113,13 @@ def read_reply(text: str, behaviors: Sequence[str], exchange: Exchange) -> Readi
         if verdicts and verdicts <= _said(exchange.prompt, behaviors) | _said(exchange.response, behaviors):
             return _ambiguous(behaviors, "verdicts that may be quoted from the judged text", text)
     return _reading({behavior: values[0] for behavior, values in first.items()}, behaviors)
+
+
+def _is_refusal(text: str, behaviors: Sequence[str]) -> bool:
+    """Whether an answer is a refusal in words, and says nothing of any behavior."""
+    from gradsteer.evaluation.refusals import looks_like_refusal  # numpy comes with it
+
+    return not any(name.casefold() in text.casefold() for name in behaviors) and looks_like_refusal(text)
 
 
 def _behind_thought(text: str, exchange: Exchange) -> str | None:

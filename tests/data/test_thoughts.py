@@ -8,7 +8,7 @@ from gradsteer.data.chat import encode_chat, encode_prompt, encode_sampled
 from gradsteer.data.chat_formats import ChatExample
 from gradsteer.data.encoding import encode_examples
 from gradsteer.data.response_rows import answer_of, answer_token_ids, check_row, is_unanswered, verdict_of
-from gradsteer.data.thoughts import split_reply, split_text
+from gradsteer.data.thoughts import end_of_thought, split_reply, split_text
 
 HARMONY_TEMPLATE = (
     "{%- for m in messages %}{%- if m.role == 'assistant' %}"
@@ -175,3 +175,19 @@ def test_a_text_may_speak_of_the_tag():
 @pytest.mark.parametrize("tags", [("<|START_THINKING|>", "<|END_THINKING|>"), ("<thought>", "</thought>")])
 def test_other_tags_of_thoughts(tags):
     assert split(chatml_tokenizer(), PLAIN, f"{tags[0]}Red?{tags[1]}Blue.<|im_end|>") == ("Red?", "Blue.", "Blue.")
+
+
+@pytest.mark.parametrize(
+    ("make", "prompt", "expected"),
+    [
+        (harmony_tokenizer, "<|start|>user<|message|>So?<|end|><|start|>assistant", "<|channel|>final<|message|>"),
+        (harmony_tokenizer, "<|start|>assistant<|channel|>final<|message|>", ""),
+        (qwen3_tokenizer, "<|im_start|>assistant\n<think>\n", "\n</think>\n\n"),
+        (qwen3_tokenizer, "<|im_start|>assistant\n<think>", "\n\n</think>\n\n"),
+        (qwen3_tokenizer, "<|im_start|>assistant\n", ""),
+    ],
+)
+def test_a_thought_that_a_prompt_opens_is_closed(make, prompt, expected):
+    tokenizer = make()
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(end_of_thought(tokenizer, ids)) == expected
