@@ -45,10 +45,10 @@ def withheld_choice(choice: Mapping[str, Any]) -> str | None:
         words = re.findall(r"[a-z_]+", str(choice.get(key) or "").lower().replace("-", "_"))
         if found := next((word for word in words if word in _REASONS), None):
             return str(found)
-    # one that was cut, or ended within its thought, is no answer for another reason
-    thought = any(message.get(key) for key in ("reasoning_content", "reasoning", "tool_calls"))
-    is_empty = message.get("content") is None and not thought and choice.get("finish_reason") != "length"
-    return "an answer of null" if is_empty else None
+    # one that was cut, broke off or ended within its thought is no answer for another reason
+    broke_off = choice.get("error") or choice.get("finish_reason") in ("length", "error")
+    other = broke_off or any(message.get(key) for key in ("reasoning_content", "reasoning", "tool_calls"))
+    return "an answer of null" if message.get("content") is None and not other else None
 
 
 def answer_withheld(answer: Mapping[str, Any]) -> dict[str, str] | None:

@@ -24,6 +24,10 @@ OPEN = (
     "!: of a rate: whether it differs from the anchor's (p, Holm) hangs on how replies without a verdict are counted, "
     "degenerate ones among them."
 )
+MORE_WITHHELD = (
+    "*: the judge withheld more verdicts than in another condition, so that the rate leaves a selection out; bounds "
+    "stand below the table of results."
+)
 DAMAGED = (
     "~: a model that broke: held-out text, or its responses under the base, cost at least a bit more a token than "
     "those of the model that was steered, or half more of its responses are degenerate or cut. Read some of them "
@@ -154,8 +158,12 @@ def is_robust(row: Row, name: str) -> bool:
 
 
 def _marks(row: Row, name: str) -> str:
-    more = ((row.get("withheld") or {}).get(name) or {}).get("more_than")
-    return ("" if is_robust(row, name) else "!") + ("" if more is None else "*")
+    return ("" if is_robust(row, name) else "!") + ("*" if _has_more(row, name) else "")
+
+
+def _has_more(row: Row, name: str) -> bool:
+    """Whether the judge withheld more verdicts than in another condition."""
+    return ((row.get("withheld") or {}).get(name) or {}).get("more_than") is not None
 
 
 def rests_on_few(rate: Mapping[str, Any]) -> bool:
@@ -186,7 +194,8 @@ def explain_marks(table: "Table", rows: Sequence[Row], behaviors: Sequence[str],
     rates += [rate for row in rows for rate in (row.get("refusals") or {}).values()]
     names = [*behaviors, *(f"{name}_refused" for row in rows for name in row.get("refusals") or {})]
     few, robust = any(map(rests_on_few, rates)), all(is_robust(row, name) for row in rows for name in names)
-    damaged = any(row.get("damaged") for row in rows)
-    said = [*([FEW] if few else []), *([] if robust else [OPEN]), *([DAMAGED] if damaged else []), *more]
+    damaged, withheld = any(row.get("damaged") for row in rows), any(_has_more(r, name) for r in rows for name in names)
+    said = [*([FEW] if few else []), *([] if robust else [OPEN]), *([DAMAGED] if damaged else [])]
+    said += [*([MORE_WITHHELD] if withheld else []), *more]
     if said:
         table.caption, table.caption_justify = Text("\n".join(said)), "left"

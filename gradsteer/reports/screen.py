@@ -195,6 +195,7 @@ def _marks(rows: Sequence[Row], behaviors: Sequence[str]) -> list[str]:
     texts += [selectivity_text(selectivity_of(row)) for row in shown]
     marks = {mark for text in texts for mark in text[text.rfind("]") + 1 :]}
     said = {"?": "?: rests on small counts", "!": "!: hangs on how replies without a verdict are counted"}
+    said["*"] = "*: the judge withheld more verdicts than in another condition"
     lines = ["; ".join(text for mark, text in said.items() if mark in marks)] if marks else []
     if any(_forecast_text(row, name, ".0f").startswith("(") for row in shown for name in behaviors):
         lines.append("(forecast): too few effective samples, by the linear form")

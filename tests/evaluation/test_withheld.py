@@ -113,14 +113,14 @@ def test_tables_mark_the_rate_and_print_the_bounds(rows):
     assert [behavior_text(row, "refusal")[-1] for row in rows] == ["]", "*", "]"]
     assert refusal_text(rows[1], "refusal_harmful_judged").endswith("*")
     said = (
-        "*: the judge withheld more verdicts than in another condition, so that the rate leaves a selection out: more, "
-        "refusal: 20 of 100 replies (20.0 [13.3, 28.9]%), more than in anchor; the rate is 10.0 [5.5, 17.4] if none of "
-        "them shows it, 30.0 [21.9, 39.6] if all do"
+        "*: more, refusal: 20 of 100 verdicts withheld (20.0 [13.3, 28.9]%), more than in anchor; the rate is "
+        "10.0 [5.5, 17.4] if none of these replies shows it, 30.0 [21.9, 39.6] if all do"
     )
-    of_harmful = "*: more, harmful_judged_refused: 20 of 40 replies"
+    of_harmful = "*: more, harmful_judged_refused: 20 of 40 verdicts"
     for text in (results_screen(rows, "t"), detailed_tables(rows, "t")):
         text = " ".join(text.split())
         assert said in text
+        assert text.count("*: the judge withheld more verdicts than in another condition") == 1
         assert of_harmful in text
     assert " withheld " in detailed_tables(rows, "t")
     assert "*" not in results_screen(rows[::2], "t")

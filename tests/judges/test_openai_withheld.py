@@ -85,6 +85,9 @@ def test_all_withheld_is_no_reason_to_stop_either(play, judging):
         (says("The reply shows no such thing."), 2),
         (says("It says: I'm sorry, but I can't assist with that. Bridge: no."), 2),  # an answer, if not in JSON
         (says("", finish="stop"), 2),
+        (says(None, finish="error"), 2),
+        (choice(message=None, error={"code": 502, "message": "provider returned an error"}), 2),
+        (says(None, tool_calls=[{"type": "function"}]), 2),
         (raw("{}"), 2),
         (raw('{"error": {"message": "overloaded"}, "choices": []}'), 2),
         (error(400, "something odd"), 1),

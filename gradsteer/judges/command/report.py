@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsteer.records import write_json, write_text
-from gradsteer.reports.cells import rate_text
+from gradsteer.reports.cells import MORE_WITHHELD, rate_text
 from gradsteer.reports.printing import print_whole
 from gradsteer.reports.withheld import withheld_lines
 
@@ -142,7 +142,8 @@ def _bounds(report: Report) -> str:
         for rate in report["rates"]
         if "withheld" in rate
     ]
-    return "\n".join(withheld_lines(rows))
+    lines = list(withheld_lines(rows))
+    return "\n".join([MORE_WITHHELD, *lines]) if lines else ""
 
 
 def _errors(errors: Sequence[Report]) -> "Table":
