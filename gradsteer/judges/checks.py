@@ -2,9 +2,11 @@
 
 import ipaddress
 import math
+import os
 import re
 from urllib.parse import urlsplit
 
+OPENAI_URL = "https://api.openai.com/v1"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # keys without a dash look like names: capitals, small letters and digits, and long; few long names have no _
 _KEY = re.compile(
@@ -49,6 +51,32 @@ def variable_name(name: str, value: str) -> str:
             "letters, digits and _, such as OPENAI_API_KEY. The key itself belongs in that variable"
         )
     return value
+
+
+def key_in(variable: str, url: str | None) -> str | None:
+    """The API key that an environment variable holds; None for a server of one's own that needs none.
+
+    Args:
+        variable: Its name.
+        url: Of the server that the key is for; None for OpenAI's.
+
+    Raises:
+        ValueError: If the key is needed and not set, is none that can be sent, or could be read on the way.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key and url is None:
+        raise ValueError(
+            f"the environment variable {variable} is not set; it must hold a key for {OPENAI_URL}, or give base_url, a "
+            "server of your own"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError(f"what {variable} holds is no key: it has spaces or characters beyond ASCII")
+    if key and url is not None and not is_private(url):
+        raise ValueError(
+            f"{url} is not encrypted: the key in {variable} could be read on the way; give an https address, or, where "
+            "the server needs no key, an api_key_env that is not set, such as NONE"
+        )
+    return key or None
 
 
 def is_openai(url: str) -> bool:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from gradsteer.judges.answer_sizes import TooLongError, limit
-from gradsteer.judges.checks import is_here, is_openai
+from gradsteer.judges.checks import OPENAI_URL, is_here, is_openai
 from gradsteer.judges.failures import Failure, JudgeStopped, MaxCostReached, shown, status_failure
 from gradsteer.judges.request_settings import RequestSettings
 from gradsteer.judges.scrubbing import Scrubber, scrubbed_logs
@@ -18,7 +18,6 @@ from gradsteer.judges.withheld import answer_withheld
 
 Structured = Literal["auto", "json_schema", "json_object", "text"]
 
-OPENAI_URL = "https://api.openai.com/v1"
 _LEVELS: tuple[Structured, ...] = ("json_schema", "json_object", "text")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds, without word from the server
 # tokens that a server adds around the two messages, with a margin; a limit on dollars must not be passed

@@ -6,15 +6,14 @@ response, and nothing else.
 
 import asyncio
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import get_args
 
 from gradsteer.judges.background import BackgroundLoop
 from gradsteer.judges.base import Exchange, Verdicts
-from gradsteer.judges.checks import at_least, filled, is_openai, is_private, server_address, variable_name
-from gradsteer.judges.completions import OPENAI_URL, Completions, NoAnswer, Structured
+from gradsteer.judges.checks import OPENAI_URL, at_least, filled, is_openai, key_in, server_address, variable_name
+from gradsteer.judges.completions import Completions, NoAnswer, Structured
 from gradsteer.judges.costs import Cost
 from gradsteer.judges.failures import JudgeStopped, MaxCostReached
 from gradsteer.judges.prices import AS_OF, KNOWN, token_prices
@@ -163,7 +162,7 @@ class OpenAIJudge(StoredJudge):
         Raises:
             ValueError: If the key is needed and not set, or is none that can be sent.
         """
-        self._key()
+        key_in(self.api_key_env, self.base_url)
 
     def ask(self, exchanges: Sequence[Exchange]) -> Iterator[Answer]:
         """Asks about several at a time; yields answers as they come.
@@ -274,7 +273,7 @@ class OpenAIJudge(StoredJudge):
         return reading
 
     def _open(self) -> tuple[BackgroundLoop, Completions]:
-        key = self._key()
+        key = key_in(self.api_key_env, self.base_url)
         settings = RequestSettings(
             self.model, self.temperature, self.seed, self.reasoning_effort, self.max_tokens,
             openai=is_openai(self.base_url or OPENAI_URL),
@@ -302,22 +301,6 @@ class OpenAIJudge(StoredJudge):
         if running is not None:
             loop, server = running
             loop.close(server.close())
-
-    def _key(self) -> str | None:
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key and self.base_url is None:
-            raise ValueError(
-                f"the environment variable {self.api_key_env} is not set; it must hold a key for {OPENAI_URL}, or give "
-                "base_url, a server of your own"
-            )
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ValueError(f"what {self.api_key_env} holds is no key: it has spaces or characters beyond ASCII")
-        if key and self.base_url is not None and not is_private(self.base_url):
-            raise ValueError(
-                f"{self.base_url} is not encrypted: the key in {self.api_key_env} could be read on the way; give an "
-                "https address, or, where the server needs no key, an api_key_env that is not set, such as NONE"
-            )
-        return key or None
 
 
 def _gone(url: str, num_failed: int, reason: str) -> JudgeStopped:
