@@ -123,8 +123,10 @@ class Completions:
         """
         level, tries, waited, form_refused = self._level, 0, 0.0, None
         without: set[str] = set()
+        most: int | None = None  # tokens, where all that there is room for does not fit behind the texts
         while True:
-            answer = await self._send(messages, self._levels[level])
+            room = min(self.settings.max_tokens, most or self.settings.max_tokens)
+            answer = await self._send(messages, self._levels[level], room)
             if not isinstance(answer, Failure):
                 self._answered = True
                 self._adopt(level, form_refused)
@@ -132,6 +134,8 @@ class Completions:
             setting = _FLAGS.get(answer.setting, answer.setting)
             if answer.kind == "setting" and setting not in without and self.settings.do_without(answer):
                 without.add(setting)
+            elif answer.too_long and most is None and (most := self.settings.least_room()) is not None:
+                continue
             elif answer.kind == "format" and level + 1 < len(self._levels):
                 level, form_refused = level + 1, answer.reason
             elif answer.kind in ("exchange", "format"):
@@ -154,17 +158,17 @@ class Completions:
                 await self._wait(tries, answer)
                 tries += 1
 
-    async def _send(self, messages: list[dict[str, str]], form: Structured) -> dict[str, Any] | Failure:
+    async def _send(self, messages: list[dict[str, str]], form: Structured, room: int) -> dict[str, Any] | Failure:
         async with self._slots:
             await self._leave_alone()
             # a token is at least one byte
             num_bytes = sum(len(text.encode()) for text in (*(m["content"] for m in messages), str(self._schema)))
-            worst = self._spending.dollars(num_bytes + _FRAME_TOKENS, self.settings.max_tokens)
+            worst = self._spending.dollars(num_bytes + _FRAME_TOKENS, room)
             await self._afford(worst)
             sent = received = 0
             answered, unsure = False, True  # so it stays where this is broken off
             try:
-                answer = await self._try(messages, form)
+                answer = await self._try(messages, form, room)
                 if isinstance(answer, Failure):
                     unsure = answer.unsure
                     sent = num_bytes // CHARS_PER_TOKEN if unsure else 0
@@ -177,8 +181,8 @@ class Completions:
                 async with self._settled:
                     self._settled.notify_all()
 
-    async def _try(self, messages: list[dict[str, str]], form: Structured) -> dict[str, Any] | Failure:
-        request = {**self.settings.options(), **self._form(form), "messages": messages}
+    async def _try(self, messages: list[dict[str, str]], form: Structured, room: int) -> dict[str, Any] | Failure:
+        request = {**self.settings.options(room), **self._form(form), "messages": messages}
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.chat.completions.with_raw_response.create(**request)

@@ -51,6 +51,7 @@ class Failure:
         silent: Whether the server said nothing at all.
         unsure: Whether the server may have done the work, and charge for it.
         setting: For `setting`: its name in the request.
+        too_long: Whether texts and answer together are too long for the server.
     """
 
     kind: Literal["again", "format", "setting", "exchange", "forbidden", "stop"]
@@ -60,6 +61,7 @@ class Failure:
     silent: bool = False
     unsure: bool = False
     setting: str = ""
+    too_long: bool = False
 
 
 def shown(text: str, scrub: Callable[[str], str]) -> str:
@@ -107,7 +109,7 @@ def status_failure(error: Any, scrub: Callable[[str], str]) -> Failure:
     if status in (400, 422) and not blames_text and (setting := _setting(message, param)):
         return Failure("setting", reason, setting=setting)
     if status in (400, 413, 422) and param != "model" and code != "model_not_found":
-        return Failure("exchange", reason, lasting=blames_text)
+        return Failure("exchange", reason, lasting=blames_text, too_long=blames_text)
     return Failure("stop", reason)
 
 

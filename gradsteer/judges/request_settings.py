@@ -55,9 +55,13 @@ class RequestSettings:
         # OpenAI's newer models know only the one name, most other servers only the other
         self._limit = _LIMITS[openai or thinks(model)]
 
-    def options(self) -> dict[str, Any]:
-        """What a request says now."""
-        return {**self._options, self._limit: self.max_tokens}
+    def options(self, max_tokens: int) -> dict[str, Any]:
+        """What a request says now, with room for an answer of so many tokens."""
+        return {**self._options, self._limit: max_tokens}
+
+    def least_room(self) -> int | None:
+        """Tokens of an answer without a thought, where there is room for more that nobody asked for; else None."""
+        return None if self._is_fixed or self.max_tokens <= ANSWER_TOKENS else ANSWER_TOKENS
 
     def do_without(self, failure: Failure) -> bool:
         """Leaves out the setting that a request was refused for, or names it otherwise, for all requests from now on.

@@ -220,8 +220,8 @@ def test_max_cost_needs_a_price(judging):
 def test_openais_own_address_is_known_however_it_is_given(judging, url):
     judge = judging(base_url=url)
     _, server = judge._open()  # no request is made
-    assert server.settings.options()["max_completion_tokens"] == 200
-    assert "max_tokens" not in server.settings.options()
+    assert server.settings.options(7)["max_completion_tokens"] == 7
+    assert "max_tokens" not in server.settings.options(7)
     judge.close()
 
 

@@ -83,13 +83,37 @@ def test_a_text_that_is_too_long_is_no_refused_setting(play, judging):
     assert {"temperature", "max_tokens"} <= set(server.requests[2].body)
 
 
+@pytest.mark.filterwarnings("ignore:an answer of .* was cut")
+def test_room_that_does_not_fit_behind_a_text_is_done_without(play, judging):
+    """A server of 1,000 tokens, a fourth of its texts too long for it anyway."""
+    too_long = error(
+        400, "'max_tokens' is too large: it and the messages pass the maximum context length of 1000 tokens"
+    )
+    cut = iter([says("", finish="length")])
+
+    @script
+    def small(request):
+        if request.reply == "answer 3" or limit_of(request) > 300:
+            return too_long
+        return next(cut, YES)
+
+    server = play(small)
+    found = judging(server, model="m", concurrency=1).judge(exchanges(4))
+    assert [each == GOOD for each in found] == [True, True, True, False]
+    assert "maximum context length" in found[3].unscored["bridge"]
+    assert [limit_of(request) for request in server.requests] == [200, *[4200, 200] * 4]
+    alone = judging(server, model="m", max_tokens=301, concurrency=1)
+    assert all(each.unscored for each in alone.judge(exchanges(2)))
+    assert len(server.requests) == 9 + 2
+
+
 def test_how_long_it_thinks_is_what_was_asked_for_or_the_run_stops(play, judging):
     server = play(YES)
     judge = judging(server, model="m", reasoning_effort="minimal")
     assert judge.judge(exchanges(1)) == [GOOD]
     assert server.requests[0].body["reasoning_effort"] == "minimal"
     assert server.requests[0].body["max_tokens"] == 4200
-    assert "reasoning_effort" not in str(judging(server, model="m")._open()[1].settings.options())
+    assert "reasoning_effort" not in str(judging(server, model="m")._open()[1].settings.options(7))
     refusing = play(thinking({"reasoning_effort": "Unsupported value: 'reasoning_effort'"}))
     with pytest.raises(JudgeStopped, match="with this reasoning_effort .*Unsupported"):
         judging(refusing, model="m", reasoning_effort="xhigh").judge(exchanges(1))
