@@ -1,10 +1,11 @@
 """Judges that think before they answer, behind the real client: what they refuse, and the room they need."""
 
 import pytest
+from jsonargparse import ArgumentParser
 from judging import YES, environment_fixture, exchanges, judging_fixture, play_fixture, script  # noqa: F401 (fixtures)
 from server import error, says
 
-from gradsteer.judges import Verdicts
+from gradsteer.judges import Judge, Verdicts
 from gradsteer.judges.failures import JudgeStopped
 from gradsteer.judges.request_settings import thinks
 
@@ -180,3 +181,12 @@ def test_a_thought_in_a_field_of_its_own_is_not_read(play, judging):
     server = play(says(None, reasoning_content='{"bridge": false, "recipe": false}'), YES)
     assert judging(server, concurrency=1).judge(exchanges(1)) == [GOOD]
     assert len(server.requests) == 2  # a thought without an answer is worth another try
+
+
+def test_the_command_line_takes_an_effort_and_no_temperature():
+    parser = ArgumentParser()
+    parser.add_argument("--judge", type=Judge)
+    words = ["--judge", "OpenAIJudge", "--judge.rubrics", '{"bridge": null}', "--judge.reasoning_effort", "minimal"]
+    words += ["--judge.temperature", "null", "--judge.max_tokens", "null", "--judge.store", "null"]
+    judge = parser.instantiate_classes(parser.parse_args(words)).judge
+    assert (judge.reasoning_effort, judge.temperature, judge.max_tokens) == ("minimal", None, None)
