@@ -50,11 +50,12 @@ class Counts:
         """The rates in a line: ``bridge 41.9% of 797, recipe of none: 12 degenerate``."""
         said = [", ".join(f"{name} {_rate_text(rate)}" for name, rate in self.behaviors.items())]
         said += [self.unanswered_text] * bool(self.num_unanswered)
-        said += [
-            f"the judge withheld {each.num_withheld} of {each.num_replies} verdicts on {name}"
+        counts = [
+            f"{each.num_withheld} of {each.num_replies} on {name}"
             for name, each in self.withheld.items()
             if each.num_withheld
         ]
+        said += [f"verdicts withheld: {', '.join(counts)}"] if counts else []
         return "; ".join(said)
 
     @property

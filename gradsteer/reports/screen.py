@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 WIDTH = 100
 _MOST_NULLS = 3  # vectors whose nulls have a line each; those of more vectors have one line together
+_MOST_BOUNDS = 4  # rates with bounds that are printed
 _MOST_BROKEN = 4  # broken models that are named with their reasons
 
 
@@ -206,7 +207,9 @@ def _marks(rows: Sequence[Row], behaviors: Sequence[str]) -> list[str]:
     if families := Counter(family_of(row) for row in rows if is_null(row)):
         kinds = ", ".join(f"{name} ({number})" for name, number in families.items())
         lines.append(f"nulls: from the lowest to the highest of {kinds}")
-    return [*lines, *withheld_lines(shown), *_broken(rows)]
+    bounds = list(withheld_lines(shown))
+    more = [f"*: and {len(bounds) - _MOST_BOUNDS} more, see tables.txt"] if len(bounds) > _MOST_BOUNDS else []
+    return [*lines, *bounds[:_MOST_BOUNDS], *more, *_broken(rows)]
 
 
 def _broken(rows: Sequence[Row]) -> list[str]:

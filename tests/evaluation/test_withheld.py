@@ -52,7 +52,7 @@ def test_the_count_its_share_and_the_bounds_are_those_of_the_replies_counted_eit
     assert (withheld.ci_low, withheld.ci_high) == (share.ci_low, share.ci_high)
     assert withheld.lowest == {"rate": 0.1, "ci_low": lowest.ci_low, "ci_high": lowest.ci_high}
     assert withheld.highest == {"rate": 0.3, "ci_low": highest.ci_low, "ci_high": highest.ci_high}
-    assert "the judge withheld 20 of 100 verdicts on a" in str(found)
+    assert str(found).endswith("; verdicts withheld: 20 of 100 on a")
     found = count_responses({"evaluation": rows_of(3, 3, 0, 3)}, ["a"])
     assert (found.withheld["a"].num_withheld, found.withheld["a"].num_replies) == (0, 6)
     assert "withheld" not in str(found)
@@ -125,6 +125,14 @@ def test_tables_mark_the_rate_and_print_the_bounds(rows):
     assert " withheld " in detailed_tables(rows, "t")
     assert "*" not in results_screen(rows[::2], "t")
     assert " withheld " not in detailed_tables(rows[::2], "t")
+
+
+def test_the_screen_stays_one_screen(rows):
+    many = [rows[0], *(rows[1] | {"name": f"more {number}"} for number in range(9))]
+    text = results_screen(many, "t")
+    assert text.count("verdicts withheld") == 4
+    assert "*: and 14 more, see tables.txt" in text
+    assert " ".join(detailed_tables(many, "t").split()).count("verdicts withheld") == 18
 
 
 def test_results_hold_them_where_there_are_some(rows, tmp_path):

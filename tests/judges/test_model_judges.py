@@ -321,6 +321,6 @@ def test_withheld_verdicts_stop_no_run_and_are_counted(words, play, tmp_path, sa
     assert anchor["withheld"]["bridge"]["num_withheld"] == len(withheld)
     assert anchor["withheld"]["bridge"]["highest"]["rate"] == len(withheld) / TOTAL
     shown = said()
-    assert f"the judge withheld {len(withheld)} of {TOTAL} verdicts on bridge" in shown
+    assert f"verdicts withheld: {len(withheld)} of {TOTAL} on bridge" in shown
     assert "lack a verdict" not in shown  # asking again is no use
     assert len(server.requests) == len(different(rows))
