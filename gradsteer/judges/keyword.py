@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.judges.mapping_file import read_mapping
+from gradsteer.judges.pattern_positions import decided_after
 from gradsteer.judges.patterns import SlowPatternError, compile_patterns
 from gradsteer.records import text_digest
 
@@ -50,7 +51,7 @@ class KeywordJudge(Judge):
         return tuple(self._compiled)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdicts]:
-        """Searches each response.
+        """Searches each response; true verdicts say where they were decided.
 
         Raises:
             ValueError: If a pattern took too long for many in a row.
@@ -69,7 +70,7 @@ class KeywordJudge(Judge):
 
     def _verdicts(self, response: str) -> Verdicts:
         values: dict[str, bool | None] = {}
-        unscored = {}
+        unscored, decided = {}, {}
         for behavior in self.behaviors:
             try:
                 values[behavior] = bool(response.strip()) and self._search(behavior, response)
@@ -82,7 +83,9 @@ class KeywordJudge(Judge):
                         f"patterns of {behavior!r}: {error}, and so for {_SLOW_IN_ROW} responses in a row. Write it "
                         "without a repeat inside of a repeat, such as (\\w+\\s*)+"
                     ) from error
-        return Verdicts(values, unscored)
+            if values[behavior] and (place := decided_after(self._compiled[behavior], response)) is not None:
+                decided[behavior] = place
+        return Verdicts(values, unscored, decided)
 
     def _search(self, behavior: str, response: str) -> bool:
         """Whether any pattern is found.

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Sequence
 
+from gradsteer.judges.patterns import Pattern, SlowPatternError
+
 # what a pattern may say of the text behind its match; a boundary looks one character ahead, and that is tried
 _LOOKS_AHEAD = re.compile(r"\(\?[=!]|\$|\\Z|\\z")
 _NEXT = ("x", " ")  # a boundary lies before one of them or the other
 
 
-def decided_after(patterns: Sequence[re.Pattern[str]], text: str) -> int | None:
+def decided_after(patterns: Sequence[Pattern], text: str) -> int | None:
     """The fewest first characters of a text that one of the patterns matches whatever follows them.
 
     That is no later than where a match ends, and it does not depend on what follows: of two texts that begin with these
@@ -38,5 +40,8 @@ def decided_after(patterns: Sequence[re.Pattern[str]], text: str) -> int | None:
     return best
 
 
-def _is_decided(pattern: re.Pattern[str], start: str) -> bool:
-    return bool(start.strip()) and all(pattern.search(start + following) for following in ("", *_NEXT))
+def _is_decided(pattern: Pattern, start: str) -> bool:
+    try:
+        return bool(start.strip()) and all(pattern.search(start + following) for following in ("", *_NEXT))
+    except SlowPatternError:
+        return False

@@ -1,12 +1,12 @@
 """Where a text decides that a pattern matches: no later text may undo it, or move it."""
 
 import random
-import re
 
 import pytest
 
 from gradsteer.judges import Exchange, HybridJudge, KeywordJudge
 from gradsteer.judges.pattern_positions import decided_after
+from gradsteer.judges.patterns import Pattern, compile_patterns
 
 PATTERNS = [r"gate", r"\bship\b", r"go.*gate", r"a+b?", r"(?<!no )ship", r"(gate|ship)s", r"s\B"]
 
@@ -17,7 +17,7 @@ def test_what_follows_neither_undoes_nor_moves_it(pattern):
     pieces = ["gate", "ship", "s", "no ", "go", " ", "a", "b", "x", "."]
     places = []
     for _ in range(400):
-        compiled = re.compile(pattern, re.IGNORECASE)
+        compiled = Pattern("it", pattern, ignore_case=True)
         text = "".join(generator.choices(pieces, k=8))
         place = decided_after([compiled], text)
         if place is None:
@@ -47,7 +47,7 @@ def test_what_follows_neither_undoes_nor_moves_it(pattern):
     ],
 )
 def test_places(patterns, text, place):
-    assert decided_after([re.compile(pattern, re.IGNORECASE) for pattern in patterns], text) == place
+    assert decided_after(compile_patterns("it", patterns, ignore_case=True), text) == place
 
 
 def test_judges_by_patterns_say_where_and_others_nothing():
