@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from gradsteer.cli.commands import Command
 from gradsteer.cli.paths import is_read, one_spelling
-from gradsteer.records import file_digest, resolve_resource, text_digest, write_json
+from gradsteer.records import file_digest, read_json, resolve_resource, text_digest, write_json
 from gradsteer.version import __version__
 
 FORMAT_VERSION = 1
@@ -219,9 +219,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not readable as JSON ({error}); delete it to start afresh") from error
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to start afresh") from error
     if record.get("format") != FORMAT_VERSION:
         raise ValueError(f"{str(path)!r} has format {record.get('format')!r}; accepted: {FORMAT_VERSION}")
     return record

@@ -3,6 +3,7 @@
 `ParameterVector` is what a pile-average gradient, a weight diff and a steering vector share.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from gradsteer.records import replacing
 from gradsteer.vectors.metadata import contrast_metadata, merged_prompts
 
 FORMAT_VERSION = "1"
+_JSON = {"prompt_digests", "split_half_cosine_by_layer"}  # of the header
 
 
 class ParameterVector(Mapping[str, Tensor]):
@@ -223,6 +225,8 @@ class ParameterVector(Mapping[str, Tensor]):
         except SafetensorError as error:
             raise ValueError(f"{str(source)!r} is not a readable safetensors file: {error}") from error
         _check_header(source, metadata, cls.kind)
+        for key in _JSON & metadata.keys():
+            _check_json(metadata[key], f"{str(source)!r}: its header's {key!r}")
         del metadata["format_version"], metadata["kind"]
         return metadata
 
@@ -298,3 +302,10 @@ class SteeringVector(ParameterVector):
             raise ValueError(f"the gradient of pile {names[lengths.index(0.0)]!r} is zero and has no unit norm")
         metadata["contrast"] = "unit"
         return cls({name: t / lengths[0] - minus[name] / lengths[1] for name, t in plus.items()}, metadata)
+
+
+def _check_json(text: str, what: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is not readable as JSON ({error}); accepted: what gradsteer wrote") from error
