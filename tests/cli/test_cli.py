@@ -335,7 +335,7 @@ def test_a_vector_of_another_model_needs_the_explicit_flag(experiment, tmp_path,
         ({"--steering.alphas": '{"b": [1]}'}, "names the vector 'b'; the vectors are: a"),
         (
             {"--steering.transforms": "[diff_wait]"},
-            "'diff_wait' (did you mean 'diff_weighting'?); accepted: diff_projection",
+            "'diff_wait' (did you mean 'diff_weighting'?); accepted: diff_",
         ),
         ({"--steering.transforms": "[diff_weighting]"}, "give the base model (--steering.base)"),
         ({"--steering.random_controls": -1}, "steering.random_controls is -1; accepted: 0 or more"),

@@ -1,5 +1,4 @@
 """Wrong inputs over all commands, found by trying: each is one line with the option or file, and what is accepted."""
-# ruff: noqa: E501 (a table, a row a line)
 
 import json
 import shutil
