@@ -23,6 +23,8 @@ from gradsteer.cli.paths import expanded, map_strings
 from gradsteer.cli.stages import Stage, judge_settings
 from gradsteer.cli.warning_filters import quieten
 from gradsteer.data.sources import DataSource
+from gradsteer.models.exact import exact_device
+from gradsteer.models.threads import advice_on_threads
 from gradsteer.options import LineErrors
 from gradsteer.records import check_writable
 from gradsteer.steering.conditions import check_name
@@ -174,6 +176,14 @@ class GradsteerCLI(LightningCLI):
             locks = [] if "preflight" in command.callbacks else [ExclusiveStage(self.stage)]
             callbacks = [*callbacks, *locks, StageRecord(self.stage, self.stage_config, self.inputs)]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        device = trainer.strategy.root_device
+        if exact_device(device) != device and self.config[command.name]["model"].get("dtype") == "float64":
+            raise ValueError(
+                f"--model.dtype is float64, which {device.type} does not have; accepted: float32, or "
+                "--trainer.accelerator cpu"
+            )
+        if device.type == "cpu" and trainer.is_global_zero and (advice := advice_on_threads()) is not None:
+            rank_zero_info(advice)
         session = session_of(trainer)
         session.held = self.held
         overwrite = self.config[command.name]["overwrite"]

@@ -15,6 +15,7 @@ from gradsteer.data.batching import share_of_rank
 from gradsteer.data.chat import EncodedExample
 from gradsteer.generation.sampling import nucleus
 from gradsteer.models.batches import Batch, BatchLayout, labelled_logits, num_run, running, token_losses
+from gradsteer.models.exact import doubled
 from gradsteer.models.losses import precise
 from gradsteer.models.parallel import gathered
 from gradsteer.models.shared_prompts import prompt_of
@@ -121,7 +122,7 @@ class ResponseScorer:
                     losses, owners = token_losses(
                         self.model, batch, head_chunk=self.layout.head_chunk, temperature=self.temperature
                     )
-                values = -losses.double()
+                values = -doubled(losses)
             else:
                 logits, targets, owners = self._logits(batch)
                 inside = (
@@ -130,7 +131,7 @@ class ResponseScorer:
                 if sampled_here:
                     inside = inside.scatter(1, targets[:, None], True)
                 within = logits.masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
-                values = within.gather(1, targets[:, None])[:, 0].double()
+                values = doubled(within.gather(1, targets[:, None])[:, 0])
             sums = torch.zeros(max(1, len(indices)), dtype=torch.float64)
             sums.index_add_(0, owners.cpu(), values.cpu())
             found.append((indices, sums[: len(indices)].tolist()))

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from gradsteer.models.exact import doubled, for_float64
 from gradsteer.models.layers import layer_of, sum_squares_by_layer
 from gradsteer.records import replacing
 from gradsteer.vectors.metadata import contrast_metadata, merged_prompts
@@ -137,7 +138,8 @@ class ParameterVector(Mapping[str, Tensor]):
     def sum_squares(self) -> dict[str, float]:
         """Sum of squared entries of every tensor, summed in float64."""
         return {
-            name: float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for name, tensor in self.items()
+            name: float(torch.linalg.vector_norm(for_float64(tensor), dtype=torch.float64)) ** 2
+            for name, tensor in self.items()
         }
 
     def norm(self) -> float:
@@ -155,7 +157,7 @@ class ParameterVector(Mapping[str, Tensor]):
             ValueError: the names or shapes differ.
         """
         self.check_same_shapes(other)
-        return sum(float(torch.dot(t.flatten().double(), other[name].flatten().double())) for name, t in self.items())
+        return sum(float(torch.dot(doubled(t.flatten()), doubled(other[name].flatten()))) for name, t in self.items())
 
     def cosine(self, other: "ParameterVector") -> float:
         """Cosine of the angle between two vectors; 0.0 where either is zero."""
@@ -171,7 +173,7 @@ class ParameterVector(Mapping[str, Tensor]):
         self.check_same_shapes(other)
         dots: dict[str, float] = {}
         for name, tensor in self.items():
-            product = float(torch.dot(tensor.flatten().double(), other[name].flatten().double()))
+            product = float(torch.dot(doubled(tensor.flatten()), doubled(other[name].flatten())))
             dots[layer_of(name)] = dots.get(layer_of(name), 0.0) + product
         mine, theirs = self.layer_sum_squares(), other.layer_sum_squares()
         return {
