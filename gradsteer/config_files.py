@@ -1,5 +1,6 @@
 """Config files: read as YAML, refused by file and line, and where in them a key stands."""
 
+import locale
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,21 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         said = f"{error.reason} at byte {error.start}"
         raise ValueError(f"{path}: not UTF-8 ({said}); accepted: YAML in UTF-8") from error
+    read_as = locale.getpreferredencoding(False)
+    if not text.isascii() and read_as.lower().replace("-", "") != "utf8":  # jsonargparse reads it again, as this
+        raise ValueError(
+            f"{path}: holds characters beyond ASCII, and Python reads files as {read_as} here; accepted: the same "
+            "command with PYTHONUTF8=1 in the environment"
+        )
     refuse_duplicate_keys(text, str(path))
     try:
         values = yaml.load(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f":{mark.line + 1}"
-        raise ValueError(f"{path}{line}: not readable as YAML: {error.problem or error.context}") from error
+        said = f"{error.problem or error.context}"
+        hint = "; a path with backslashes stands in single quotes, or with / instead" if "escape" in said else ""
+        raise ValueError(f"{path}{line}: not readable as YAML: {said}{hint}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(values, dict):

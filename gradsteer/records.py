@@ -130,7 +130,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes what is open for writing only
             os.fsync(file.fileno())
         make_readable(temporary)
         os.replace(temporary, path)

@@ -113,7 +113,7 @@ class Stage:
     def _beside(self, vector: str) -> Iterator[str]:
         """The permuted and GradDiff files of a vector, written as the vector's is."""
         path = Path(self.resolve(vector))
-        directory = "".join(vector.rpartition("/")[:2])
+        directory = vector[: max(vector.rfind(separator) for separator in {"/", os.sep}) + 1]
         for folder in ("permuted", "graddiff"):
             for file in sorted(path.parent.glob(f"{folder}/{glob.escape(path.stem)}-*.safetensors")):
                 if not file.stem.removeprefix(f"{path.stem}-").isdigit():  # of a vector whose name goes on

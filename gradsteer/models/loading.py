@@ -251,7 +251,12 @@ def _round_weights(model: Any, dtype: torch.dtype) -> None:
 def record_base(base: str, anchor: Path) -> None:
     """Notes in a model's directory what it was finetuned from; `recorded_base` reads it."""
     path = Path(base)
-    recorded = os.path.relpath(path, anchor) if path.is_dir() else base
+    recorded = base
+    if path.is_dir():
+        try:
+            recorded = Path(os.path.relpath(path, anchor)).as_posix()
+        except ValueError:  # on another drive of Windows, which no path leads to
+            recorded = str(path.absolute())
     (anchor / BASE_RECORD).write_text(json.dumps({"base": recorded}) + "\n", encoding="utf-8")
 
 
