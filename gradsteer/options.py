@@ -161,6 +161,7 @@ def _made_by(hint: Any) -> type | None:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    each: type
     for each in base.__subclasses__():
         if not inspect.isabstract(each) and not each.__name__.startswith("_"):
             yield each

@@ -30,6 +30,7 @@ from gradsteer.records import check_writable
 from gradsteer.steering.conditions import check_name
 from gradsteer.trainer.callbacks.saving import SavePretrained
 from gradsteer.trainer.dry_run import DryRunDoneError
+from gradsteer.trainer.room import RoomCheck
 from gradsteer.trainer.session import is_trial, session_of
 from gradsteer.trainer.trainer import GradsteerTrainer
 from gradsteer.trainer.trainer_options import check_checkpoint
@@ -176,6 +177,8 @@ class GradsteerCLI(LightningCLI):
             locks = [] if "preflight" in command.callbacks else [ExclusiveStage(self.stage)]
             callbacks = [*callbacks, *locks, StageRecord(self.stage, self.stage_config, self.inputs)]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        options = self.config[command.name]
+        trainer.callbacks.append(RoomCheck(command.name, options, Path(options["output_dir"])))  # type: ignore[attr-defined]  # last of all setups
         device = trainer.strategy.root_device
         if exact_device(device) != device and self.config[command.name]["model"].get("dtype") == "float64":
             raise ValueError(
