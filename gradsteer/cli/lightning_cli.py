@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gradsteer.cli.accepted import accepted
 from gradsteer.cli.bookkeeping import AlreadyDoneError, ExclusiveStage, SaveReplayableConfig, StageRecord, check_stage
 from gradsteer.cli.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
+from gradsteer.cli.input_files import check_inputs
 from gradsteer.cli.paths import expanded, map_strings
 from gradsteer.cli.stages import Stage, judge_settings
 from gradsteer.cli.warning_filters import quieten
@@ -221,15 +222,18 @@ class ParsedError(Exception):
 
 
 class ParsingCLI(GradsteerCLI):
-    """Parses a command line and does nothing else."""
+    """Parses a command line and looks at the files that it names; does nothing else."""
 
     def parse_arguments(self, *args: Any) -> None:
         """Parses.
 
         Raises:
             ParsedError: it is accepted.
+            ValueError: a file is not there, or its first row is not of the option's shape.
         """
         super().parse_arguments(*args)
+        config = map_strings(self.config[self.config["subcommand"]], expanded)
+        check_inputs(config.as_dict(), output_directory(config))
         raise ParsedError
 
 
