@@ -36,7 +36,7 @@ def check_inputs(config: Mapping[str, Any], output_dir: Path) -> None:
     for key, prompts in (*((key, False) for key in _OF_CHATS), *((key, True) for key in _OF_PROMPTS)):
         group, _, name = key.partition(".")
         given = (config.get(group) or {}).get(name)
-        source = DataSource(**given) if isinstance(given, dict) else given
+        source: Any = DataSource(**given) if isinstance(given, dict) else given
         if source is None or _comes(getattr(source, "path", source), output_dir):
             continue
         try:

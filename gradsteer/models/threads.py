@@ -13,7 +13,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 def free_cores() -> float:
     """Cores that this process may run on: by affinity, and by the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if _QUOTA.is_file():
         quota, _, period = _QUOTA.read_text().partition(" ")
         if quota.strip().isdigit():

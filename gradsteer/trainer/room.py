@@ -104,7 +104,8 @@ def _model_bytes(pl_module: Any) -> int:
             model: Any = fresh_causal_lm(pl_module.fresh_config)
     else:
         model = loading.without_values()
-    return sum(parameter.numel() for parameter in model.parameters()) * wanted
+    numbers: int = sum(parameter.numel() for parameter in model.parameters())
+    return numbers * wanted
 
 
 def _listed(parts: Mapping[str, int]) -> str:

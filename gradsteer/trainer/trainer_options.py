@@ -60,10 +60,11 @@ def naming_options(options: Mapping[str, Any]) -> Iterator[None]:
         yield
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         said = str(error).strip().splitlines()[0].rstrip(".")
-        name = _blamed(options, said)
-        if name is None:
+        blamed = _blamed(options, said)
+        if blamed is None:
             raise ValueError(f"the Trainer cannot be made of these options: {said}") from error
-        raise ValueError(f"--trainer.{name} is {options[name]!r}: {said}; accepted: {_accepted(name)}") from error
+        accepted = _accepted(blamed)
+        raise ValueError(f"--trainer.{blamed} is {options[blamed]!r}: {said}; accepted: {accepted}") from error
 
 
 def check_watched(callbacks: Any) -> None:
