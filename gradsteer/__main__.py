@@ -1,6 +1,5 @@
 """``python -m gradsteer``: answers what it can without importing torch, hands the rest to the command."""
 
-import difflib
 import importlib
 import io
 import os
@@ -8,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from gradsteer.cli.commands import COMMANDS, Command, overview
-from gradsteer.cli.termination import STATUS, sigterm_as_interrupt
+from gradsteer.cli.termination import requeue, signals_as_interrupt
+from gradsteer.nearest import did_you_mean
 from gradsteer.version import __version__
 
 
@@ -21,7 +21,7 @@ def main(args: Sequence[str] | None = None, *, parse_only: bool = False) -> int:
 
     Returns:
         The exit status: 0; 2 for an error of the user's, which is said in one line; 130 where Ctrl-C ended it, 143
-        where SIGTERM did.
+        where SIGTERM did, 138 where SIGUSR1 did.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is no reason to end a run
@@ -35,20 +35,20 @@ def main(args: Sequence[str] | None = None, *, parse_only: bool = False) -> int:
         return 0
     command = COMMANDS.get(words[0])
     if command is None:
-        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        sys.stderr.write(f"gradsteer: unknown command {words[0]!r}; {hint}accepted: {', '.join(COMMANDS)}\n")
+        hint = did_you_mean(words[0], COMMANDS)
+        sys.stderr.write(f"gradsteer: unknown command {words[0]!r}{hint}; accepted: {', '.join(COMMANDS)}\n")
         return 2
-    with sigterm_as_interrupt() as termination:
+    with signals_as_interrupt() as termination:
         try:
             return _serve(command, words, parse_only=parse_only)
         except (KeyboardInterrupt, SystemExit) as end:  # before, in or after the trainer's own care for it
             by_hand = isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt)
             if termination.told is not None or by_hand:
-                how = "interrupted" if termination.told is None else "ended by SIGTERM"
+                how = "interrupted" if termination.told is None else f"ended by {termination.name}"
                 sys.stderr.write(f"gradsteer {words[0]}: {how}; the same command goes on with what was kept\n")
             if termination.told is not None:
-                return STATUS
+                requeue(termination)
+                return termination.status
             if isinstance(end, SystemExit):
                 raise
             return 130
@@ -59,7 +59,7 @@ def _serve(command: Command, words: list[str], *, parse_only: bool) -> int:
     target = served or f"gradsteer.cli.lightning_cli:{'check' if parse_only else 'main'}"
     module, function = target.split(":")
     from gradsteer.cli.duplicates import refuse_duplicates
-    from gradsteer.judges.failures import JudgeStopped
+    from gradsteer.cli.failures import FAILURES, said
 
     try:
         refuse_duplicates(words[1:])
@@ -68,10 +68,11 @@ def _serve(command: Command, words: list[str], *, parse_only: bool) -> int:
             serve().parse_args(words[1:])
             return 0
         status = serve(words[1:] if command.plain else words)
-    except (ValueError, OSError, JudgeStopped) as error:
-        if os.environ.get("GRADSTEER_TRACEBACK"):
+    except FAILURES as error:
+        line = said(error)
+        if line is None or os.environ.get("GRADSTEER_TRACEBACK"):
             raise
-        sys.stderr.write(f"gradsteer {words[0]}: error: {error}\n(GRADSTEER_TRACEBACK=1 shows where)\n")
+        sys.stderr.write(f"gradsteer {words[0]}: error: {line}\n(GRADSTEER_TRACEBACK=1 shows where)\n")
         return 2
     return int(status or 0)
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ def parse_json_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, 
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, too; a number of 5000 digits
             raise ValueError(f"{path}:{number}: not JSON ({error}); expected an object a line") from error
         if not isinstance(row, dict):
             raise ValueError(
@@ -76,6 +77,21 @@ def parse_json_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, 
         if b"\\ud" in line.lower():  # only so can a half be written in UTF-8
             _check_surrogates(row, f"{path}:{number}")
         yield number, row
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: it is something else; names the file.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is not readable as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} holds a JSON {type(found).__name__}; accepted: an object")
+    return found
 
 
 def _check_surrogates(row: dict[str, Any], where: str) -> None:
@@ -114,7 +130,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes what is open for writing only
             os.fsync(file.fileno())
         make_readable(temporary)
         os.replace(temporary, path)
@@ -165,6 +181,30 @@ def replacing_directory(directory: Path) -> Iterator[Path]:
             old.rename(directory)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_writable(directory: str | os.PathLike[str], option: str) -> None:
+    """Refuses, before any work, a directory that nothing can be written to.
+
+    Args:
+        directory: need not exist yet.
+        option: that names it.
+
+    Raises:
+        ValueError: names the option and what is in the way.
+    """
+    path = Path(directory)
+    if "\0" in str(path):
+        raise ValueError(f"{option} is {str(path)!r}; accepted: a path without a zero byte")
+    there = next((each for each in (path, *path.parents) if os.path.exists(each)), Path())
+    if not there.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, and {str(there)!r} is a file; accepted: a directory, new or not")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        said = f"{str(there)!r} cannot be written to ({error.strerror})"
+        raise ValueError(f"{option} is {str(path)!r}, and {said}; accepted: another directory") from error
 
 
 def is_leftover(path: Path, stem: str | None = None) -> bool:

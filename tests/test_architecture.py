@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "gradsteer"
-SHARED = {"version", "records", "locks", "progress", "provenance"}
+SHARED = {"version", "records", "locks", "progress", "provenance", "config_files", "nearest", "options"}
 ENTRANCES = {"__init__", "__main__"}  # they hand on to whatever a command or a name needs
 ORDER = [
     "data", "models", "vectors", "steering", "attribution", "generation", "evaluation", "reports", "forecast", "judges",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.models.batches import Batch
+from gradsteer.models.exact import for_float64
 from gradsteer.models.fingerprints import weights_digest
 from gradsteer.models.parallel import settle, shard, shard_like, sum_over_shards
 from gradsteer.steering.weight_steering import rewritten
@@ -180,7 +181,7 @@ class StraightPath:
         for name in (name for name in sums if name in self.base):  # in an order that is the same in every run
             anchor = shard(parameters[name].detach()).to(sums[name].dtype)
             moved = anchor - shard_like(self.base[name].detach(), parameters[name]).to(anchor)
-            total += moved.mul_(sums[name]).sum(dtype=torch.float64).cpu()
+            total += for_float64(moved.mul_(sums[name])).sum(dtype=torch.float64).cpu()
         return float(sum_over_shards(total, next(iter(parameters.values()))))
 
     def counts(self, index: int) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradsteer.attribution.gradient_sums import GradientSum
 from gradsteer.attribution.reductions import PileTotals, Reduction, example_weights
 from gradsteer.models.batches import Batch, lengths_of, part_of, running, token_losses, token_weights
+from gradsteer.models.exact import doubled
 from gradsteer.models.losses import Reference
 
 
@@ -183,7 +184,7 @@ class PileGradient:
         if count:
             self.totals.num_examples += int((counts > 0).sum())
             self.totals.num_tokens += int(counts.sum())
-            self.totals.token_loss_sum += float(sums.detach().double().sum())
+            self.totals.token_loss_sum += float(doubled(sums.detach()).sum())
         objective = (example_weights(counts, self.reduction, sums.dtype) * weighted).sum()
         if self.totals.objectives:
             self.totals.objectives[point] += float(objective.detach())

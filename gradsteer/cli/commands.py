@@ -163,6 +163,12 @@ COMMANDS: dict[str, Command] = {
             parser="gradsteer.cli.inspect_command:options_parser",
         ),
         Command(
+            "doctor",
+            "say what this machine has: versions, devices, speeds, room, keys that are set",
+            plain="gradsteer.cli.doctor:main",
+            parser="gradsteer.cli.doctor:options_parser",
+        ),
+        Command(
             "run", "run an experiment: a list of stages, each of these commands", plain="gradsteer.cli.runner:main"
         ),
     )

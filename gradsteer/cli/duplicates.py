@@ -6,11 +6,9 @@ flag over a config, and a flag over a part of a mapping before it are overrides,
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
+from gradsteer.config_files import read_config, refuse_duplicate_keys
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -24,36 +22,14 @@ def refuse_duplicates(words: Sequence[str]) -> None:
         words: of a command line, without the program's name.
 
     Raises:
-        ValueError: names the flag, or the key with its file and line.
+        FileNotFoundError: a config file is not there.
+        ValueError: names the flag, or the key with its file and line; or a config file is no mapping.
     """
     rest: Sequence[str] = words
     while rest:
         end = list(rest).index("--") if "--" in rest else len(rest)
         _refuse_flags(list(_flags(rest[:end])))
         rest = rest[end + 1 :]
-
-
-def refuse_duplicate_keys(text: str, source: str, *, numbered: bool = True) -> None:
-    """Refuses YAML, or JSON, in which a mapping has a key twice; dotted keys stand for nested ones.
-
-    Args:
-        text: what cannot be read is left to whoever reads it.
-        source: names it in the error.
-        numbered: name the line, too.
-
-    Raises:
-        ValueError: names the key, the source and both lines.
-    """
-    try:
-        node = yaml.compose(text, Loader=_LOADER)
-    except yaml.YAMLError:
-        return
-    seen: dict[tuple[str, ...], int] = {}
-    for path, line in _keys(node, (), set()):
-        if path in seen:
-            where, first = (f":{line + 1}", f", first in line {seen[path] + 1}") if numbered else ("", "")
-            raise ValueError(f"{source}{where}: the key {'.'.join(path)!r} is given twice{first}; accepted: once")
-        seen[path] = line
 
 
 def _flags(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -70,7 +46,9 @@ def _refuse_flags(flags: list[tuple[str, str | None]]) -> None:
     for name, value in flags:
         if value is not None and value.lstrip().startswith(("{", "[")):
             refuse_duplicate_keys(value, f"{name} {value:.80}", numbered=False)
-        if value is not None and (name == "--config" or value.endswith(_SUFFIXES)):
+        if value is not None and name == "--config" and not value.lstrip().startswith("{"):
+            read_config(Path(value).expanduser(), "a config")
+        elif value is not None and value.endswith(_SUFFIXES):
             _refuse_in_file(Path(value).expanduser())
         if name == "--config" or name.endswith("+"):
             continue
@@ -87,26 +65,3 @@ def _refuse_flags(flags: list[tuple[str, str | None]]) -> None:
 def _refuse_in_file(path: Path) -> None:
     if path.is_file():
         refuse_duplicate_keys(path.read_text(encoding="utf-8", errors="replace"), str(path))
-
-
-def _keys(node: Any, prefix: tuple[str, ...], visited: set[int]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Every key of a YAML node by its path, and the line it stands in; what an alias repeats is visited once."""
-    if id(node) in visited:
-        return
-    visited.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*prefix, *_key_path(key))
-            yield path, key.start_mark.line
-            yield from _keys(value, path, visited)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _keys(value, (*prefix, str(index)), visited)
-
-
-def _key_path(key: Any) -> tuple[str, ...]:
-    if not isinstance(key, yaml.ScalarNode):
-        return (str(key.start_mark),)
-    kind = key.tag.rpartition(":")[2]
-    text: str = key.value if kind == "str" else f"{key.value} ({kind})"  # 1 and "1" are two keys
-    return tuple(text.split("."))

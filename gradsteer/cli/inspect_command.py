@@ -95,9 +95,9 @@ def norm_table(what: str, norms: Mapping[str, float], cosines: Mapping[str, floa
 
 def options_parser() -> Any:
     """The parser of all options."""
-    from jsonargparse import ArgumentParser
+    from gradsteer.options import OptionsParser
 
-    parser = ArgumentParser(
+    parser = OptionsParser(
         prog="gradsteer inspect",
         description="Says what a .safetensors file of gradsteer is: its kind, piles and counts, the model that it was "
         "made on, norms by layer and by kind of parameter, and how well its halves agree.",

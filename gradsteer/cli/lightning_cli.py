@@ -9,39 +9,46 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from gradsteer.cli.accepted import accepted_by
+from gradsteer.cli.accepted import accepted
 from gradsteer.cli.bookkeeping import AlreadyDoneError, ExclusiveStage, SaveReplayableConfig, StageRecord, check_stage
 from gradsteer.cli.commands import COMMANDS, TRAINER_COMMANDS, TRAINER_DEFAULTS, Command
+from gradsteer.cli.input_files import check_inputs
 from gradsteer.cli.paths import expanded, map_strings
 from gradsteer.cli.stages import Stage, judge_settings
 from gradsteer.cli.warning_filters import quieten
 from gradsteer.data.sources import DataSource
+from gradsteer.models.exact import exact_device
+from gradsteer.models.threads import advice_on_threads
+from gradsteer.options import LineErrors
+from gradsteer.records import check_writable
 from gradsteer.steering.conditions import check_name
 from gradsteer.trainer.callbacks.saving import SavePretrained
 from gradsteer.trainer.dry_run import DryRunDoneError
+from gradsteer.trainer.room import RoomCheck
 from gradsteer.trainer.session import is_trial, session_of
 from gradsteer.trainer.trainer import GradsteerTrainer
+from gradsteer.trainer.trainer_options import check_checkpoint
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-class CommandParser(LightningArgumentParser):
+class CommandParser(LineErrors, LightningArgumentParser):
     """A parser that knows which command it parses (None for the parser above the commands)."""
 
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.command = COMMANDS[command] if command else None
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Says what an option takes, too, where it is known here."""
-        super().error(message + accepted_by(message), ex)
+    def takes(self, key: str) -> str | None:
+        """What an option takes, where it is known here."""
+        return accepted(key)
 
 
 class GradsteerCLI(LightningCLI):
@@ -58,6 +65,16 @@ class GradsteerCLI(LightningCLI):
             super().setup_parser(*args)
             self._parsers[self.command_names] = {key: value for key, value in vars(self).items() if key not in before}
         vars(self).update(self._parsers[self.command_names])
+
+    def parse_arguments(self, *args: Any) -> None:
+        """Parses, and refuses what Lightning takes from the options before it makes anything: seed and checkpoint."""
+        super().parse_arguments(*args)
+        config = self.config[self.config["subcommand"]]
+        seed = config["seed_everything"]
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"--seed_everything is {seed}; accepted: from 0 to {2**32 - 1}")
+        if config.get("ckpt_path") is not None:
+            check_checkpoint(config["ckpt_path"])
 
     def _dump_config(self) -> None:
         """Leaves out what Lightning would give to `save_hyperparameters`, which no module calls; it takes long."""
@@ -123,6 +140,7 @@ class GradsteerCLI(LightningCLI):
         config = map_strings(self.config[command.name], expanded)
         output_dir = output_directory(config)
         config["output_dir"] = str(output_dir)
+        check_writable(output_dir, "--output_dir")
         input_dir = config["input_dir"] or "{output_dir}"
         self.stage = Stage.of(output_dir, command, config.get("name"))
 
@@ -160,6 +178,16 @@ class GradsteerCLI(LightningCLI):
             locks = [] if "preflight" in command.callbacks else [ExclusiveStage(self.stage)]
             callbacks = [*callbacks, *locks, StageRecord(self.stage, self.stage_config, self.inputs)]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        options = self.config[command.name]
+        trainer.callbacks.append(RoomCheck(command.name, options, Path(options["output_dir"])))  # type: ignore[attr-defined]  # last of all setups
+        device = trainer.strategy.root_device
+        if exact_device(device) != device and self.config[command.name]["model"].get("dtype") == "float64":
+            raise ValueError(
+                f"--model.dtype is float64, which {device.type} does not have; accepted: float32, or "
+                "--trainer.accelerator cpu"
+            )
+        if device.type == "cpu" and trainer.is_global_zero and (advice := advice_on_threads()) is not None:
+            rank_zero_info(advice)
         session = session_of(trainer)
         session.held = self.held
         overwrite = self.config[command.name]["overwrite"]
@@ -194,15 +222,18 @@ class ParsedError(Exception):
 
 
 class ParsingCLI(GradsteerCLI):
-    """Parses a command line and does nothing else."""
+    """Parses a command line and looks at the files that it names; does nothing else."""
 
     def parse_arguments(self, *args: Any) -> None:
         """Parses.
 
         Raises:
             ParsedError: it is accepted.
+            ValueError: a file is not there, or its first row is not of the option's shape.
         """
         super().parse_arguments(*args)
+        config = map_strings(self.config[self.config["subcommand"]], expanded)
+        check_inputs(config.as_dict(), output_directory(config))
         raise ParsedError
 
 

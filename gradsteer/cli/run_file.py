@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradsteer.cli.commands import COMMANDS
-from gradsteer.cli.duplicates import refuse_duplicate_keys
+from gradsteer.config_files import read_config
+from gradsteer.nearest import did_you_mean
 
 _KEYS = ("experiment", "base_model", "input_dir", "environment", "stages")
 
@@ -91,13 +90,14 @@ def read_run(
     output_dir, input_dir, base_model = (
         None if given is None else os.path.expanduser(given) for given in (output_dir, input_dir, base_model)
     )
-    run = _read_yaml(path, "a run file")
+    run = read_config(path, "a run file")
+    unknown = sorted(map(str, set(run) - set(_KEYS)))
+    if unknown:
+        key = unknown[0]
+        raise ValueError(f"{path}: unknown key {key!r}{did_you_mean(key, _KEYS)}; accepted: {', '.join(_KEYS)}")
     experiment, stages = run.get("experiment"), run.get("stages")
     if not isinstance(experiment, str) or not isinstance(stages, list) or not stages:
         raise ValueError(f"{path}: a run file has `experiment: NAME` and a list of `stages`")
-    unknown = set(run) - set(_KEYS)
-    if unknown:
-        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}; accepted: {', '.join(_KEYS)}")
     environment = _environment(run, str(path))
     directory = Path(output_dir or Path("lightning_logs") / experiment)
     declared = run.get("base_model")
@@ -110,13 +110,16 @@ def read_run(
         where = f"{path}: stage {index + 1}"
         if not isinstance(stage, dict) or set(stage) - {"environment"} != {"name", "command", "config"}:
             raise ValueError(f"{where} is {stage!r}; accepted: {{name, command, config}}, and environment if wanted")
-        if stage["command"] not in COMMANDS or stage["command"] == "run":
-            accepted = ", ".join(name for name in COMMANDS if name != "run")
-            raise ValueError(f"{where} has command {stage['command']!r}; accepted: {accepted}")
+        if not all(isinstance(stage[key], str) for key in ("name", "command", "config")):
+            raise ValueError(f"{where} is {stage!r}; accepted: texts for name, command and config")
+        known = [name for name in COMMANDS if name != "run"]
+        if stage["command"] not in known:
+            hint = did_you_mean(stage["command"], known)
+            raise ValueError(f"{where} has command {stage['command']!r}{hint}; accepted: {', '.join(known)}")
         if stage["name"] in [other.name for other in planned]:
             raise ValueError(f"{where}: a second stage is called {stage['name']!r}")
         config = path.parent / os.path.expanduser(stage["config"])
-        values = _read_yaml(config, f"the config of stage {stage['name']!r}")
+        values = read_config(config, f"the config of stage {stage['name']!r}")
         overrides = ["--output_dir", str(directory), "--experiment", experiment]
         if input_dir is not None and COMMANDS[stage["command"]].module:
             overrides += ["--input_dir", str(input_dir)]
@@ -127,7 +130,7 @@ def read_run(
                 unneeded = f"the base model is {base_model}"
         if judge is not None and stage["command"] in ("evaluate", "steer"):
             overrides += ["--config", str(judge)]
-            values = {**values, "--judge": _read_yaml(judge, "the judge's config")}  # its content decides too
+            values = {**values, "--judge": read_config(judge, "the judge's config")}  # its content decides too
         if COMMANDS[stage["command"]].module:
             overrides += extra
         own = {**environment, **_environment(stage, where)}
@@ -148,17 +151,3 @@ def _replace_base(values: Mapping[str, Any], declared: str, base_model: str) -> 
         if str(values.get(group, {}).get(key)).replace("{input_dir}", "{output_dir}") == declared:
             options += [f"--{group}.{key}", base_model]
     return options
-
-
-def _read_yaml(path: Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {str(path)!r} ({what})")
-    text = path.read_text(encoding="utf-8")
-    refuse_duplicate_keys(text, str(path))
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: {what} is a mapping; found {type(values).__name__}")
-    return values

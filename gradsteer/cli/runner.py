@@ -16,7 +16,7 @@ from gradsteer.cli.paths import one_spelling
 from gradsteer.cli.run_file import PlannedStage, Run, read_run
 from gradsteer.cli.stage_process import StageProcess
 from gradsteer.cli.stages import Stage, read_record, write_record
-from gradsteer.cli.termination import STATUS, Terminated
+from gradsteer.cli.termination import Terminated
 from gradsteer.records import text_digest
 
 
@@ -101,7 +101,7 @@ def _run_stage(process: StageProcess, stage: PlannedStage, head: str, *, overwri
         status = process.run(stage.words(overwrite), options, {**stage.environment, **os.environ})
     except KeyboardInterrupt as interrupt:
         _say(f"{head}: interrupted; the same command goes on with this stage")
-        return STATUS if isinstance(interrupt, Terminated) else 130
+        return interrupt.status if isinstance(interrupt, Terminated) else 130
     if status != 0:
         _say(f"{head}: failed with status {status}; the same command goes on with this stage")
     return status if status >= 0 else 1
@@ -149,12 +149,12 @@ def main(args: Sequence[str]) -> int:
     Args:
         args: the options; what follows ``--`` goes to every Trainer stage.
     """
-    from jsonargparse import ArgumentParser
+    from gradsteer.options import OptionsParser
 
     words, extra = list(args), []
     if "--" in words:
         words, extra = words[: words.index("--")], words[words.index("--") + 1 :]
-    parser = ArgumentParser(
+    parser = OptionsParser(
         prog="gradsteer run",
         description="Runs an experiment: an ordered list of stages, each an ordinary command with its config. Stages "
         "that are done are skipped; the same command resumes an interrupted run. Options after -- go to every Trainer "

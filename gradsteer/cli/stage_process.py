@@ -21,6 +21,9 @@ _THREADS = "OMP_NUM_THREADS"
 # the Trainer's options by which it may start other processes
 _LAUNCHING = ("strategy", "devices", "num_nodes", "plugins")
 _ELSEWHERE = "elsewhere"  # the answer where a command needs a process of its own
+# Windows gives a process no descriptors but its own three: there each stage has a process of its own
+_SHARED = sys.platform != "win32"
+_PARSE = "import sys; from gradsteer.__main__ import main; sys.exit(main(sys.argv[1:], parse_only=True))"
 _PATIENCE = 60.0  # seconds for a stage to end in order
 _OWN_ACCORD = 5.0  # seconds in which a stage that the terminal's Ctrl-C reached, too, has begun to
 
@@ -78,6 +81,11 @@ class StageProcess:
 
     def _serve(self, words: Sequence[str], environment: Mapping[str, str], *, parse_only: bool) -> int | None:
         """The exit status of a command in the shared process; None where it cannot run there."""
+        if not _SHARED:
+            if not parse_only:
+                return None
+            with _ending(subprocess.Popen([sys.executable, "-c", _PARSE, *words], env=dict(environment))) as process:
+                return process.wait()
         fixed = {name: value for name, value in environment.items() if name != _THREADS}
         if self._process is not None and fixed != self._environment:
             self.close()

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from gradsteer.cli.commands import Command
 from gradsteer.cli.paths import is_read, one_spelling
-from gradsteer.records import file_digest, resolve_resource, text_digest, write_json
+from gradsteer.records import file_digest, read_json, resolve_resource, text_digest, write_json
 from gradsteer.version import __version__
 
 FORMAT_VERSION = 1
@@ -99,7 +99,7 @@ class Stage:
     def inputs(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Digests of the files and directories that a configuration names, by their path as it is written there."""
         digests = {}
-        for key, value in _leaves(config):
+        for key, value in leaves(config):
             if not isinstance(value, str) or not is_read(key):
                 continue
             digest = self.digest_of(value)
@@ -113,7 +113,7 @@ class Stage:
     def _beside(self, vector: str) -> Iterator[str]:
         """The permuted and GradDiff files of a vector, written as the vector's is."""
         path = Path(self.resolve(vector))
-        directory = "".join(vector.rpartition("/")[:2])
+        directory = vector[: max(vector.rfind(separator) for separator in {"/", os.sep}) + 1]
         for folder in ("permuted", "graddiff"):
             for file in sorted(path.parent.glob(f"{folder}/{glob.escape(path.stem)}-*.safetensors")):
                 if not file.stem.removeprefix(f"{path.stem}-").isdigit():  # of a vector whose name goes on
@@ -164,7 +164,7 @@ class Stage:
         """A configuration, flat, with every path that it reads in its one spelling."""
         return {
             key: one_spelling(value, self.directory) if isinstance(value, str) and is_read(key) else value
-            for key, value in _leaves(config)
+            for key, value in leaves(config)
         }
 
     def difference(self, config: Mapping[str, Any], *, num_named: int = 3) -> str:
@@ -219,9 +219,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not readable as JSON ({error}); delete it to start afresh") from error
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to start afresh") from error
     if record.get("format") != FORMAT_VERSION:
         raise ValueError(f"{str(path)!r} has format {record.get('format')!r}; accepted: {FORMAT_VERSION}")
     return record
@@ -234,7 +234,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """Digest of everything in a configuration that decides what the command makes."""
-    kept = {key: value for key, value in sorted(_leaves(config)) if not _is_not_part(key)}
+    kept = {key: value for key, value in sorted(leaves(config)) if not _is_not_part(key)}
     return text_digest(json.dumps([__version__, kept], sort_keys=True, default=str))
 
 
@@ -248,7 +248,7 @@ def _shown_options(config: Mapping[str, Any]) -> dict[str, str]:
     So are texts of a judge and addresses, which nobody has checked for a secret yet.
     """
     shown = {}
-    for key, value in sorted(_leaves(config)):
+    for key, value in sorted(leaves(config)):
         if _is_not_part(key):
             continue
         text = json.dumps(value, default=str)
@@ -263,14 +263,15 @@ def _is_not_part(key: str) -> bool:
     return named or key.endswith(".output_dir") or _ASKING.search(key) is not None
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a configuration by its dotted key; what lists hold, by its place."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(inner, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list | tuple):
         if not value:
             yield prefix, []
         for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{prefix}.{index}")
+            yield from leaves(inner, f"{prefix}.{index}")
     else:
         yield prefix, value

@@ -168,7 +168,7 @@ def render(
             add_generation_prompt=add_generation_prompt,
             **{**_PINNED, **options.kwargs},
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, ZeroDivisionError, OverflowError) as error:  # what its sums may raise
         roles = ", ".join(message["role"] for message in messages)
         folding = "; --data.system_role fold puts the system text into the user's first turn"
         hint = folding if "system" in roles and options.system_role != "fold" else ""

@@ -15,6 +15,7 @@ from gradsteer.data.leftovers import Leftovers, Say, warn
 from gradsteer.data.messages import ROLES as ROLES
 from gradsteer.data.messages import Message as Message
 from gradsteer.data.messages import Turns, parse_turns
+from gradsteer.data.row_files import read_file
 from gradsteer.data.row_shapes import columns_of, find_shape, value_of
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.records import text_digest
@@ -145,6 +146,29 @@ def read_prompts(
             )
         prompts[prompt.id] = prompt
     return source.draw(rows, say)
+
+
+def check_first_row(source: str | DataSource, columns: Columns | None, *, prompts: bool) -> None:
+    """Looks at the first row of a file, so that a mistake in it is found before anything long; not at other sources.
+
+    Args:
+        source: as for `read_chat_examples` and `read_prompts`.
+        columns: likewise.
+        prompts: rows are prompts, not conversations.
+
+    Raises:
+        ValueError: the file is empty, or its first row is of no shape that is read.
+    """
+    names = (
+        ("messages", "prompt", "id", "system") if prompts else ("messages", "prompt", "completion", "text", "system")
+    )
+    source, columns = _chosen(source, columns, names)
+    if not source.local_path.is_file() or source.where:  # whose first row may be none of those that are meant
+        return
+    where, row = next(iter(read_file(source.local_path, source.encoding)), (source.path, {}))
+    if not row:
+        raise ValueError(f"{source.path}: empty; expected rows of {_PROMPT_SHAPES if prompts else _CHAT_SHAPES}")
+    (_prompt_of if prompts else _chat_of)(where, row, columns, Leftovers(source.path, set()))
 
 
 def prompt_text(messages: list[Message]) -> str:

@@ -44,7 +44,7 @@ def read_dataset(
         else:
             rows = datasets.load_dataset(path, name, split=split or default_split, revision=revision)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {_advice(path, str(error))}") from error
+        raise ValueError(f"{path}: {_advice(path, str(error), error.__cause__)}") from error
     shown = split or default_split if name is None else f"{name}, {split or default_split}"
     for number, row in enumerate(rows, start=1):
         yield f"{path}[{shown}]:{number}", row
@@ -58,7 +58,7 @@ def _split_of(path: str, splits: dict[str, Any], name: str | None, split: str) -
     return splits[split]
 
 
-def _advice(path: str, said: str) -> str:
+def _advice(path: str, said: str, cause: BaseException | None) -> str:
     """What a failure to load means, and what to do."""
     said = said.partition("\nExample of usage")[0]
     lower = said.lower()
@@ -76,7 +76,8 @@ def _advice(path: str, said: str) -> str:
     if lower.startswith("revision"):
         return f"{said.rstrip('. ')}. Give another revision, or none"
     if Path(path).is_dir():
-        return f"not readable as a dataset directory ({said})"
+        why = "" if cause is None else f": {cause}"
+        return f"not readable as a dataset directory ({said}{why}); accepted: one of save_to_disk, or of data files"
     return (
         f"no local file, and no dataset of that name ({said}); accepted: a file, or a hub id that "
         f"https://huggingface.co/datasets/{path} shows (a private one after hf auth login), with a connection"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from gradsteer.data.chat import EncodedExample, LossMask, encode_sampled, tokenizer_digest
 from gradsteer.data.chat_formats import ChatExample, read_chat_examples
 from gradsteer.data.decided import decided_tokens, why_nothing_is_decided
+from gradsteer.data.empty_piles import why_empty
 from gradsteer.data.encoding import Truncation, encode_examples
 from gradsteer.data.judged_texts import judged_texts
 from gradsteer.data.leftovers import Say, warn
@@ -248,8 +249,10 @@ def _keep(
 
 def _not_empty(pile: Pile, source: str) -> Pile:
     if not pile.examples:
+        limit = pile.truncation.max_length
         raise ValueError(
-            f"pile {pile.name!r} is empty: of {pile.num_dropped} examples of {source} none kept a target token"
+            f"pile {pile.name!r} is empty: of {pile.num_dropped} examples of {source} none kept a target token; "
+            + ("their answers are empty or end within a thought" if limit is None else f"--data.max_length is {limit}")
         )
     return pile
 
@@ -269,7 +272,8 @@ def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int, 
         kept = [(where, row) for where, row in kept if by_prompt.get(row["prompt"], False)]
         looked_at.append(f"{len(others)} of {other.responses!r} (where {other.where})")
     if not kept:
-        raise ValueError(f"pile {name!r} is empty: none matched of " + ", and ".join(looked_at))
+        searched = ", and ".join(looked_at)
+        raise ValueError(f"pile {name!r} is empty: none matched of {searched}{why_empty(rows, source.where)}")
     scored = sum(all(verdict_of(row, behavior) is not None for behavior in source.where) for _, row in rows)
     return _of_length(name, kept, source.length), len(rows), scored
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradsteer.cli.commands import COMMANDS
 from gradsteer.cli.stages import Stage
+from gradsteer.records import check_writable
 
 
 def main(args: Sequence[str]) -> int:
@@ -21,6 +22,7 @@ def main(args: Sequence[str]) -> int:
 
     options = options_parser().parse_args(list(args))
     directory = Path(options.output_dir or Path("lightning_logs") / options.experiment).expanduser()
+    check_writable(directory, "--output_dir")
     config = {"seed": options.seed, "num_samples": options.num_samples}
     stage = Stage.of(directory, COMMANDS["corpus"], None)
     state = stage.state(config)
@@ -41,9 +43,9 @@ def main(args: Sequence[str]) -> int:
 
 def options_parser() -> Any:
     """The parser of all options."""
-    from jsonargparse import ArgumentParser
+    from gradsteer.options import OptionsParser
 
-    parser = ArgumentParser(
+    parser = OptionsParser(
         prog="gradsteer corpus",
         description="Writes the embedded demo's corpus: training data, finetune data, prompts, held-out text, a "
         "tokenizer and a model config. The same seed gives the same files, byte for byte.",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradsteer.data.chat import IGNORE_INDEX, EncodedExample, collate
 from gradsteer.models.batches import labelled_logits
+from gradsteer.models.exact import doubled
 from gradsteer.models.losses import cross_entropy, kl_divergence, precise
 from gradsteer.records import text_digest
 
@@ -91,7 +92,7 @@ class TextDivergence:
         """
         loss, divergence, num_tokens, num_kept = 0.0, 0.0, 0, 0
         for number, (logits, targets) in enumerate(self._scored(model)):
-            loss += float(cross_entropy(logits, targets).double().sum())
+            loss += float(doubled(cross_entropy(logits, targets)).sum())
             if self._anchor is not None:
                 terms = self._terms(number, logits, num_tokens)
                 divergence, num_kept = divergence + float(terms.sum()), num_kept + len(terms)
@@ -122,7 +123,7 @@ class TextDivergence:
         """Divergences (kept of the batch,) of a batch whose first labelled token is the text's `start`-th."""
         assert self._anchor is not None, "a divergence is from what `remember` kept"
         chosen = logits[(-start) % self._every :: self._every]
-        return kl_divergence(self._anchor[number].to(logits.device), self._tempered(chosen), "forward").double()
+        return doubled(kl_divergence(self._anchor[number].to(logits.device), self._tempered(chosen), "forward"))
 
     def _tempered(self, logits: Tensor) -> Tensor:
         return precise(logits) / self.temperature

@@ -130,9 +130,9 @@ def _joined(words: list[str]) -> list[str]:
 
 def options_parser() -> Any:
     """The parser of all options."""
-    from jsonargparse import ArgumentParser
+    from gradsteer.options import OptionsParser
 
-    parser = ArgumentParser(
+    parser = OptionsParser(
         prog="gradsteer export",
         description="Writes theta + alpha V for use without gradsteer: the steered model as a Hugging Face directory "
         "(--format model), or V as a PEFT LoRA adapter whose scaling is alpha (--format adapter). See docs/export.md.",

@@ -23,6 +23,7 @@ from gradsteer.models.batches import (
     token_losses,
     token_weights,
 )
+from gradsteer.models.exact import doubled
 from gradsteer.models.losses import precise
 from gradsteer.models.parallel import gathered
 from gradsteer.models.shared_prompts import prompt_of
@@ -129,7 +130,7 @@ class ResponseScorer:
                     losses, owners = token_losses(
                         self.model, batch, head_chunk=self.layout.head_chunk, temperature=self.temperature
                     )
-                values = -losses.double()
+                values = -doubled(losses)
             else:
                 logits, targets, owners = self._logits(batch)
                 inside = (
@@ -138,9 +139,9 @@ class ResponseScorer:
                 if sampled_here:
                     inside = inside.scatter(1, targets[:, None], True)
                 within = logits.masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
-                values = within.gather(1, targets[:, None])[:, 0].double()
+                values = doubled(within.gather(1, targets[:, None])[:, 0])
             if (weights := token_weights(batch)) is not None:
-                values = values * weights
+                values = values * weights.to(values.device)
             sums = torch.zeros(max(1, len(indices)), dtype=torch.float64)
             sums.index_add_(0, owners.cpu(), values.cpu())
             found.append((indices, sums[: len(indices)].tolist()))

@@ -117,7 +117,7 @@ def token_log_probs(
         batch = layout.make([examples[index] for index in indices])
         with running(batch, model):
             losses, owners = token_losses(model, batch, head_chunk=layout.head_chunk, temperature=temperature)
-        values, whose = -losses.double().cpu().numpy(), owners.cpu().numpy()
+        values, whose = -losses.cpu().double().numpy(), owners.cpu().numpy()
         for place, index in enumerate(indices):
             found[index] = values[whose == place]
         if tick is not None:

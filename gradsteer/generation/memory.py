@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from gradsteer.models.memory import available_bytes, size
+from gradsteer.models.memory import available_bytes, is_out_of_memory, size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -117,13 +117,6 @@ def rows_at_once(
 def free_bytes(device: torch.device) -> int | None:
     """Free memory on a device in bytes; None if unknown."""
     return available_bytes(device, held=0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device, or the CPU's allocator, is out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
 
 
 class FittingParts:

@@ -154,7 +154,9 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         found.discard(vocabulary.get("<|end|>", -1))
     ends = HARMONY_END_TOKENS if _CHANNEL in vocabulary else END_OF_TURN_TOKENS
     found.update(vocabulary[token] for token in ends if token in vocabulary)
-    return sorted(int(token) for token in found)
+    if odd := [token for token in found if not isinstance(token, int)]:
+        raise ValueError(f"the generation_config's eos_token_id holds {odd[0]!r}; accepted: token ids, whole numbers")
+    return sorted(found)
 
 
 def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:

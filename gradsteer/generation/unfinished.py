@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsteer.records import file_digest, is_leftover, read_jsonl, text_digest, write_json, write_jsonl
+from gradsteer.records import file_digest, is_leftover, read_json, read_jsonl, text_digest, write_json, write_jsonl
 
 SETS = ("evaluation", "benign", "harmful")
 _PLAN, _MEASURED = "plan.json", "measured.json"
@@ -203,11 +203,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        said = f"{str(path)!r} is not readable as JSON ({error}); delete its directory to start over"
-        raise ValueError(said) from error
-    return found
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete its directory to start over") from error
 
 
 def _plain(plan: Mapping[str, Any]) -> dict[str, Any]:

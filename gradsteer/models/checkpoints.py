@@ -12,8 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gradsteer.models.sources import read_json
-from gradsteer.records import replacing
+from gradsteer.records import read_json, replacing
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # in the order in which transformers looks
 _LOAD = "load the model instead"

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not listed
 
 from gradsteer.data.chat import ensure_chat_template
 from gradsteer.data.prompt_check import complete_template
 from gradsteer.models.fingerprints import model_fingerprint, rounded_from
 from gradsteer.models.gguf import check_gguf, dequantized_gguf, gguf_tokenizer
 from gradsteer.models.loaded_weights import check_loaded
+from gradsteer.models.reading import ACCEPTED, reading
 from gradsteer.models.sources import check_kind, dequantizing, read_config, refuse_adapter
 
 if TYPE_CHECKING:
@@ -82,9 +84,23 @@ class Loading:
         """The model's config, without its weights."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(
-            self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code, **self._file()
-        )
+        with reading("config", self.name_or_path):
+            return AutoConfig.from_pretrained(
+                self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code, **self._file()
+            )
+
+    def without_values(self, **options: Any) -> Any:
+        """The model on the meta device: its parts and their shapes, and no weights.
+
+        Args:
+            options: of from_config.
+        """
+        from transformers import AutoModelForCausalLM
+
+        factory: Any = AutoModelForCausalLM  # untyped in transformers
+        config = self.config()
+        with reading("config", self.name_or_path), torch.device("meta"):
+            return factory.from_config(config, trust_remote_code=self.trust_remote_code, **options)
 
     @property
     def num_ids(self) -> int:
@@ -102,19 +118,15 @@ class Loading:
         return {} if asked is None else {"quantization_config": asked}
 
     def _check_attention(self, wanted: str) -> None:
-        from transformers import AutoModelForCausalLM
-
-        factory: Any = AutoModelForCausalLM  # untyped in transformers
-        options = {"trust_remote_code": self.trust_remote_code, "attn_implementation": wanted}
-        try:
-            with torch.device("meta"):  # transformers' own check, on a model without values
-                factory.from_config(self.config(), **options)
-        except OSError as error:
-            raise ValueError(_not_to_be_had("model", self.name_or_path, error)) from error
-        except (ImportError, ValueError) as error:
+        try:  # transformers' own check
+            self.without_values(attn_implementation=wanted)
+        except ValueError as error:
+            if not isinstance(error.__cause__, ImportError | ValueError):
+                raise
             raise ValueError(
-                f"model.attn_implementation is {wanted!r}, which cannot be used here: {str(error).rstrip('.')}; "
-                "accepted: leave it out for the model's default, or eager or sdpa where the model has them"
+                f"model.attn_implementation is {wanted!r}, which cannot be used here: "
+                f"{str(error.__cause__).rstrip('.')}; accepted: leave it out for the model's default, or eager or sdpa "
+                "where the model has them"
             ) from error
 
 
@@ -130,16 +142,15 @@ def check_model_path(name_or_path: str, *, gguf_file: str | None = None) -> None
         if gguf_file is None and not (path / "config.json").is_file():
             found = sorted(file.name for file in path.glob("*.gguf"))
             hint = f" (it holds {found[0]!r}: give it as gguf_file)" if found else ""
-            raise ValueError(f"{name_or_path!r} is a directory without a config.json{hint}; accepted: {_ACCEPTED}")
+            raise ValueError(f"{name_or_path!r} is a directory without a config.json{hint}; accepted: {ACCEPTED}")
         return
     looks_local = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1
     beside_others = "/" in name_or_path and path.parent.is_dir()
     if looks_local or beside_others or path.exists() or not name_or_path:
         hint = f" (a GGUF file is given by its directory and gguf_file {path.name})" if path.suffix == ".gguf" else ""
-        raise ValueError(f"no model directory at {name_or_path!r}{hint}; accepted: {_ACCEPTED}")
-
-
-_ACCEPTED = "a directory that save_pretrained wrote, or a hub id such as meta-llama/Llama-3.2-1B-Instruct"
+        raise ValueError(f"no model directory at {name_or_path!r}{hint}; accepted: {ACCEPTED}")
+    with reading("model", name_or_path):
+        validate_repo_id(name_or_path)
 
 
 def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenizerBase":
@@ -163,15 +174,13 @@ def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenize
     if not Path(name).is_dir():
         check_model_path(name)
     tokenizer: PreTrainedTokenizerBase
-    try:
+    with reading("tokenizer", name):
         if loading.gguf_file is not None:
             tokenizer = gguf_tokenizer(name, loading.gguf_file, loading.revision)
         else:
             tokenizer = AutoTokenizer.from_pretrained(
                 name, revision=loading.revision, trust_remote_code=loading.trust_remote_code
             )
-    except OSError as error:
-        raise ValueError(_not_to_be_had("tokenizer", name, error)) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {name!r} has neither a padding nor an end-of-sequence token")
@@ -204,7 +213,7 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
     exactly = wanted if wanted.itemsize >= 4 else torch.float32 if undoing else "auto"
     options = {} if loading.attn_implementation is None else {"attn_implementation": loading.attn_implementation}
     model: PreTrainedModel
-    try:
+    with reading("model", name):
         model, notes = factory.from_pretrained(
             name,
             dtype=exactly,
@@ -215,8 +224,6 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
             **undoing,
             **options,
         )
-    except OSError as error:
-        raise ValueError(_not_to_be_had("model", name, error)) from error
     check_loaded(name, model, notes)
     if undoing:  # saving would undo what loading did: weights quantised again, in a config without it
         model._weight_conversions = None
@@ -244,7 +251,12 @@ def _round_weights(model: Any, dtype: torch.dtype) -> None:
 def record_base(base: str, anchor: Path) -> None:
     """Notes in a model's directory what it was finetuned from; `recorded_base` reads it."""
     path = Path(base)
-    recorded = os.path.relpath(path, anchor) if path.is_dir() else base
+    recorded = base
+    if path.is_dir():
+        try:
+            recorded = Path(os.path.relpath(path, anchor)).as_posix()
+        except ValueError:  # on another drive of Windows, which no path leads to
+            recorded = str(path.absolute())
     (anchor / BASE_RECORD).write_text(json.dumps({"base": recorded}) + "\n", encoding="utf-8")
 
 
@@ -267,13 +279,6 @@ def recorded_base(anchor: str) -> str | None:
     return str(beside) if beside.is_dir() or recorded.startswith(".") else recorded
 
 
-def _not_to_be_had(what: str, name: str, error: OSError) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(name).is_dir():
-        return f"the {what} in {name!r} cannot be read: {first}"
-    return f"no {what} {name!r}, neither as a directory here nor from the hub; accepted: {_ACCEPTED} ({first})"
-
-
 def fresh_causal_lm(config_file: str, *, dtype: str = "float32") -> "PreTrainedModel":
     """A causal LM with fresh weights from a model config (JSON) or a directory that holds one.
 
@@ -285,7 +290,8 @@ def fresh_causal_lm(config_file: str, *, dtype: str = "float32") -> "PreTrainedM
     path = Path(config_file)
     if not path.exists():
         raise ValueError(f"no model config at {config_file!r}; accepted: a transformers config.json")
-    config = AutoConfig.from_pretrained(str(path))
     factory: Any = AutoModelForCausalLM  # untyped in transformers
-    model: PreTrainedModel = factory.from_config(config, dtype=parse_dtype(dtype))
+    model: PreTrainedModel
+    with reading("config", config_file):
+        model = factory.from_config(AutoConfig.from_pretrained(str(path)), dtype=parse_dtype(dtype))
     return model

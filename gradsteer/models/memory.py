@@ -248,6 +248,13 @@ def available_bytes(device: torch.device, *, held: int) -> int | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the device, or the CPU's allocator, is out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
 def size(num_bytes: float) -> str:
     """Bytes as text, such as ``2.3 GiB``."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):

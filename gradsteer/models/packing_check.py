@@ -278,4 +278,4 @@ def _observe(sums: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
     """The losses and the gradients of their sum, as one float64 vector."""
     gradients = torch.autograd.grad(sums.sum(), parameters, allow_unused=True) if parameters else []
     parts = [sums.detach(), *(gradient.flatten() for gradient in gradients if gradient is not None)]
-    return torch.cat([part.double().cpu() for part in parts])
+    return torch.cat([part.cpu().double() for part in parts])

@@ -1,9 +1,10 @@
 """What a model's files hold, seen before any weight is read: adapters, quantised weights, models of another kind."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
+
+from gradsteer.records import read_json
 
 # methods whose weights transformers gives back in full precision, and the class that asks for it
 _DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
@@ -95,18 +96,3 @@ def dequantizing(name: str, config: dict[str, Any]) -> Any:
         f"the weights of {name!r} are quantised ({shown}): they take neither gradients nor small steps; accepted: the "
         f"unquantised original, or quantised as {' or '.join(_DEQUANTIZED)}, which is dequantised when it is loaded"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ValueError: it is something else; names the file.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} holds a JSON {type(found).__name__}; accepted: an object")
-    return found

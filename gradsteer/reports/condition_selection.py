@@ -1,12 +1,12 @@
 """Choosing conditions by their forecast, so that only those are sampled and judged."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gradsteer.records import read_json
 from gradsteer.reports.predictions import believed
 from gradsteer.reports.results import FORMAT_VERSION
 
@@ -56,10 +56,7 @@ def read_forecast(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no forecast at {path!r}; accepted: a forecast.json that gradsteer forecast wrote")
-    try:
-        report: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path!r} is not readable as JSON ({error})") from error
+    report = read_json(path)
     if report.get("format") != FORMAT_VERSION or "forecast" not in report:
         raise ValueError(f"{path!r} is no forecast of format {FORMAT_VERSION}; accepted: what gradsteer forecast wrote")
     return report

@@ -2,12 +2,11 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsteer.records import write_json, write_text
+from gradsteer.records import read_json, write_json, write_text
 from gradsteer.reports.flat_rows import flatten
 
 FORMAT_VERSION = 1
@@ -59,7 +58,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: another format version.
     """
-    results: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    results = read_json(path)
     if results.get("format") != FORMAT_VERSION:
         raise ValueError(f"{str(path)!r} has format {results.get('format')!r}; this gradsteer reads {FORMAT_VERSION}")
     return results

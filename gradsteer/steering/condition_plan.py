@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradsteer.records import known_digest
-from gradsteer.steering.conditions import Condition, ModelKind, check_name
+from gradsteer.steering.conditions import Condition, ModelKind, check_names
 from gradsteer.steering.doses import Dose, largest_doses
 from gradsteer.vectors.combinations import names_in
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -67,8 +67,7 @@ class Controls:
         for option, value in (("random", self.random), ("sign", self.signs), ("permuted", self.permuted)):
             if value < 0:
                 raise ValueError(f"steering.{option}_controls is {value}; accepted: 0 or more")
-        for name in self.files or {}:
-            check_name("a control", name)
+        check_names("a control", self.files or {})
         if self.seed and not self.random and not self.signs:
             raise ValueError("steering.control_seed has no effect without random_controls or sign_controls")
 
@@ -88,8 +87,8 @@ class Baselines:
     system_prompts: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        check_names("a system prompt", self.system_prompts or {})
         for name, text in (self.system_prompts or {}).items():
-            check_name("a system prompt", name)
             if not text.strip():
                 raise ValueError(f"steering.system_prompts.{name} is empty; accepted: a text")
         for steps in self.graddiff:
@@ -287,7 +286,7 @@ def _beside(file: str, name: str, what: str) -> str:
 
 
 def _check_names(conditions: Sequence[Condition]) -> None:
-    slugs = [condition.slug for condition in conditions]
+    slugs = [condition.slug.casefold() for condition in conditions]  # as Windows and macOS tell files apart
     for condition in conditions:
-        if slugs.count(condition.slug) > 1:
+        if slugs.count(condition.slug.casefold()) > 1:
             raise ValueError(f"two conditions would share the file name {condition.slug!r}; rename a vector")

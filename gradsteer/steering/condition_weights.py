@@ -1,5 +1,6 @@
 """The weights of every condition: builds a recipe's direction and applies one condition at a time to the model."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,7 +44,12 @@ def load_vectors(sources: Mapping[str, str]) -> dict[str, SteeringVector]:
         if name not in files:
             loaded[name] = combine(parse_combination(sources[name], sorted(files)), loaded)
     for name, vector in loaded.items():
-        if not any(bool(tensor.any()) for tensor in vector.values()):
+        norm = vector.norm()
+        if not math.isfinite(norm):
+            raise ValueError(
+                f"vector {name!r} ({sources[name]}) has the norm {norm}: it holds NaN or Inf; make it again"
+            )
+        if norm == 0:
             raise ValueError(
                 f"vector {name!r} ({sources[name]}) is 0 everywhere: it steers nothing; its piles are the same"
             )

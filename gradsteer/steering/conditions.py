@@ -1,7 +1,7 @@
 """Conditions: settings of the weights whose behavior rates are measured, and their names."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +57,7 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^\w.+=-]+", "_", name)
 
 
+_DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)  # of Windows, whatever their suffix
 _RESERVED = {
     "corpus", "evaluate", "evaluations", "figures", "fit", "forecast", "attribute", "gradients", "responses",
     "second_moments",
@@ -70,11 +71,30 @@ def check_name(what: str, name: str) -> None:
     Raises:
         ValueError: the name is not accepted; says what is named, the name and the accepted form.
     """
-    if not re.fullmatch(r"[\w+=][\w.+=-]*", name) or name in _RESERVED:
+    if not re.fullmatch(r"[\w+=]([\w.+=-]*[\w+=-])?", name) or name.casefold() in _RESERVED:
         raise ValueError(
-            f"{what} is called {name!r}; accepted: letters, digits and _ + = . - (not first: . -), and none of "
-            + ", ".join(sorted(_RESERVED))
+            f"{what} is called {name!r}; accepted: letters, digits and _ + = . - (not first: . -, not last: .), and "
+            f"none of {', '.join(sorted(_RESERVED))}"
         )
+    if _DEVICE.fullmatch(name.partition(".")[0]):
+        raise ValueError(f"{what} is called {name!r}, which is a device on Windows; accepted: another name")
+
+
+def check_names(what: str, names: Iterable[str]) -> None:
+    """`check_name` of several, which no file system may take for each other.
+
+    Raises:
+        ValueError: one is not accepted, or two differ by case only.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        check_name(what, name)
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{what} is called {name!r} and another {other!r}: Windows and macOS take their files for one; "
+                "accepted: names that differ by more than case"
+            )
 
 
 def alpha_text(alpha: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+_LARGEST = 3.4028234e38  # of float32
 DoseKind = Literal["alpha", "relative_norm", "log_odds_shift", "kl_budget", "target_rate"]
 KLStatistic = Literal["mean", "p95"]
 Doses = list[float] | dict[str, list[float]] | float | None
@@ -130,6 +131,8 @@ def _signed(option: str, kind: DoseKind, numbers: list[float], both_signs: bool)
             raise ValueError(f"{option} holds {number}; accepted: rates, more than 0 and less than 1 (0.05 is 5%)")
         if not abs(number) < float("inf") or number == 0:
             raise ValueError(f"{option} holds {number}; accepted: finite numbers other than 0")
+        if kind == "alpha" and abs(number) > _LARGEST:
+            raise ValueError(f"{option} holds {number}; accepted: numbers that float32 holds, up to {_LARGEST:.2g}")
     if kind == "target_rate" or not both_signs:
         return [Dose(kind, number) for number in numbers]
     order = (-1, 1) if kind == "log_odds_shift" else (1, -1)

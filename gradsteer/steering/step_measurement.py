@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradsteer.models.exact import doubled, exact_device, for_float64
 from gradsteer.models.parallel import is_split_model, sum_over_shards
 
 PIECE = 1 << 20  # elements of 8 bytes each
@@ -191,25 +192,25 @@ def _figures(sums: Sequence[float]) -> TensorStep:
 
 def _sums(weight: MovedWeight, alpha: float) -> Tensor:
     """``<applied, intended>``, ``||error||^2``, ``||intended||^2``, number of changed entries, number of entries."""
-    sums = torch.zeros(5, dtype=torch.float64, device=weight.after.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=exact_device(weight.after.device))
     tensors = (weight.start, weight.before, weight.after, weight.direction)
     earlier = [direction for direction, _ in weight.earlier]
     for start, before, after, direction, *directions in pieces(*tensors, *earlier):
-        exact = start.double()
+        exact = doubled(start)
         for part, (_, coefficient) in zip(directions, weight.earlier, strict=True):
-            exact = torch.add(exact, part.to(exact), alpha=coefficient)
-        applied = after.double() - exact
-        intended = direction.to(applied) * alpha
+            exact = torch.add(exact, doubled(part).to(exact), alpha=coefficient)
+        applied = doubled(after) - exact
+        intended = doubled(direction).to(applied) * alpha
         sums[0] += (applied * intended).sum()
         sums[1] += (applied - intended).square_().sum()
         sums[2] += intended.square_().sum()
-        sums[3] += (after != before).sum()
+        sums[3] += for_float64((after != before).sum())
     sums[4] = weight.after.numel()
     return sums.cpu()
 
 
 def _squares(tensor: Tensor) -> float:
-    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    total = torch.zeros((), dtype=torch.float64, device=exact_device(tensor.device))
     for (piece,) in pieces(tensor):
-        total += piece.double().square().sum()  # double() does not copy a float64 weight
+        total += doubled(piece).square().sum()  # which does not copy a float64 weight
     return float(total)

@@ -18,6 +18,7 @@ from gradsteer.forecast.forecaster import Direction, Forecaster
 from gradsteer.forecast.judged_responses import behind_system_prompt
 from gradsteer.forecast.kl_budget import Statistic
 from gradsteer.forecast.target_rate import BEYOND, linear_alpha
+from gradsteer.models.exact import doubled
 from gradsteer.progress import progress, working
 from gradsteer.records import known_digest
 from gradsteer.steering.condition_plan import Plan, Recipe
@@ -92,7 +93,7 @@ class DoseFinder:
         self._sampling = how
         if forecaster is not None:
             self._pooled = pool_sources(forecaster, weights, self.digests(), shown=shows_progress(trainer))
-        norms = (float(p.detach().double().norm()) ** 2 for p in pl_module.model.parameters())
+        norms = (float(doubled(p.detach()).norm()) ** 2 for p in pl_module.model.parameters())
         solver = DoseSolver(
             pl_module.model,
             math.sqrt(sum(norms)),

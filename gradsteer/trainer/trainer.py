@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from gradsteer.trainer.callbacks.progress import stage_progress
 from gradsteer.trainer.modules.summing import SummingModule
 from gradsteer.trainer.session import Session, is_trial
+from gradsteer.trainer.trainer_options import check_watched, naming_options
 
 
 class GradsteerTrainer(L.Trainer):
@@ -20,14 +21,18 @@ class GradsteerTrainer(L.Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.setdefault("use_distributed_sampler", False):
-            raise ValueError("use_distributed_sampler must be false: the datamodules split the batches over the ranks")
+            raise ValueError(
+                "--trainer.use_distributed_sampler is true; accepted: false, as the datamodules split the batches over "
+                "the ranks"
+            )
         callbacks = kwargs.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if kwargs.get("enable_progress_bar") is not False and not has_bar:
             callbacks.append(stage_progress())
         kwargs["callbacks"] = callbacks
-        super().__init__(*args, **kwargs)
+        with naming_options(kwargs):
+            super().__init__(*args, **kwargs)
         self.session = Session()
 
     def attribute(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
@@ -49,6 +54,7 @@ class GradsteerTrainer(L.Trainer):
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Finetunes a model."""
         self._refuse_split_weights("fit")
+        check_watched(self.callbacks)  # type: ignore[attr-defined]  # which the Trainer sets
         super().fit(*args, **kwargs)
 
     def evaluate(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:

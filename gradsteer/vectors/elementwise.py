@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from gradsteer.models.exact import for_float64
 from gradsteer.models.parameter_selection import select_parameters
 from gradsteer.vectors.parameter_vectors import ParameterVector, SteeringVector
 from gradsteer.vectors.percentiles import magnitude_percentile
@@ -70,7 +71,7 @@ def _scale(diff: WeightDiff, percentile: float, scale: Scale) -> float:
     for tensor in tensors():
         magnitudes = tensor.abs()
         tail = magnitudes[magnitudes >= start]
-        total, count = total + float(tail.sum(dtype=torch.float64)), count + tail.numel()
+        total, count = total + float(for_float64(tail).sum(dtype=torch.float64)), count + tail.numel()
     return total / count
 
 

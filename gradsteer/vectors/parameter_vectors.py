@@ -3,6 +3,7 @@
 `ParameterVector` is what a pile-average gradient, a weight diff and a steering vector share.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from gradsteer.models.exact import doubled, for_float64
 from gradsteer.models.layers import layer_of, sum_squares_by_layer
 from gradsteer.records import replacing
 from gradsteer.vectors.metadata import contrast_metadata, merged_prompts
 
 FORMAT_VERSION = "1"
+_JSON = {"prompt_digests", "split_half_cosine_by_layer"}  # of the header
 
 
 class ParameterVector(Mapping[str, Tensor]):
@@ -135,7 +138,8 @@ class ParameterVector(Mapping[str, Tensor]):
     def sum_squares(self) -> dict[str, float]:
         """Sum of squared entries of every tensor, summed in float64."""
         return {
-            name: float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for name, tensor in self.items()
+            name: float(torch.linalg.vector_norm(for_float64(tensor), dtype=torch.float64)) ** 2
+            for name, tensor in self.items()
         }
 
     def norm(self) -> float:
@@ -153,7 +157,7 @@ class ParameterVector(Mapping[str, Tensor]):
             ValueError: the names or shapes differ.
         """
         self.check_same_shapes(other)
-        return sum(float(torch.dot(t.flatten().double(), other[name].flatten().double())) for name, t in self.items())
+        return sum(float(torch.dot(doubled(t.flatten()), doubled(other[name].flatten()))) for name, t in self.items())
 
     def cosine(self, other: "ParameterVector") -> float:
         """Cosine of the angle between two vectors; 0.0 where either is zero."""
@@ -169,7 +173,7 @@ class ParameterVector(Mapping[str, Tensor]):
         self.check_same_shapes(other)
         dots: dict[str, float] = {}
         for name, tensor in self.items():
-            product = float(torch.dot(tensor.flatten().double(), other[name].flatten().double()))
+            product = float(torch.dot(doubled(tensor.flatten()), doubled(other[name].flatten())))
             dots[layer_of(name)] = dots.get(layer_of(name), 0.0) + product
         mine, theirs = self.layer_sum_squares(), other.layer_sum_squares()
         return {
@@ -223,6 +227,8 @@ class ParameterVector(Mapping[str, Tensor]):
         except SafetensorError as error:
             raise ValueError(f"{str(source)!r} is not a readable safetensors file: {error}") from error
         _check_header(source, metadata, cls.kind)
+        for key in _JSON & metadata.keys():
+            _check_json(metadata[key], f"{str(source)!r}: its header's {key!r}")
         del metadata["format_version"], metadata["kind"]
         return metadata
 
@@ -299,3 +305,10 @@ class SteeringVector(ParameterVector):
             raise ValueError(f"the gradient of pile {names[lengths.index(0.0)]!r} is zero and has no unit norm")
         metadata["contrast"] = "unit"
         return cls({name: t / lengths[0] - minus[name] / lengths[1] for name, t in plus.items()}, metadata)
+
+
+def _check_json(text: str, what: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is not readable as JSON ({error}); accepted: what gradsteer wrote") from error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradsteer.models.exact import for_float64
 from gradsteer.vectors.metadata import merged_prompts
 from gradsteer.vectors.parameter_vectors import ParameterVector, SteeringVector
 
@@ -118,7 +119,7 @@ def _checked_mean(second_moment: dict[str, Tensor], damping: float) -> float:
             wrong = low if low < 0 else high
             raise ValueError(f"the second moment of {name!r} holds {wrong}; accepted: finite entries, 0 or more")
         lowest, count = min(lowest, low), count + tensor.numel()
-        total += float(tensor.sum(dtype=torch.float64))
+        total += float(for_float64(tensor).sum(dtype=torch.float64))
     if total == 0:
         raise ValueError("the second moment is 0 for every entry of the vector; accepted: some entry above 0")
     if lowest == 0 and damping == 0:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradsteer.models.exact import doubled
 from gradsteer.vectors.elementwise import fitting
 from gradsteer.vectors.parameter_vectors import ParameterVector, SteeringVector
 from gradsteer.vectors.weight_diff import WeightDiff
@@ -131,7 +132,7 @@ def orthogonal_to(vector: SteeringVector, diff: WeightDiff | None, *, vector_fil
     factor = sum(_dots(vector, covered).values()) / squares
 
     def remove(name: str, tensor: Tensor) -> Tensor:
-        return (tensor.double() - factor * covered[name].to(tensor.device).double()).to(tensor.dtype)
+        return (doubled(tensor) - factor * doubled(covered[name].to(tensor.device))).to(tensor)
 
     return vector.map(remove, f"|orthogonal_to({vector_file.rsplit('/', 1)[-1].removesuffix('.safetensors')})")
 
@@ -142,7 +143,7 @@ def right_subspace(matrix: Tensor, rank: int) -> Tensor:
     By the eigenvectors of the smaller Gram matrix in float64, so that a matrix of a vocabulary's height costs no more
     than its width asks for.
     """
-    exact = matrix.double()
+    exact = doubled(matrix)
     rank = min(rank, *exact.shape[-2:])
     wide = exact.shape[-1] > exact.shape[-2]
     squares, basis = torch.linalg.eigh(exact @ exact.mT if wide else exact.mT @ exact)
@@ -156,12 +157,12 @@ def right_subspace(matrix: Tensor, rank: int) -> Tensor:
 
 def project_columns(matrix: Tensor, basis: Tensor) -> Tensor:
     """``M W W^T`` in float64, in the matrix's dtype."""
-    return (matrix.double() @ basis @ basis.mT).to(matrix.dtype)
+    return (doubled(matrix) @ basis @ basis.mT).to(matrix)
 
 
 def _dots(vector: ParameterVector, other: ParameterVector) -> dict[str, float]:
     return {
-        name: float(torch.dot(tensor.flatten().double(), other[name].to(tensor.device).flatten().double()))
+        name: float(torch.dot(doubled(tensor.flatten()), doubled(other[name].to(tensor.device).flatten())))
         for name, tensor in vector.items()
     }
 

@@ -7,10 +7,12 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 from torch import Tensor
 
+from gradsteer.nearest import did_you_mean
 from gradsteer.vectors.elementwise import diff_weighting, only, rescaled, sign_agreement, sign_restricted, top_k
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.vectors.preconditioning import SecondMoment, precondition
@@ -112,12 +114,13 @@ def _read(spec: TransformSpec) -> tuple[str, Transform, dict[str, Any]]:
     if isinstance(spec, str):
         name = spec
         arguments: dict[str, Any] = {}
-    elif isinstance(spec, Mapping) and len(spec) == 1:
+    elif isinstance(spec, Mapping) and len(spec) == 1 and isinstance(next(iter(spec.values())), Mapping | NoneType):
         name, arguments = next((key, dict(value or {})) for key, value in spec.items())
     else:
         raise ValueError(f"transform {spec!r}: accepted: a name, or one name with its arguments as a mapping")
     if name not in TRANSFORMS:
-        raise ValueError(f"unknown transform {name!r}; accepted: {', '.join(sorted(TRANSFORMS))}")
+        hint = did_you_mean(name, TRANSFORMS)
+        raise ValueError(f"unknown transform {name!r}{hint}; accepted: {', '.join(sorted(TRANSFORMS))}")
     accepted = _arguments(TRANSFORMS[name])
     for argument in arguments:
         if argument not in accepted:

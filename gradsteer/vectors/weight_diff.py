@@ -19,11 +19,11 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def refuse_other_vocabulary(anchor: Mapping[str, torch.Size], base: Mapping[str, torch.Size]) -> None:
-    """Refuses a base whose vocabulary has another size than the anchor's, by shapes of the parameters by name.
+def refuse_other_shapes(anchor: Mapping[str, torch.Size], base: Mapping[str, torch.Size]) -> None:
+    """Refuses a base of another size, depth or vocabulary than the anchor's, by shapes of the parameters by name.
 
     Raises:
-        ValueError: names both sizes.
+        ValueError: names a parameter that differs, and both sides.
     """
     for name, shape in anchor.items():
         theirs = base.get(name, shape)
@@ -33,6 +33,15 @@ def refuse_other_vocabulary(anchor: Mapping[str, torch.Size], base: Mapping[str,
                 f"changed in the finetune, and rows that one of them lacks have no difference; accepted: a base of "
                 f"{shape[0]} rows, as model.resize_token_embeddings({shape[0]}) gives, saved with its tokenizer"
             )
+    differ = [name for name in (*anchor, *base) if anchor.get(name) != base.get(name)]
+    if differ:
+        name, counts = differ[0], [sum(shape.numel() for shape in shapes.values()) for shapes in (anchor, base)]
+        here, there = (str(list(shapes[name])) if name in shapes else "absent" for shapes in (anchor, base))
+        raise ValueError(
+            f"the base is no model that the anchor was finetuned from: {len(set(differ))} parameters differ in shape "
+            f"or name, such as {name!r} ({here} in the anchor, {there} in the base; {counts[0]:,} numbers in all "
+            f"against {counts[1]:,}); accepted: the base of this anchor"
+        )
 
 
 class WeightDiff(ParameterVector):
@@ -100,8 +109,7 @@ class _Differences(Mapping[str, Tensor]):
     def __init__(self, anchor: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
         self.anchor, self.base = anchor, base
         self.shapes, theirs = shapes_of(anchor), shapes_of(base)
-        refuse_other_vocabulary(self.shapes, theirs)
-        ParameterVector(_outline(self.shapes)).check_same_shapes(_outline(theirs))
+        refuse_other_shapes(self.shapes, theirs)
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.anchor[name]

@@ -17,7 +17,7 @@ CONFIG = "model:\n  num_samples: 4\n  top_p: 0.9\ndata: {prompts: p}\n"
         (["--vectors.a", "A", "--vectors", "{b: B}"], "--vectors {b: B} would replace --vectors.a before it"),
         (["--", "--model.top_p", "1", "--model.top_p", "1"], "--model.top_p is given twice"),
         # other options, overrides, and text that is no mapping
-        (["--config", "a", "--config", "b", "--model.top_p", "0.9", "--model.top_k", "1"], None),
+        (["--config", "{}", "--config", "{a: 1}", "--model.top_p", "0.9", "--model.top_k", "1"], None),
         (["--callbacks+", "A", "--callbacks+", "B"], None),
         (["--vectors", "{b: B}", "--vectors.a", "A"], None),
         (["--data.where", "{1: x, '1': y, a: {b: c}, a2: {b: c}}"], None),
@@ -58,7 +58,7 @@ def test_a_file_without_and_one_that_is_no_yaml_pass(tmp_path):
     for text in (CONFIG, "a: [b\n", "b: &x {c: 1}\nd: *x\ne: *x\n"):
         path = tmp_path / "some.yaml"
         path.write_text(text)
-        refuse_duplicates(["--config", str(path)])
+        refuse_duplicates(["--data", str(path)])
 
 
 @pytest.mark.parametrize("command", ["steer", "corpus", "judge", "export", "run"])

@@ -210,6 +210,39 @@ def test_the_options_of_a_trainer_command_are_parsed_alone(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        (
+            "fit",
+            {"--data.train": "no/such.jsonl"},
+            "--data.train is 'no/such.jsonl': no such file; accepted: a",
+        ),
+        ("fit", {"--data.train": '{"question": "a"}'}, "--data.train: {file}:1: unknown shape; found: question"),
+        ("validate", {"--data.validation": ""}, "--data.validation: {file}: empty; expected rows of"),
+        ("fit", {"--data.train": '{"q": "a", "a": "b"}', "--data.columns": "{prompt: q}"}, "no value in completion"),
+    ],
+)
+def test_the_files_of_a_later_stage_and_their_columns_are_looked_at(command, options, said, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    for key, value in options.items():
+        if key.startswith("--data.") and not value.endswith(".jsonl") and key != "--data.columns":
+            file.write_text(f"{value}\n")
+            options = {**options, key: str(file)}
+    words = [command, "--model.model_name_or_path", "m", *(word for pair in options.items() for word in pair)]
+    assert command_line(words, parse_only=True) == 2
+    assert said.replace("{file}", str(file)) in capsys.readouterr().err
+
+
+def test_what_an_earlier_stage_leaves_need_not_be_there_yet(tmp_path):
+    out, columns = tmp_path / "out", ["--data.columns", "{prompt: q, completion: a}"]
+    named = tmp_path / "rows.jsonl"
+    named.write_text('{"q": "a", "a": "b"}\n')
+    for file in ("{output_dir}/corpus/x.jsonl", "{input_dir}/x.jsonl", f"{out}/x.jsonl", str(named), "owner/set"):
+        words = ["fit", "--model.model_name_or_path", "m", "--output_dir", str(out), "--data.train", file, *columns]
+        assert command_line(words, parse_only=True) == 0
+
+
 def test_a_stage_that_was_run_by_hand_with_other_options_is_not_called_done(corpus_run, here, capfd):
     path, out = corpus_run
     assert main(["--config", str(path), "--output_dir", out]) == 0

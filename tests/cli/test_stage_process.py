@@ -12,7 +12,6 @@ from contextlib import closing
 import pytest
 import yaml
 
-from gradsteer.__main__ import main
 from gradsteer.cli.stage_process import StageProcess, _launches
 
 
@@ -132,15 +131,3 @@ def test_a_run_that_is_told_to_end_ends_its_stage_in_order(fits, tmp_path, numbe
     assert "Traceback" not in shown
     assert "[2/2] anchor (fit): interrupted; the same command goes on with this stage" in shown
     assert (out / "base" / "model.safetensors").is_file()
-
-
-def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
-    def told(name):
-        signal.raise_signal(signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("gradsteer.__main__.importlib.import_module", told)
-    assert main(["steer"]) == 143
-    said = "gradsteer steer: ended by SIGTERM; the same command goes on with what was kept\n"
-    assert capsys.readouterr().err == said
-    assert signal.getsignal(signal.SIGTERM) is before

@@ -146,7 +146,7 @@ def test_broken_directories_are_refused(tmp_path):
     with pytest.raises(ValueError, match='has no "weight_map"'):
         CheckpointWeights(sharded)
     (sharded / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not readable as JSON"):
         CheckpointWeights(sharded)
 
 
@@ -184,7 +184,7 @@ def test_a_streamed_diff_of_another_architecture_is_refused(directories, tmp_pat
     untied = saved(tiny_llama(tied=False, dtype=torch.float32), tmp_path / "untied")
     with pytest.raises(ValueError, match="lm_head.weight"):
         WeightDiff.streamed(CheckpointWeights(untied), CheckpointWeights(directories[1]))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="1 parameters differ in shape or name, such as 'w'"):
         WeightDiff.streamed({"w": torch.ones(3)}, {"w": torch.ones(4)})
 
 

@@ -80,9 +80,9 @@ class JudgeOptions:
 
 def options_parser() -> Any:
     """The parser of all options."""
-    from jsonargparse import ArgumentParser
+    from gradsteer.options import OptionsParser
 
-    parser = ArgumentParser(
+    parser = OptionsParser(
         prog="gradsteer judge",
         description="Judges existing responses with one or several judges and measures how far they agree: Cohen's "
         "kappa for each pair, Krippendorff's alpha for all. With a labelled set it also measures each judge's accuracy "

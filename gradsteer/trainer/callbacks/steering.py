@@ -24,7 +24,7 @@ from gradsteer.steering.condition_plan import (
     plan_conditions,
 )
 from gradsteer.steering.condition_weights import ConditionWeights, StepOptions, load_vectors
-from gradsteer.steering.conditions import Condition, check_name
+from gradsteer.steering.conditions import Condition, check_names
 from gradsteer.steering.doses import DoseOptions, Doses, KLStatistic
 from gradsteer.steering.sampled_step import SampledStep
 from gradsteer.steering.weight_steering import Rounding, holding, steered
@@ -144,8 +144,7 @@ class WeightSteering(L.Callback):
     ) -> None:
         if not vectors:
             raise ValueError("steer needs at least one vector: --steering.vectors.NAME FILE")
-        for name in vectors:
-            check_name("a vector", name)
+        check_names("a vector", vectors)
         for name in behaviors or {}:
             if name not in vectors:
                 raise ValueError(f"steering.behaviors names {name!r}; the vectors are: {', '.join(vectors)}")

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.attribution.gradient_store import Assembly
 from gradsteer.attribution.pile_partition import FISHER, Wanted
-from gradsteer.steering.conditions import check_name
+from gradsteer.steering.conditions import check_names
 from gradsteer.trainer.permuted_vectors import write_permuted
 from gradsteer.trainer.session import data_of, is_trial, session_of
 from gradsteer.trainer.tensorboard import log_metrics
@@ -62,8 +62,8 @@ class VectorWriter(L.Callback):
         if precondition_damping < 0:
             raise ValueError(f"writing.precondition_damping is {precondition_damping}; accepted: 0 or more")
         self.contrasts: dict[str, tuple[str, str]] = {}
+        check_names("a vector", vectors or {})
         for name, piles in (vectors or {}).items():
-            check_name("a vector", name)
             if name == DELTA:
                 raise ValueError(f"a vector cannot be called {DELTA!r}: steer writes the weight diff under that name")
             if len(piles) != 2:

@@ -15,7 +15,7 @@ from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
 from gradsteer.data.sources import SPELLED, Columns, DataSource
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
 from gradsteer.models.packing import plan_packs
-from gradsteer.steering.conditions import check_name
+from gradsteer.steering.conditions import check_names
 from gradsteer.trainer.credit_checks import check_credit, loss_temperature
 from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
 
@@ -74,8 +74,8 @@ class PileDataModule(RunDataModule):
         super().__init__(**template)
         if not piles:
             raise ValueError("attribute needs at least one pile: --data.piles.NAME FILE")
+        check_names("a pile", piles)
         for name, source in piles.items():
-            check_name("a pile", name)
             if isinstance(source, str) and source.lstrip().startswith("{"):  # an invalid filter is parsed as a string
                 raise ValueError(
                     f"pile {name!r} is neither a filter nor a file: {source}; accepted: "

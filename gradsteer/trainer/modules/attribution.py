@@ -27,7 +27,7 @@ from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base
 from gradsteer.trainer.modules.memory_plan import attribution_plan
 from gradsteer.trainer.modules.summing import SummingModule
 from gradsteer.trainer.session import data_of, is_trial
-from gradsteer.vectors.weight_diff import named_weights, refuse_other_vocabulary, shapes_of
+from gradsteer.vectors.weight_diff import named_weights, refuse_other_shapes, shapes_of
 
 # to be raised with every change of what is summed: partial and finished sums of other versions are not mixed with it
 SUMMING_VERSION = 1
@@ -213,7 +213,7 @@ class AttributionModule(SummingModule):
             self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
         if self.options.need_base:
             self._base_weights = named_weights(self._load(str(self.base)))
-            refuse_other_vocabulary(shapes_of(named_weights(self.model)), shapes_of(self._base_weights))
+            refuse_other_shapes(shapes_of(named_weights(self.model)), shapes_of(self._base_weights))
         self.points = self.options.make(self._base_weights, self._chosen)
         self.batch_layout = self._choose_layout()
         if self.credit.predicts:

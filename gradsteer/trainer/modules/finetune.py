@@ -100,6 +100,7 @@ class FinetuneModule(L.LightningModule):
         parse_dtype(dtype)
         self.model_name_or_path, self.fresh_config = model_name_or_path, config
         self.optimizer_callable = optimizer
+        _try_out(optimizer)
         self.schedule, self.warmup_steps, self.final_lr_fraction = schedule, warmup_steps, final_lr_fraction
         if lr_reference_width is not None and lr_reference_width < 1:
             raise ValueError(f"model.lr_reference_width is {lr_reference_width}; accepted: at least 1")
@@ -208,3 +209,11 @@ class FinetuneModule(L.LightningModule):
 
         scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _try_out(optimizer: OptimizerCallable) -> None:
+    """Refuses values that an optimizer does not take, before the model is loaded."""
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
+    except ValueError as error:
+        raise ValueError(f"--model.optimizer cannot be made: {error}; accepted: arguments in its own range") from error

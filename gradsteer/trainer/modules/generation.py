@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from gradsteer.data.thoughts import split_reply
 from gradsteer.generation.decoding import (
     Draw,
@@ -94,13 +92,7 @@ class GenerationModule(ModelModule):
 
     def footprint(self) -> SamplingFootprint | None:
         """Memory needed for sampling; see `gradsteer.generation.memory`."""
-        model = self.model
-        if model is None:
-            from transformers import AutoModelForCausalLM
-
-            with torch.device("meta"):
-                trusted = self.loading.trust_remote_code
-                model = AutoModelForCausalLM.from_config(self.model_config, trust_remote_code=trusted)
+        model = self.loading.without_values() if self.model is None else self.model
         return footprint_of(
             self.model_config,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
