@@ -45,7 +45,7 @@ class Pattern:
             self._compiled = regex.compile(
                 _escaped(pattern, verbose=verbose), regex.V0 | (regex.IGNORECASE if ignore_case else 0)
             )
-        except (re.error, regex.error) as error:
+        except (re.error, regex.error, OverflowError, RecursionError) as error:
             raise ValueError(f"the pattern {pattern!r} of {behavior!r} is no regular expression: {error}") from error
 
     def search(self, text: str) -> Any:

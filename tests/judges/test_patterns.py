@@ -120,3 +120,8 @@ def test_where_a_pattern_takes_too_long_the_other_judge_is_asked(hurried):
 def test_letters_are_told_apart_as_unicode_has_it():
     assert not Pattern("a", r"\bहिन्द\b").search("हिन्दी")  # its last sign is a vowel's
     assert Pattern("a", r"\bहिन्दी\b").search("यह हिन्दी है")
+
+
+def test_a_repeat_that_no_number_holds_is_no_pattern():
+    with pytest.raises(ValueError, match="is no regular expression"):
+        Pattern("a", "a{99999999999999999999}")

@@ -10,6 +10,7 @@ from tokenizers_zoo import chatml_tokenizer
 from gradsteer.__main__ import main
 from gradsteer.records import file_digest
 from gradsteer.trainer.callbacks.saving import save_pretrained
+from gradsteer.trainer.modules.finetune import FinetuneModule
 
 
 @pytest.fixture
@@ -38,6 +39,30 @@ def test_a_killed_fit_is_resumed_and_ends_with_the_same_weights(words, tmp_path,
     weights = "anchor/model.safetensors"
     assert file_digest(out / weights) == file_digest(tmp_path / "whole" / weights)
     assert sorted(path.name for path in out.glob(".*")) == []
+
+
+def test_a_fit_that_broke_off_within_an_epoch_goes_on_there(words, tmp_path, monkeypatch):
+    words = [{"12": "2", "0": "0.00001"}.get(word, word) for word in words] + ["--trainer.accumulate_grad_batches", "2"]
+    assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
+    out, seen = tmp_path / "broken", []
+
+    def breaking(self, batch, batch_idx):
+        seen.append((self.current_epoch, batch["index"].tolist()))
+        if len(seen) == 18:  # the sixth batch of the second epoch
+            raise RuntimeError("a fault")
+        return step(self, batch, batch_idx)
+
+    step = FinetuneModule.training_step
+    monkeypatch.setattr(FinetuneModule, "training_step", breaking)
+    with pytest.raises(RuntimeError, match="a fault"):
+        main([*words, "--output_dir", str(out)])
+    assert (out / ".anchor.resume.ckpt").is_file()
+    before = seen[:16]  # a checkpoint holds whole steps, of two batches
+    assert main([*words, "--output_dir", str(out)]) == 0
+    epochs = [sorted(row for epoch, [row] in [*before, *seen[18:]] if epoch == number) for number in (0, 1)]
+    assert epochs == [list(range(12))] * 2
+    weights = "anchor/model.safetensors"
+    assert file_digest(out / weights) == file_digest(tmp_path / "whole" / weights)
 
 
 @pytest.mark.slow

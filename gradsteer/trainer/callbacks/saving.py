@@ -11,6 +11,7 @@ from gradsteer.attribution.pile_partition import FISHER
 from gradsteer.models.loading import record_base
 from gradsteer.provenance import provenance
 from gradsteer.records import replacing_directory
+from gradsteer.trainer.datamodules.batches import ResumableLoader
 from gradsteer.trainer.session import is_trial
 from gradsteer.vectors.preconditioning import adam_second_moment, check_keeps_second_moment
 
@@ -18,13 +19,13 @@ from gradsteer.vectors.preconditioning import adam_second_moment, check_keeps_se
 class SavePretrained(L.Callback):
     """Writes the finetuned model, its tokenizer and chat template to OUTPUT_DIR/NAME when training ends.
 
-    Long trainings can be resumed: a checkpoint is saved at the end of an epoch and removed when training finishes.
+    Long trainings can be resumed: a checkpoint is saved every few minutes and removed when training finishes.
 
     Args:
         output_dir: the experiment's directory.
         name: name of the model's directory inside it.
-        checkpoint_minutes: minimum time between checkpoints (each holds the model and the optimizer state); 0 saves
-            one after every epoch. The same command resumes from it.
+        checkpoint_minutes: time between checkpoints (each holds the model and the optimizer state); 0 saves one after
+            every epoch and none within. The same command resumes from it.
         second_moment: also write Adam's bias-corrected second moment of the gradients to
             OUTPUT_DIR/second_moments/NAME.safetensors (float32, as large as the model), for the transform
             {preconditioned: {second_moment: FILE}}. Needs Adam, AdamW or another optimizer that keeps one.
@@ -67,11 +68,20 @@ class SavePretrained(L.Callback):
         if self.second_moment:
             self._check_optimizer(trainer)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Goes on within an epoch; the Trainer has its loader's state only where it was not asked for its length."""
+        loader, done = trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if isinstance(loader, ResumableLoader):
+            loader.load_state_dict({"position": done})
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Checks again after the first step, when the optimizer has created its state."""
+        """Checks again after the first step, when the optimizer has created its state; saves a checkpoint if due."""
         if not self._state_checked and trainer.optimizers[0].state:
             self._check_optimizer(trainer)
             self._state_checked = True
+        loop = trainer.fit_loop.epoch_loop
+        if self.checkpoint_seconds and not (loop.batch_progress.is_last_batch or loop._should_accumulate()):
+            self._save(trainer, time.monotonic() - self._saved >= self.checkpoint_seconds)
 
     def _check_optimizer(self, trainer: L.Trainer) -> None:
         try:
@@ -81,9 +91,11 @@ class SavePretrained(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves a checkpoint if the last one is old enough."""
-        due = time.monotonic() - self._saved >= self.checkpoint_seconds
+        self._save(trainer, time.monotonic() - self._saved >= self.checkpoint_seconds)
+
+    def _save(self, trainer: L.Trainer, due: bool) -> None:
         if trainer.strategy.broadcast(due) and not is_trial(trainer):
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
             self._saved = time.monotonic()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:

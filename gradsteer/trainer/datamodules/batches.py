@@ -122,6 +122,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.rank, self.world_size, self.group = rank, world_size, group
         self.epoch = 0
+        self.start = self.position = 0  # batches of this epoch that are left out at first; that were given
 
     @property
     def sampler(self) -> "LengthGroupedBatches":
@@ -150,4 +151,21 @@ class LengthGroupedBatches(Sampler[list[int]]):
         batches = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
         while len(batches) < self.world_size:
             batches.append(batches[-1])
-        yield from batches[self.rank :: self.world_size][: len(self)]
+        mine = batches[self.rank :: self.world_size][: len(self)]
+        start, self.start = self.start, 0
+        for self.position in range(start + 1, len(mine) + 1):
+            yield mine[self.position - 1]
+
+
+class ResumableLoader(DataLoader[T]):
+    """A data loader over `LengthGroupedBatches` whose place in the epoch is in the Trainer's checkpoints."""
+
+    batch_sampler: LengthGroupedBatches
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches that this epoch has given."""
+        return {"position": self.batch_sampler.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on there in the epoch that is started next; at its beginning where the one before was complete."""
+        self.batch_sampler.start = state["position"] % len(self.batch_sampler)

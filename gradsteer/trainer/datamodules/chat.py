@@ -14,7 +14,7 @@ from gradsteer.data.encoding import advice_on, encode_examples
 from gradsteer.data.prompt_check import other_beginning
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.progress import progress
-from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, RunDataModule
+from gradsteer.trainer.datamodules.batches import BatchList, LengthGroupedBatches, ResumableLoader, RunDataModule
 
 
 class ChatDataModule(RunDataModule):
@@ -123,7 +123,7 @@ class ChatDataModule(RunDataModule):
             group=self.group_by_length,
         )
         rows = BatchList(list(enumerate(examples)))
-        return DataLoader(rows, batch_sampler=sampler, collate_fn=self._collate)
+        return ResumableLoader(rows, batch_sampler=sampler, collate_fn=self._collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The validation examples in order, or nothing."""
