@@ -32,7 +32,7 @@ def check(figure):
 @pytest.mark.parametrize(("number", "num_behaviors"), [(60, 2)])
 def test_no_figure_is_wider_than_a_page(number, num_behaviors):
     rows = experiment(number, ("bridge", "recipe", *"abcde")[:num_behaviors])
-    figures = result_figures(rows, "demo", "evaluations/x")
+    figures = dict(result_figures(rows, "demo", "evaluations/x"))
     assert list(figures) == ["rates-evaluations-x", "specificity", "trade-offs", "predicted-realised"]
     for figure in figures.values():
         check(figure)
@@ -41,7 +41,7 @@ def test_no_figure_is_wider_than_a_page(number, num_behaviors):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["x" * 150])
 def test_long_names_leave_room_for_the_panels(suffix):
-    for figure in result_figures(experiment(10, suffix=suffix), "demo").values():
+    for _, figure in result_figures(experiment(10, suffix=suffix), "demo"):
         check(figure)
         assert max(axes.bbox.width for axes in figure.axes) > 0.2 * figure.bbox.width
 
@@ -102,7 +102,7 @@ def test_colours_are_those_of_the_behaviors_everywhere():
     assert colors_of([row | {"vector": f"v of {row['vector']}"} for row in rows if row["vector"]]) == {
         **colors, "v of bridge": colors["bridge"], "v of recipe": colors["recipe"],
     }  # fmt: skip
-    figures = result_figures(rows, "t")
+    figures = dict(result_figures(rows, "t"))
     titles = figures["rates-results"].axes
     assert [axes._left_title.get_color() for axes in titles] == list(colors.values())
     labels = {text.get_text(): handle for text, handle in legend_of(figures["predicted-realised"])}
