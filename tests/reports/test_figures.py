@@ -23,6 +23,9 @@ def check(figure):
     assert height <= TALLEST
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= LEAST
     FigureCanvasAgg(figure).draw()
+    # a name with dollar signs is no formula, wherever it stands
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and "$" in text.get_text()]
+    assert not any(text.get_parse_math() for text in shown)
     for legend in figure.legends:
         box = legend.get_window_extent()
         assert box.x1 <= figure.bbox.x1 + 1
@@ -31,7 +34,7 @@ def check(figure):
 
 @pytest.mark.parametrize(("number", "num_behaviors"), [(60, 2)])
 def test_no_figure_is_wider_than_a_page(number, num_behaviors):
-    rows = experiment(number, ("bridge", "recipe", *"abcde")[:num_behaviors])
+    rows = experiment(number, ("$bridge$", "recipe", *"abcde")[:num_behaviors], suffix=" $5")
     figures = dict(result_figures(rows, "demo", "evaluations/x"))
     assert list(figures) == ["rates-evaluations-x", "specificity", "trade-offs", "predicted-realised"]
     for figure in figures.values():
