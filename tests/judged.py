@@ -15,6 +15,7 @@ PATTERNS = json.dumps({"a": [r"[^\x00-\x7f]"], "b": [" "]})  # both steerable: w
 JUDGE = ["--evaluation.judge", "KeywordJudge", "--evaluation.judge.patterns", PATTERNS, "--evaluation.count_degenerate"]
 JUDGE += ["true"]
 QUESTIONS = [f"{first} {second}?" for first in WORDS[:8] for second in WORDS[8:13]]
+FRESH = 400  # responses that forecasts are made from
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def judged(experiment, tmp_path_factory):
 def make_judged(experiment, out):
     out.mkdir()
     model = ["--model.model_name_or_path", experiment / "anchor", "--output_dir", out, "--trainer.logger", "false"]
-    for name, words in (("piles", QUESTIONS[:20]), ("fresh", QUESTIONS[20:])):
+    for name, words, number in (("piles", QUESTIONS[:20], 40), ("fresh", QUESTIONS[20:], FRESH // 20)):
         rows = [{"id": f"{name}-{index}", "prompt": text} for index, text in enumerate(words)]
         write_lines(out / f"{name}.jsonl", rows)
         run(
             "evaluate", *model, "--name", name, "--data.prompts", out / f"{name}.jsonl", *SAMPLING, *JUDGE,
-            "--model.num_samples", 40,
+            "--model.num_samples", number,
         )  # fmt: skip
     responses = str(out / "responses" / "piles.jsonl")
     piles = {

@@ -1,31 +1,92 @@
-"""Command lines in processes of their own, forked from one that has imported gradsteer: imports take longest."""
+"""Command lines in processes of their own, forked from one that has imported gradsteer: imports take longest.
 
-import gc
+That one is forked from the test process itself, as it is before the first test: see `serve`.
+"""
+
+import logging
 import multiprocessing
 import os
+import pickle
+import signal
 import socket
 import sys
 import time
+import warnings
 
-import importing  # noqa: F401
 import torch
 from overriding import overridden
 
 from gradsteer.__main__ import main
 from gradsteer.cli import lightning_cli  # noqa: F401 (what a command imports when it is called)
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["processes"])
+_FORKS = multiprocessing.get_context("fork")
+_server = None  # this end of a pipe to it
 
 
-def _work(function, arguments, log, environment):
-    gc.freeze()  # what was imported stays
-    gc.enable()
+def serve():
+    """Forks the process that forks the others; called before the first test, when all is imported."""
+    global _server
+    _server, theirs = _FORKS.Pipe()
+    if os.fork() == 0:
+        _server.close()
+        started = {}
+        while True:
+            try:
+                asked, value = theirs.recv()
+            except EOFError:  # the tests are over
+                for process in started.values():
+                    process.kill()
+                os._exit(0)
+            if asked == "start":
+                process = _FORKS.Process(target=_work, args=(value,))
+                process.start()
+                started[process.pid] = process
+                theirs.send(process.pid)
+            else:
+                theirs.send(started[value].exitcode)
+    theirs.close()
+
+
+class Forked:
+    """A process that the server forked; the few methods of `multiprocessing.Process` that tests call."""
+
+    def __init__(self, *work):
+        _server.send(("start", pickle.dumps(work)))
+        self.pid = _server.recv()
+
+    @property
+    def exitcode(self):
+        _server.send(("exitcode", self.pid))
+        return _server.recv()
+
+    def is_alive(self):
+        return self.exitcode is None
+
+    def kill(self):
+        if self.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+
+    def join(self, timeout=60):
+        deadline = time.monotonic() + timeout
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+
+def _work(work):
+    function, arguments, log, environment = pickle.loads(work)
     os.environ.clear()
     os.environ.update(environment)
-    for stream in (1, 2):
-        os.dup2(log_file := os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        os.close(log_file)
+    with open(log, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    # pytest's own streams and its errors for warnings are not the command's
+    caught = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
+    for logger in (logging.getLogger(name) for name in logging.root.manager.loggerDict):
+        for handler in logger.handlers:
+            if getattr(handler, "stream", None) in caught:
+                handler.setStream(sys.stderr)
+    warnings.simplefilter("default")
     torch.set_num_threads(1)
     sys.exit(function(*arguments))
 
@@ -35,9 +96,7 @@ def fork(function, *arguments, log=os.devnull, environment=()):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)}
     with open(log, "a"):  # it is looked at before the process writes
         pass
-    process = _FORKS.Process(target=_work, args=(function, arguments, str(log), environment), daemon=True)
-    process.start()
-    return process
+    return Forked(function, arguments, str(log), environment)
 
 
 def _command(words):

@@ -28,6 +28,7 @@ WORDS = [
 ]
 PATTERNS = json.dumps({"a": ["[ae]"], "b": ["[o0-9]"]})
 PAINTED = "experiment"  # the directory whose pictures are painted
+DRAWN = (PAINTED, "full", "doses", "forecast")  # with what the names of directories begin whose pictures are drawn
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
 

@@ -56,7 +56,8 @@ class EncodedExample:
     @property
     def num_target_tokens(self) -> int:
         """Number of predicted tokens: labels other than -100 after position 0."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+        labels = self.labels[1:]
+        return len(labels) - labels.count(IGNORE_INDEX)
 
     def up_to(self, length: int) -> "EncodedExample":
         """Its first tokens; itself if it has no more."""

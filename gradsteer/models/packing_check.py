@@ -48,7 +48,8 @@ def why_not_packs(model: Any, examples: Sequence[EncodedExample], *, head_chunk:
     Args:
         model: a causal LM in eval mode.
         examples: of the piles; fewer than three are repeated.
-        head_chunk: check the chunked head of `pack_losses` too.
+        head_chunk: check the chunked head of `pack_losses` too: a quarter of the positions at a time, or this many if
+            that is more.
 
     Returns:
         None where packs give the same; otherwise the reason, for a message.
@@ -128,6 +129,8 @@ def _check_packs(
     try:
         with _differentiable(model) as vectors, untold_windows() as untold:
             plain = _observe(example_losses(model, rows)[0], vectors)
+            if head_chunk is not None:  # each chunk runs again in every backward pass
+                head_chunk = max(head_chunk, len(packs[0].targets) // 4)
             with attending(model, packs[0]), _embedding(model, vectors) as embedded:
                 losses = pack_losses(model, packs[0], head_chunk=head_chunk)
                 leak = _leak(losses, embedded, packs[0].seen[:, None])

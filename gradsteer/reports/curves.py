@@ -17,6 +17,7 @@ _GREY = "#B0B0B0"
 _COLUMNS = 3
 
 
+@plain
 def forecast_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """Forecast rates of every behavior against alpha, a panel for each vector and set of transforms.
 
@@ -68,7 +69,7 @@ def forecast_figure(rows: Sequence[Row], title: str) -> "Figure | None":
         ha="left",
         fontsize=10,
     )
-    return plain(figure)
+    return figure
 
 
 def _curve(axes: "Axes", rows: Sequence[Row], behavior: str, color: str) -> None:
@@ -97,6 +98,7 @@ def _curve(axes: "Axes", rows: Sequence[Row], behavior: str, color: str) -> None
         axes.plot(*zip(*linear, strict=True), color=color, linewidth=1, linestyle="--", alpha=0.6)
 
 
+@plain
 def agreement_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """Predicted against realised: rates, and shifts of log-odds; None where nothing was predicted."""
     from matplotlib.figure import Figure
@@ -126,7 +128,7 @@ def agreement_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     }
     legend_below(figure, handles)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return plain(figure)
+    return figure
 
 
 def _rates_panel(axes: "Axes", rates: Sequence[Cell], colors: Mapping[str, str]) -> None:

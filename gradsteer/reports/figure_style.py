@@ -1,11 +1,15 @@
 """What all figures share: size, colours, and plain text."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+Drawn = TypeVar("Drawn", bound="Figure | None")
 
 DPI = 150
 WIDTH = 10.6  # inches at most: 1,590 pixels
@@ -35,13 +39,17 @@ def bare(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plain(figure: "Figure") -> "Figure":
-    """Names come from configs: a dollar sign in one is no formula."""
-    from matplotlib.text import Text
+def plain(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:
+    """Decorates what draws a figure: names come from configs, and a dollar sign in one is no formula."""
 
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    return figure
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Drawn:
+        from matplotlib import rc_context
+
+        with rc_context({"text.parse_math": False}):  # each text keeps what it was made with
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def shortened(names: Iterable[str], length: int) -> list[str]:

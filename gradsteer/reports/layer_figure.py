@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _MOST_BARS = 60  # more than these side by side are too thin: a panel for each vector
 
 
+@plain
 def layer_figure(series: Mapping[str, Mapping[str, float]], title: str, *, squared: bool) -> "Figure":
     """Layerwise norms as bars (the note's figures 3 to 5): side by side, or a panel for each where there are many.
 
@@ -49,4 +50,4 @@ def layer_figure(series: Mapping[str, Mapping[str, float]], title: str, *, squar
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     if together and series:
         figure.legend(loc="outside upper right", ncols=min(6, len(series)), frameon=False, fontsize=8)
-    return plain(figure)
+    return figure

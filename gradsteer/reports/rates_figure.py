@@ -43,6 +43,7 @@ class _Group:
         return len(self.rows) + (self.nulls is not None)
 
 
+@plain
 def rates_figure(rows: Sequence[Row], title: str) -> "Figure":
     """Behavior rates with their 95% intervals, a panel for each behavior and a bar for each condition.
 
@@ -89,7 +90,7 @@ def rates_figure(rows: Sequence[Row], title: str) -> "Figure":
     convention = "\npositive alpha reduces the vector's behavior, negative raises it" if steered else ""
     broken = "; ~: a model that broke" if any(row.get("damaged") for row in rows if not is_null(row)) else ""
     figure.suptitle(title + convention + broken, x=0.01, ha="left", fontsize=10)
-    return plain(figure)
+    return figure
 
 
 def _groups(rows: Sequence[Row]) -> list[_Group]:

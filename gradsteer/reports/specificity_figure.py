@@ -20,6 +20,7 @@ _SLANTED = 1.2  # inches of a column below which the names above lean
 _ONE_LINE, _TWO_LINES = 1.55, 0.85  # inches that a number needs with its interval beside it, or below
 
 
+@plain
 def specificity_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """Shifts of log-odds as a heat map, blue for less and orange for more, with the numbers written in.
 
@@ -89,7 +90,7 @@ def specificity_figure(rows: Sequence[Row], title: str) -> "Figure | None":
         + ("; nulls: lowest to highest" if nulls else ""),
         x=0.01, ha="left", fontsize=9,
     )  # fmt: skip
-    return plain(figure)
+    return figure
 
 
 def _narrow(text: str, room: float) -> str:

@@ -24,6 +24,7 @@ Look = tuple[str, str]  # marker and colour
 Place = tuple[float, float, float, float]  # cost, rate and the ends of its interval in per cent
 
 
+@plain
 def tradeoff_figure(rows: Sequence[Row], title: str) -> "Figure | None":
     """The target's rate against each cost, a block of panels for each vector and set of transforms.
 
@@ -63,7 +64,7 @@ def tradeoff_figure(rows: Sequence[Row], title: str) -> "Figure | None":
         f"{'; hollow: hangs on replies without a verdict' if fragile else ''}",
         x=0.01, ha="left", fontsize=10,
     )  # fmt: skip
-    return plain(figure)
+    return figure
 
 
 def _varying(each: Tradeoff) -> list[str]:

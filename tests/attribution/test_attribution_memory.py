@@ -4,9 +4,9 @@ import weakref
 
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
 from road import QUIET
 from test_attribution_module import Averages
+from tiny_models import ragged_examples, tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
 
 from gradsteer.__main__ import main

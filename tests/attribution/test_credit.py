@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ragged_examples
 from test_pile_gradient import relative_error
 from test_scoring import RESPONSES, encoded, exact_log_probs, small_llama
+from tiny_models import ragged_examples
 
 from gradsteer.attribution.credit import CreditOptions
 from gradsteer.attribution.pile_gradient import PileGradient

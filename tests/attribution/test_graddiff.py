@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ragged_examples, rest_slow, tiny_llama
+from conftest import rest_slow
 from road import run
 from test_attribution_module import assert_as_before, trainer_of
 from test_attribution_options import encoded, line, models, piles, refused  # noqa: F401 (fixtures)
 from test_pile_gradient import autograd_oracle, relative_error
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.attribution.graddiff import ContrastGradient, graddiff
 from gradsteer.attribution.pile_gradient import PileGradient

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ragged_examples, rest_slow, tiny_llama
+from conftest import rest_slow
 from test_pile_gradient import ROUNDING, autograd_oracle, relative_error
+from tiny_models import ragged_examples, tiny_llama
 from torch import nn
 
 from gradsteer.attribution.gradient_points import (

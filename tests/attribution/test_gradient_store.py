@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ragged_examples
+from tiny_models import ragged_examples
 
 from gradsteer.attribution.gradient_store import Assembly
 from gradsteer.attribution.partial_sums import PartialSum

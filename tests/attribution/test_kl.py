@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from conftest import VOCABULARY, ragged_examples, tiny_llama
 from road import QUIET, run, write_lines
 from test_attribution_module import CHATS
 from test_losses import Says, batch_of
 from test_pile_gradient import ROUNDING, reduced_gradients, relative_error
+from tiny_models import VOCABULARY, ragged_examples, tiny_llama
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 

@@ -6,10 +6,10 @@ from itertools import combinations
 
 import pytest
 import torch
-from conftest import ragged_examples
 from road import run
 from test_attribution_options import encoded, line, models, piles, refused  # noqa: F401 (fixtures)
 from test_pile_gradient import autograd_oracle, relative_error
+from tiny_models import ragged_examples
 
 from gradsteer.attribution.partial_sums import PartialSum
 from gradsteer.attribution.permutations import deal, permuted_parts, sides_of_permutations

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 from torch.nn import functional
 
 from gradsteer.attribution.gradient_sums import GradientSum

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from conftest import ragged_examples
+from tiny_models import ragged_examples
 
 from gradsteer.attribution.pile_partition import FISHER, Part, Wanted, halves_of_prompts, plan_parts, wanted_sums
 from gradsteer.data.piles import Pile

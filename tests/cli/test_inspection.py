@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 
 from gradsteer.__main__ import main
 from gradsteer.vectors.parameter_vectors import ParameterVector, SteeringVector

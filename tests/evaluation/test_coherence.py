@@ -3,7 +3,9 @@
 import json
 import logging
 from dataclasses import replace
+from importlib import resources
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,10 +89,13 @@ def salad_words(judged, out, **changes):
     )  # fmt: skip
 
 
-def everything(inputs):
+def everything(inputs, directory):
     """What else is sampled, measured and logged."""
+    benign = Path(str(resources.files("gradsteer") / "resources" / "refusal" / "benign.jsonl")).read_text()
+    file = directory / "benign.jsonl"
+    file.write_text("".join(benign.splitlines(keepends=True)[:24]))
     return {
-        "data__benign_prompts": "gradsteer://refusal/benign.jsonl", "trainer__logger": None,
+        "data__benign_prompts": file, "trainer__logger": None,
         "evaluation__heldout": inputs / "chat.jsonl",
     }  # fmt: skip
 
@@ -126,11 +131,12 @@ def sharp(judged, tmp_path_factory):
 def salad(sharp, inputs, tmp_path_factory):
     """A run with everything, and what it said."""
     out, said = tmp_path_factory.mktemp("salad"), StringIO()
+    more = everything(inputs, tmp_path_factory.mktemp("benign"))
     logger, handler = logging.getLogger("lightning.pytorch.utilities.rank_zero"), logging.StreamHandler(said)
     logger.addHandler(handler)
-    run(*salad_words(sharp, out, **everything(inputs)))
+    run(*salad_words(sharp, out, **more))
     logger.removeHandler(handler)
-    return SimpleNamespace(directory=out, said=said.getvalue(), rows=rows_of(out / "results.json"))
+    return SimpleNamespace(more=more, directory=out, said=said.getvalue(), rows=rows_of(out / "results.json"))
 
 
 def responses(directory, name):
@@ -201,8 +207,8 @@ def test_tensorboard_shows_the_rates_without_salad(salad):
 
 
 @pytest.mark.slow
-def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, inputs, tmp_path, monkeypatch):
-    words = salad_words(sharp, tmp_path, **everything(inputs))
+def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, tmp_path, monkeypatch):
+    words = salad_words(sharp, tmp_path, **salad.more)
     mark, marked = fluency._marked, []
 
     def breaking(*args, **options):
@@ -226,8 +232,8 @@ def test_an_interruption_while_salad_is_marked_changes_nothing(salad, sharp, inp
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(120)
-def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, inputs, tmp_path):
-    words = salad_words(sharp, tmp_path, **everything(inputs))
+def test_steer_on_two_processes_writes_the_same_bytes(salad, sharp, tmp_path):
+    words = salad_words(sharp, tmp_path, **salad.more)
     said = run_on_two(
         [*words[: words.index("--output_dir")], *words[words.index("--output_dir") + 2 :]], tmp_path, "ddp"
     )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 from torchmetrics.text import Perplexity
 
 from gradsteer.data.chat import EncodedExample

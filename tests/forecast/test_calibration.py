@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama
 from test_forecasting import Bigram
 from test_scoring import autograd_derivatives, direction_of
+from tiny_models import tiny_llama
 
 from gradsteer.attribution.pile_partition import halves_of_prompts
 from gradsteer.data.chat import EncodedExample

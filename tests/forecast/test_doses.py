@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
 from test_curve import known_curve
 from test_forecasting import Bigram
 from test_scoring import direction_of
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.evaluation.importance_sampling import LinearForm
 from gradsteer.evaluation.text_divergence import TextDivergence

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from judged import forecast_words, lines_of, message_of, rows_of
+from judged import FRESH, forecast_words, lines_of, message_of, rows_of
 from road import run, write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -57,7 +57,7 @@ def test_the_report_has_the_rows_of_results_json_and_says_what_it_is_made_from(j
     assert report["note"] == "[b]: of a tiny model"
     about = report["forecast"]
     assert about["responses"] == str(judged.responses)
-    assert (about["num_responses"], about["num_prompts"]) == (800, 20)
+    assert (about["num_responses"], about["num_prompts"]) == (FRESH, 20)
     assert (about["temperature"], about["top_p"]) == (1.0, 1.0)
     assert about["model_fingerprint"] == model_fingerprint(load_causal_lm(str(judged.anchor)))
     assert about["vectors"] == {"a": file_digest(judged.vector("a"))}
@@ -155,7 +155,7 @@ def test_behind_a_system_prompt_the_same_responses_are_scored(judged, forecast):
     np.testing.assert_allclose(scored[:40], after, rtol=1e-5)
     expected = forecaster.forecast(scored)
     assert row["behaviors"]["a"]["rate"] == pytest.approx(expected.rates["a"].rate, rel=1e-6)
-    assert 1 < row["predicted"]["effective_sample_size"] < 800
+    assert 1 < row["predicted"]["effective_sample_size"] < FRESH
 
 
 @pytest.mark.slow
@@ -374,7 +374,7 @@ def test_the_printed_table_shows_each_condition_and_dims_the_unreliable(judged, 
     interval = f"{100 * rate['rate']:.1f} [{100 * rate['ci_low']:.1f}, {100 * rate['ci_high']:.1f}]"
     [line] = [line for line in shown.splitlines() if "a alpha=+0.4" in line]
     assert interval in line
-    assert f"{size:.0f} of 800" in line
+    assert f"{size:.0f} of {FRESH}" in line
     assert "weights" in line
     assert "nothing was sampled" in shown
     assert "warning: " in shown

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from judged import forecast_words, lines_of, message_of, rows_of, steer_words
+from judged import FRESH, forecast_words, lines_of, message_of, rows_of, steer_words
 from road import run, write_lines
 
 from gradsteer.evaluation.mixtures import mixture_log_density
@@ -50,7 +50,7 @@ def test_a_forecast_of_several_files_weighs_them_from_their_mixture(judged, step
     about, rows = report["forecast"], rows_of(tmp_path / "forecast.json")
     assert about["responses"] == files
     assert [(each["responses"], each["num_responses"]) for each in about["pool"]] == list(
-        zip(files, (800, 200, 200), strict=True)
+        zip(files, (FRESH, 200, 200), strict=True)
     )
     assert [(each["step"] or {"alpha": 0})["alpha"] for each in about["pool"]] == [0, -0.4, 0.4]
     assert about["seeds"] == [0, 1]
@@ -61,7 +61,7 @@ def test_a_forecast_of_several_files_weighs_them_from_their_mixture(judged, step
     for alpha in (0.0, -0.4, 0.4, 0.8):
         with steered(model, vector, alpha):
             scores[alpha] = scorer.log_probs()
-    mixture = mixture_log_density(np.stack([scores[0.0], scores[-0.4], scores[0.4]], axis=1), [800, 200, 200])
+    mixture = mixture_log_density(np.stack([scores[0.0], scores[-0.4], scores[0.4]], axis=1), [FRESH, 200, 200])
     for name, alpha in (("anchor", 0.0), ("a alpha=+0.4", 0.4), ("a alpha=-0.4", -0.4), ("a alpha=+0.8", 0.8)):
         weights = np.exp(scores[alpha] - mixture)
         weights /= weights.sum()
@@ -69,7 +69,7 @@ def test_a_forecast_of_several_files_weighs_them_from_their_mixture(judged, step
         assert said["effective_sample_size"] == pytest.approx(1 / np.square(weights).sum(), rel=1e-2)
         assert said["rates"]["a"]["importance"] == pytest.approx(float(weights @ responses.verdicts["a"]), abs=2e-3)
         assert 0 < said["best_source"]["effective_sample_size"] <= said["best_source"]["num_responses"]
-    assert rows["anchor"]["predicted"]["best_source"]["num_responses"] == 800
+    assert rows["anchor"]["predicted"]["best_source"]["num_responses"] == FRESH
     assert "best file alone" in shown
     assert "(alpha +0)" in shown
 

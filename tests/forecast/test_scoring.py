@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import EncodedExample, collate, encode_sampled

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama
 from test_calibration import random_piles, slopes_of
 from test_scoring import autograd_derivatives, direction_of
+from tiny_models import tiny_llama
 
 from gradsteer.attribution.pile_partition import halves_of_prompts, plan_parts
 from gradsteer.evaluation.importance_sampling import mean_difference

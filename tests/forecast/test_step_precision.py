@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.data.chat import EncodedExample
 from gradsteer.forecast.scoring import ResponseScorer

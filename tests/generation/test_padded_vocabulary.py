@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, ragged_examples, tiny_llama
 from road import write_lines
+from tiny_models import VOCABULARY, ragged_examples, tiny_llama
 from tokenizers_zoo import chatml_tokenizer
 
 from gradsteer.data.chat import EncodedExample, tokenizer_digest

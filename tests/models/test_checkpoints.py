@@ -8,9 +8,9 @@ import weakref
 
 import pytest
 import torch
-from conftest import tiny_llama
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_llama
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config, conversion_mapping
 from transformers.core_model_loading import Transpose, WeightConverter
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, ragged_examples
 from processes import fork, two_places
 from road import run, write_lines
 from test_attribution_module import trainer_of
 from test_distributed import check_same_files, finish_on_two, kill_both, start_on_two
 from test_gradient_points import copies, same_bits
 from test_steering import direction
+from tiny_models import VOCABULARY, ragged_examples
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gradsteer.data.chat import collate

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 from torch.nn import functional
 
 from gradsteer.data.chat import EncodedExample, collate

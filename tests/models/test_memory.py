@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, ragged_examples, tiny_llama
+from tiny_models import VOCABULARY, ragged_examples, tiny_llama
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_llama
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_llama
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,

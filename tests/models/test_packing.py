@@ -1,8 +1,8 @@
 import pytest
 import torch
 import transformers as t
-from conftest import VOCABULARY, ragged_examples, tiny_llama
 from test_pile_gradient import autograd_oracle, relative_error
+from tiny_models import VOCABULARY, ragged_examples, tiny_llama
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import EncodedExample, collate

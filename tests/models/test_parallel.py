@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 from torch import nn
 
 from gradsteer.models import parallel

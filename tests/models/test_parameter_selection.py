@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.models.packing import Pack

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import VOCABULARY, ragged_examples, tiny_llama
 from test_packing import SEGMENTS_MEET, WITHOUT_CHUNKS, WITHOUT_PACKS, build
+from tiny_models import VOCABULARY, ragged_examples, tiny_llama
 
 from gradsteer.data.chat import EncodedExample
 from gradsteer.models.batches import BatchLayout

@@ -23,6 +23,9 @@ def check(figure):
     assert height <= TALLEST
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= LEAST
     FigureCanvasAgg(figure).draw()
+    # a name with dollar signs is no formula, wherever it stands
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and "$" in text.get_text()]
+    assert not any(text.get_parse_math() for text in shown)
     for legend in figure.legends:
         box = legend.get_window_extent()
         assert box.x1 <= figure.bbox.x1 + 1
@@ -31,8 +34,8 @@ def check(figure):
 
 @pytest.mark.parametrize(("number", "num_behaviors"), [(60, 2)])
 def test_no_figure_is_wider_than_a_page(number, num_behaviors):
-    rows = experiment(number, ("bridge", "recipe", *"abcde")[:num_behaviors])
-    figures = result_figures(rows, "demo", "evaluations/x")
+    rows = experiment(number, ("$bridge$", "recipe", *"abcde")[:num_behaviors], suffix=" $5")
+    figures = dict(result_figures(rows, "demo", "evaluations/x"))
     assert list(figures) == ["rates-evaluations-x", "specificity", "trade-offs", "predicted-realised"]
     for figure in figures.values():
         check(figure)
@@ -41,7 +44,7 @@ def test_no_figure_is_wider_than_a_page(number, num_behaviors):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["x" * 150])
 def test_long_names_leave_room_for_the_panels(suffix):
-    for figure in result_figures(experiment(10, suffix=suffix), "demo").values():
+    for _, figure in result_figures(experiment(10, suffix=suffix), "demo"):
         check(figure)
         assert max(axes.bbox.width for axes in figure.axes) > 0.2 * figure.bbox.width
 
@@ -102,7 +105,7 @@ def test_colours_are_those_of_the_behaviors_everywhere():
     assert colors_of([row | {"vector": f"v of {row['vector']}"} for row in rows if row["vector"]]) == {
         **colors, "v of bridge": colors["bridge"], "v of recipe": colors["recipe"],
     }  # fmt: skip
-    figures = result_figures(rows, "t")
+    figures = dict(result_figures(rows, "t"))
     titles = figures["rates-results"].axes
     assert [axes._left_title.get_color() for axes in titles] == list(colors.values())
     labels = {text.get_text(): handle for text, handle in legend_of(figures["predicted-realised"])}

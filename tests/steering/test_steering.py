@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import collate

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_llama
 from test_steering import digest, direction
+from tiny_models import tiny_llama
 
 from gradsteer.steering import step_measurement as applied
 from gradsteer.steering.step_measurement import TensorStep, pieces

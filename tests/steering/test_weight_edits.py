@@ -3,9 +3,10 @@ from contextlib import nullcontext, suppress
 
 import pytest
 import torch
-from conftest import rest_slow, tiny_llama
+from conftest import rest_slow
 from test_memory import peak_of_allocations
 from test_steering import digest, direction, raw_bytes
+from tiny_models import tiny_llama
 
 from gradsteer.models import fingerprints
 from gradsteer.models.fingerprints import model_fingerprint

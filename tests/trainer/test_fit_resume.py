@@ -17,7 +17,7 @@ from gradsteer.trainer.modules.finetune import FinetuneModule
 def words(experiment, inputs):
     return [
         "fit", "--model.model_name_or_path", str(experiment / "base"), "--data.train", str(inputs / "chat.jsonl"),
-        "--trainer.max_epochs", "12", "--data.batch_size", "1", "--saving.checkpoint_minutes", "0",
+        "--trainer.max_epochs", "8", "--data.batch_size", "1", "--saving.checkpoint_minutes", "0",
         "--model.optimizer.lr", "0.01", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
         "--trainer.logger", "false",
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.forecast.step_precision import first_tokens, float32_twin
 from gradsteer.generation.decoding import SamplingConfig

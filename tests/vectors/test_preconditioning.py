@@ -6,8 +6,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama
 from road import PATTERNS, QUIET, run
+from tiny_models import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradsteer.__main__ import main

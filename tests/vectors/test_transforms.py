@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 
 from gradsteer.vectors.controls import random_like, random_signs
 from gradsteer.vectors.parameter_vectors import SteeringVector

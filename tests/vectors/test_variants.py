@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.vectors.transforms import TRANSFORMS, apply_transforms, needs_diff, parse_transform

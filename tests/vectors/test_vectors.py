@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_llama
 from safetensors.torch import save_file
+from tiny_models import VOCABULARY, tiny_llama
 
 from gradsteer.vectors.combinations import combine
 from gradsteer.vectors.metadata import num_prompts_text

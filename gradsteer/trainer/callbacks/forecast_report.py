@@ -16,7 +16,7 @@ from gradsteer.reports.curves import forecast_figure
 from gradsteer.reports.predictions import forecast_table
 from gradsteer.reports.printing import print_whole
 from gradsteer.reports.results import write_results
-from gradsteer.trainer.callbacks.report import save_figure
+from gradsteer.trainer.callbacks.report import save_figures
 from gradsteer.trainer.known_forecast import sources_of
 from gradsteer.trainer.session import Session, needed, session_of
 from gradsteer.trainer.tensorboard import log_metrics, log_table
@@ -94,10 +94,9 @@ class ForecastReport(L.Callback):
             trainer, "forecast", ("step", "condition", *(f"{name} %" for name in behaviors), "effective sample"), lines
         )
         figure = forecast_figure(rows, f"{self.experiment}: forecast")
-        picture = ""
-        if figure is not None:
-            picture = f"\npicture: {save_figure(trainer, figure, self.output_dir / 'figures', 'forecast')}"
-        rank_zero_info(f"forecast: {path} and {path.with_suffix('.csv')}{picture}")
+        drawn = [] if figure is None else [("forecast", figure)]
+        pictures = [f"\npicture: {each}" for each in save_figures(trainer, drawn, self.output_dir / "figures")]
+        rank_zero_info(f"forecast: {path} and {path.with_suffix('.csv')}{''.join(pictures)}")
 
 
 def _row(session: Session, number: int) -> dict[str, Any]:

@@ -126,27 +126,6 @@ class GradDiffBaseline(L.Callback):
         if path.is_file() and SteeringVector.read_header(path).get("work_digest") == digest:
             rank_zero_info(f"{title}: already finished, not computed again")
             return
-        found = self._steps_of(trainer, pl_module, name, vector, steps, alpha, title)
-        said = {"graddiff_steps": str(steps), "graddiff_alpha": repr(alpha), "work_digest": digest}
-        made = SteeringVector({key: tensor.cpu() for key, tensor in found.items()}, {**vector.metadata, **said})
-        made.save(path)
-        cosine = SteeringVector({key: made[key].to(tensor) for key, tensor in vector.items()}).cosine(vector)
-        log_metrics(trainer, {f"graddiff/{name}/norm": made.norm(), f"graddiff/{name}/cosine": cosine}, step=steps)
-        norms = f"norm {made.norm():.4g} (that of {name}: {vector.norm():.4g})"
-        rank_zero_info(
-            f"{title}, steps: {steps}, alpha {alpha:+g} in all: {norms}, cosine with {name} {cosine:+.2f} -> {path}"
-        )
-
-    def _steps_of(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        name: str,
-        vector: SteeringVector,
-        steps: int,
-        alpha: float,
-        title: str,
-    ) -> dict[str, Tensor]:
         data = data_of(trainer)
         piles = {pile.name: pile for pile in data.piles}
         plus, minus = (_batches(piles[pile], data.budget()) for pile in self.contrasts[name])
@@ -167,9 +146,18 @@ class GradDiffBaseline(L.Callback):
                 with trainer.precision_plugin.forward_context():
                     return contrast()
 
-            return graddiff(
+            found = graddiff(
                 pl_module.model, contrast_here, steps=steps, alpha=alpha, first=first, after_step=after_step
             )
+        said = {"graddiff_steps": str(steps), "graddiff_alpha": repr(alpha), "work_digest": digest}
+        made = SteeringVector({key: tensor.cpu() for key, tensor in found.items()}, {**vector.metadata, **said})
+        made.save(path)
+        cosine = SteeringVector({key: made[key].to(tensor) for key, tensor in vector.items()}).cosine(vector)
+        log_metrics(trainer, {f"graddiff/{name}/norm": made.norm(), f"graddiff/{name}/cosine": cosine}, step=steps)
+        norms = f"norm {made.norm():.4g} (that of {name}: {vector.norm():.4g})"
+        rank_zero_info(
+            f"{title}, steps: {steps}, alpha {alpha:+g} in all: {norms}, cosine with {name} {cosine:+.2f} -> {path}"
+        )
 
 
 def _by_vector(alpha: float | Mapping[str, float] | None, vectors: Mapping[str, Any]) -> dict[str, float]:

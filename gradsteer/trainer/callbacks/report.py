@@ -1,6 +1,6 @@
 """The end of an evaluation: results.json and results.csv, tables.txt, the figures, and one screen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,8 @@ class ResultsReport(L.Callback):
                 compare_conditions(results, rows_of, self.comparisons, tick=tick)
         pictures = []
         if session.steering is not None:
-            pictures = draw_layer_norms(trainer, self.output_dir, session.steering.vectors)
+            norms = _layer_norms(self.output_dir, session.steering.vectors)
+            pictures = save_figures(trainer, norms, self.output_dir / "figures")
         self._report(trainer, pl_module, [result.row() for result in session.results], pictures)
         if session.judging is not None and session.judging.num_missing:
             rank_zero_info(
@@ -104,7 +105,7 @@ class ResultsReport(L.Callback):
         tables, text = self.output_dir / f"{self.tables}.txt", detailed_tables(rows, self.experiment, note=note)
         write_text(tables, text)
         figures = result_figures(rows, self.experiment, self.file)
-        pictures = [save_figure(trainer, each, self.output_dir / "figures", name) for name, each in figures.items()]
+        pictures = save_figures(trainer, figures, self.output_dir / "figures")
         if self.verbose:
             print_text(text)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
@@ -146,41 +147,39 @@ class LayerNorms(L.Callback):
         if trainer.is_global_zero:
             paths = sorted((self.output_dir / "vectors").glob("[!.]*.safetensors"))
             vectors = {path.stem: ParameterVector.load(path) for path in paths if path.stem != DELTA}
-            pictures = draw_layer_norms(trainer, self.output_dir, vectors, with_diff=False)
+            norms = _layer_norms(self.output_dir, vectors, with_diff=False)
+            pictures = save_figures(trainer, norms, self.output_dir / "figures")
             if pictures:
                 rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
 
 
-def draw_layer_norms(
-    trainer: L.Trainer, output_dir: Path, vectors: Mapping[str, ParameterVector], *, with_diff: bool = True
-) -> list[Path]:
-    """Plots the sums of squares and the L2 norms by layer.
+def _layer_norms(
+    output_dir: Path, vectors: Mapping[str, ParameterVector], *, with_diff: bool = True
+) -> Iterator[tuple[str, "Figure"]]:
+    """Draws the sums of squares and the L2 norms by layer, each after the name of its file.
 
     Args:
-        trainer: its loggers receive the figures.
         output_dir: the experiment's directory.
         vectors: vectors by name.
-        with_diff: also plot the weight diff, if vectors/ holds it.
+        with_diff: also draw the weight diff, if vectors/ holds it.
     """
     series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
     diff = output_dir / "vectors" / f"{DELTA}.safetensors"
     delta = ParameterVector.load(diff).layer_sum_squares() if with_diff and diff.is_file() else None
-    pictures = []
     for label, squared in (("sum of squares", True), ("L2 norm", False)):
         slug = "sumsq" if squared else "l2"
         if series:
-            figure = layer_figure(series, f"steering vectors by layer: {label}", squared=squared)
-            pictures.append(save_figure(trainer, figure, output_dir / "figures", f"vectors-{slug}"))
+            yield f"vectors-{slug}", layer_figure(series, f"steering vectors by layer: {label}", squared=squared)
         if delta is not None:
-            figure = layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
-            pictures.append(save_figure(trainer, figure, output_dir / "figures", f"delta-{slug}"))
-    return pictures
+            yield f"delta-{slug}", layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
 
 
-def save_figure(trainer: L.Trainer, figure: "Figure", directory: Path, name: str) -> Path:
-    """Logs a figure to TensorBoard and writes it as a PNG file."""
-    log_figure(trainer, f"figures/{name}", figure)
-    path = directory / f"{name}.png"
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, format="png")
-    return path
+def save_figures(trainer: L.Trainer, figures: Iterable[tuple[str, "Figure"]], directory: Path) -> list[Path]:
+    """Logs figures to TensorBoard and writes them as PNG files, named as what comes before each says."""
+    paths = []
+    for name, figure in figures:
+        log_figure(trainer, f"figures/{name}", figure)
+        paths.append(directory / f"{name}.png")
+        with replacing(paths[-1]) as temporary:
+            figure.savefig(temporary, dpi=DPI, format="png")
+    return paths
