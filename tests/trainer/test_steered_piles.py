@@ -37,7 +37,7 @@ def tokenizer(judged):
 @pytest.fixture(scope="module")
 def files(judged, steps):
     """The anchor's responses, and those of a step."""
-    return [str(steps / "anchor.jsonl"), str(steps / "a_alpha=-0.4.jsonl")]
+    return [str(judged.responses), str(steps / "a_alpha=-0.4.jsonl")]
 
 
 def words(judged, files, out, **more):
@@ -103,7 +103,7 @@ def test_every_reply_counts_by_its_densities(judged, files, whole, tokenizer, ca
         assert written.metadata["num_examples"] == str(len(weights))
         assert written.metadata["weights"] == "own density / mixture"
         sources = json.loads(written.metadata["sampled_at"])
-        assert [(s["responses"], s["num_responses"]) for s in sources] == list(zip(files, (200, 200), strict=True))
+        assert [(s["responses"], s["num_responses"]) for s in sources] == list(zip(files, (800, 200), strict=True))
         assert sources[0]["step"] is None
         assert (sources[1]["step"]["alpha"], sources[1]["step"]["vector"]) == (-0.4, file_digest(judged.vector("a")))
     piles = [read_pile("x", PileFilter(files, {"a": shown}), tokenizer) for shown in (True, False)]
