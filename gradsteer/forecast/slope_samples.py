@@ -57,7 +57,7 @@ def responses_in(
         most: take so many, spread over the prompts; all of them by default.
     """
     every = zip(pile.responses, pile.prompts, pile.weights or [1.0] * len(pile.prompts), strict=True)
-    there = [(response, *more) for response, *more in every if response is not None and half_of[more[0]] == half]
+    there = [(reply, prompt, weight) for reply, prompt, weight in every if reply and half_of[prompt] == half]
     return [there[index] for index in sorted(spread([prompt for _, prompt, _ in there])[:most])]
 
 
