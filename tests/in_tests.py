@@ -12,7 +12,7 @@ import overriding  # noqa: F401 (before anything takes the program's main)
 import pytest
 import road
 import torch
-from judged import judged  # noqa: F401 (a fixture)
+from judged import judged, steps  # noqa: F401 (fixtures)
 from matplotlib.figure import Figure
 from road import experiment, inputs  # noqa: F401 (fixtures)
 from tiny_models import tiny_llama

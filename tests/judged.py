@@ -72,6 +72,21 @@ def make_judged(experiment, out):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def steps(judged, tmp_path_factory):
+    """The responses of a steer: of the anchor, of steps both ways, of a transformed step and of a control."""
+    return made_once(tmp_path_factory, "steps", lambda out: make_steps(judged, out)) / "responses"
+
+
+def make_steps(judged, out):
+    run(
+        *steer_words(
+            judged, out, steering__alphas="[0.4]", steering__transforms='[[], [{"top_k": {"percent": 50}}]]',
+            steering__random_controls=1, data__max_prompts=20, model__num_samples=10, model__temperature=1.0,
+        )
+    )  # fmt: skip
+
+
 def words_of(flags, changes):
     """Words of a command line: flags with some changed (`__` for a dot in a name; None leaves one out)."""
     merged = flags | {f"--{key.replace('__', '.')}": value for key, value in changes.items()}

@@ -68,7 +68,7 @@ class ContrastGradient:
             buffer.div_(num_minus)
         return sums.buffers
 
-    def _divisor(self, batches: Batches) -> int:
+    def _divisor(self, batches: Batches) -> float:
         """What a pile's average divides its sums by."""
         examples = [example for batch, _ in batches for example in batch]
         totals = PileTotals(len(examples), sum(example.num_target_tokens for example in examples))

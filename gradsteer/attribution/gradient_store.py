@@ -118,7 +118,7 @@ class Assembly:
     def _write(
         self, wanted: Wanted, sums: Mapping[str, Tensor], totals: PileTotals, describe: Describe
     ) -> ParameterVector:
-        divisor = totals.num_examples if wanted.squares else totals.divisor(self.reduction)
+        divisor = totals.divisor("example" if wanted.squares else self.reduction)
         metadata = {
             **describe(wanted),
             "num_examples": str(totals.num_examples),

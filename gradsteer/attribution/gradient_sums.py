@@ -129,7 +129,7 @@ class GradientSum:
         for name, buffer in self.buffers.items():
             yield name, whole_of_shards(buffer, self._parameters[name])
 
-    def mean(self, divisor: int) -> dict[str, Tensor]:
+    def mean(self, divisor: float) -> dict[str, Tensor]:
         """The sums divided once.
 
         Raises:

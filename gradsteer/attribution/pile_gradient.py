@@ -87,6 +87,7 @@ class PileGradient:
         batch: Batch,
         *,
         sources: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
         coefficient: float = 1.0,
         factors: Mapping[str, Tensor] | None = None,
         count: bool = True,
@@ -100,6 +101,7 @@ class PileGradient:
             batch: a `Pack`, or ``input_ids``, ``attention_mask``, ``labels``: (batch, tokens), padded on the right;
                 ``-100`` labels do not count.
             sources: where each example comes from, for the error text.
+            weights: what each example counts for, at least 0; 1 by default. The average is a weighted mean.
             coefficient: what the gradients are multiplied by; see `gradsteer.attribution.gradient_points`.
             factors: what they are multiplied by element by element, parameter name -> tensor of its shape.
             count: count the batch in `totals`: once for each batch, at whichever point.
@@ -115,10 +117,11 @@ class PileGradient:
                 together.
         """
         setting = _Setting(coefficient, factors, count, point)
-        names = sources or [f"{row} of the batch" for row in range(len(lengths_of(batch)))]
-        return self._add(batch, names, setting, frozenset())
+        number = len(lengths_of(batch))
+        names = sources or [f"{row} of the batch" for row in range(number)]
+        return self._add(batch, _Examples(names, weights or [1.0] * number), setting, frozenset())
 
-    def _add(self, batch: Batch, sources: Sequence[str], setting: "_Setting", skip: Set[str]) -> float:
+    def _add(self, batch: Batch, examples: "_Examples", setting: "_Setting", skip: Set[str]) -> float:
         """See `add`.
 
         When memory runs out in the middle of a backward pass, some parameters have their gradient already: the halves
@@ -127,14 +130,14 @@ class PileGradient:
         lengths = lengths_of(batch)
         num_tokens = sum(lengths)
         if len(lengths) == 1 or num_tokens <= self.most_tokens:
-            added = self._attempt(batch, sources, setting, skip)
+            added = self._attempt(batch, examples, setting, skip)
             if added is None:
                 norm = self.sums.pop_norm()
                 if not math.isfinite(norm):
-                    self._refuse(batch, sources)
+                    self._refuse(batch, examples.sources)
                 return norm
             if len(lengths) == 1:
-                raise ValueError(f"out of memory on one example alone ({sources[0]}, {num_tokens} tokens)")
+                raise ValueError(f"out of memory on one example alone ({examples.sources[0]}, {num_tokens} tokens)")
             if self.sums.is_split:
                 raise ValueError(f"out of memory on {num_tokens} tokens at once; lower --data.token_budget")
             self.most_tokens, skip = num_tokens // 2, skip | added
@@ -144,9 +147,9 @@ class PileGradient:
             )
         half = (len(lengths) + 1) // 2
         halves = [(0, half), (half, len(lengths))]
-        return math.hypot(*(self._add(part_of(batch, *each), sources[slice(*each)], setting, skip) for each in halves))
+        return math.hypot(*(self._add(part_of(batch, *each), examples.part(*each), setting, skip) for each in halves))
 
-    def _attempt(self, batch: Batch, sources: Sequence[str], setting: "_Setting", skip: Set[str]) -> set[str] | None:
+    def _attempt(self, batch: Batch, examples: "_Examples", setting: "_Setting", skip: Set[str]) -> set[str] | None:
         """Runs a batch at once.
 
         Returns:
@@ -161,7 +164,8 @@ class PileGradient:
                 self.backward(
                     self.objective(
                         batch,
-                        sources=sources,
+                        sources=examples.sources,
+                        weights=examples.weights,
                         coefficient=setting.coefficient,
                         count=setting.count,
                         point=setting.point,
@@ -174,18 +178,31 @@ class PileGradient:
         return None
 
     def objective(
-        self, batch: Batch, *, sources: Sequence[str], coefficient: float = 1.0, count: bool = True, point: int = 0
+        self,
+        batch: Batch,
+        *,
+        sources: Sequence[str],
+        weights: Sequence[float],
+        coefficient: float = 1.0,
+        count: bool = True,
+        point: int = 0,
     ) -> Tensor:
         """The weighted sum of the batch's losses, whose gradient is added; counts it in `totals`. See `add`."""
         sums, weighted, counts = self.losses(batch)
         if not bool(torch.isfinite(sums).all()):
             row = int((~torch.isfinite(sums)).nonzero()[0])
             raise ValueError(f"the loss of example {sources[row]} is {float(sums.detach()[row])}, not finite")
+        given = torch.tensor(weights, dtype=torch.float64)
         if count:
+            excess = (given - 1) * (counts > 0).cpu()
             self.totals.num_examples += int((counts > 0).sum())
             self.totals.num_tokens += int(counts.sum())
-            self.totals.token_loss_sum += float(doubled(sums.detach()).sum())
-        objective = (example_weights(counts, self.reduction, sums.dtype) * weighted).sum()
+            self.totals.excess_examples += float(excess.sum())
+            self.totals.excess_tokens += float((excess * counts.cpu()).sum())
+            self.totals.token_loss_sum += float((given * doubled(sums.detach()).cpu()).sum())
+        # an example's square counts for its weight
+        factors = (given.sqrt() if self.sums.squares else given).to(sums.dtype).to(sums.device)
+        objective = (factors * example_weights(counts, self.reduction, sums.dtype) * weighted).sum()
         if self.totals.objectives:
             self.totals.objectives[point] += float(objective.detach())
         return objective if coefficient == 1 else coefficient * objective
@@ -226,6 +243,17 @@ class PileGradient:
         if self._spoilt:
             raise ValueError("the sums hold a gradient that was refused: begin the pile again with a new PileGradient")
         return self.sums.mean(self.totals.divisor(self.reduction))
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """What is known of a batch's examples: where each comes from, and what it counts for."""
+
+    sources: Sequence[str]
+    weights: Sequence[float]
+
+    def part(self, start: int, stop: int) -> "_Examples":
+        return _Examples(self.sources[start:stop], self.weights[start:stop])
 
 
 @dataclass(frozen=True)

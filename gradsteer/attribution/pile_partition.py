@@ -81,6 +81,7 @@ class Part:
         sources: ``file:line`` of each example.
         prompts: digest of each example's prompt.
         places: each example's pile and its index there.
+        weights: what each example counts for; None where all count alike.
     """
 
     sums: tuple[Wanted, ...]
@@ -88,6 +89,7 @@ class Part:
     sources: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     places: list[tuple[str, int]] = field(default_factory=list)
+    weights: list[float] | None = None
 
     def add(self, pile: Pile, index: int) -> None:
         """Adds one of a pile's examples."""
@@ -134,7 +136,7 @@ def plan_parts(
         piles: with distinct names.
         halves: sum each pile's halves (see `halves_of_prompts`) on their own too.
         fisher: name of a pile of whose responses the squared gradients are summed too.
-        apart: piles share no example: each weighs its tokens by itself.
+        apart: piles share no example: each weighs its examples, or their tokens, by itself.
 
     Returns:
         The parts, each example in one of them (and, where asked for, once more in the Fisher part, the last). Examples

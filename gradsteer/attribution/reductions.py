@@ -3,6 +3,8 @@
 * ``example``: mean over examples of (mean over the example's tokens of grad l_t), the project's formula;
 * ``token``: sum over all tokens of grad l_t / number of tokens;
 * ``sum``: mean over examples of (sum over tokens of grad l_t), the score function of the whole response.
+
+Where examples have weights, each is as many examples as it weighs: all three are then weighted means.
 """
 
 from dataclasses import dataclass, field
@@ -42,10 +44,12 @@ class PileTotals:
     Attributes:
         num_examples: with a labelled token.
         num_tokens: labelled.
-        token_loss_sum: nats.
+        token_loss_sum: nats, each example's times its weight.
         objectives: at each point of `gradsteer.attribution.gradient_points`, the weighted sum of the losses whose
             gradient is summed, before the final division; empty where none are measured.
         along_path: inner product of the summed gradient with anchor - base; integrated attribution only.
+        excess_examples: by how much the sum of the examples' weights is more than their number; 0 without weights.
+        excess_tokens: likewise of the tokens, each with its example's weight.
     """
 
     num_examples: int = 0
@@ -53,15 +57,19 @@ class PileTotals:
     token_loss_sum: float = 0.0
     objectives: list[float] = field(default_factory=list)
     along_path: float = 0.0
+    excess_examples: float = 0.0
+    excess_tokens: float = 0.0
 
     @property
     def mean_token_loss(self) -> float | None:
         """Nats a token over all labelled tokens; None before the first."""
-        return self.token_loss_sum / self.num_tokens if self.num_tokens else None
+        return self.token_loss_sum / self.divisor("token") if self.num_tokens else None
 
-    def divisor(self, reduction: Reduction) -> int:
+    def divisor(self, reduction: Reduction) -> float:
         """What the summed gradients are divided by."""
-        return self.num_tokens if reduction == "token" else self.num_examples
+        if reduction == "token":
+            return self.num_tokens + self.excess_tokens
+        return self.num_examples + self.excess_examples
 
     def values(self) -> list[float]:
         """All numbers in a row, so that they can be summed over processes; `of_values` reads them."""
@@ -70,14 +78,16 @@ class PileTotals:
             float(self.num_tokens),
             self.token_loss_sum,
             self.along_path,
+            self.excess_examples,
+            self.excess_tokens,
             *self.objectives,
         ]
 
     @classmethod
     def of_values(cls, values: list[float]) -> "PileTotals":
         """The totals of a row of numbers."""
-        examples, tokens, loss, along, *objectives = values
-        return cls(round(examples), round(tokens), loss, objectives, along)
+        examples, tokens, loss, along, more_examples, more_tokens, *objectives = values
+        return cls(round(examples), round(tokens), loss, objectives, along, more_examples, more_tokens)
 
     def __add__(self, other: "PileTotals") -> "PileTotals":
         mine, theirs = self.values(), other.values()

@@ -44,6 +44,7 @@ def predict_verdicts(
     prompts: Sequence[str],
     half_of: dict[str, int],
     *,
+    sample_weight: np.ndarray | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Predictions:
     """Predicts every reply's verdict before each of its tokens, from replies to other prompts of its half.
@@ -55,33 +56,38 @@ def predict_verdicts(
         verdicts: of each reply; both kinds must be there.
         prompts: digest of each reply's prompt.
         half_of: digest of a prompt -> 1 or 2.
+        sample_weight: (replies,) what each counts for, in rates, fits and scores; all alike by default.
         tick: called after each of at most ``2 * FOLDS`` folds.
     """
     truth = np.array(verdicts, dtype=float)
-    rate = float(truth.mean())
+    counts = np.ones(len(truth)) if sample_weight is None else sample_weight
+    rate = float(np.average(truth, weights=counts))
     odds = [np.full(len(each), rate) for each in states]
     halves = np.array([half_of[prompt] for prompt in prompts])
     kept = 0
     for half in np.unique(halves):
         members = np.flatnonzero(halves == half)
-        candidates = _cross_fitted(states, truth, prompts, members, tick)
-        scored = [(_brier(found, truth[members]), found) for found in candidates]
+        candidates = _cross_fitted(states, truth, counts, prompts, members, tick)
+        mine = truth[members], counts[members]
+        scored = [(_brier(found, *mine), found) for found in candidates]
         best, found = min(scored, key=lambda each: each[0], default=(np.inf, []))
-        if best < _brier([odds[index] for index in members], truth[members]):
+        if best < _brier([odds[index] for index in members], *mine):
             kept += 1
             for index, predicted in zip(members, found, strict=True):
                 odds[index] = predicted
-    constant = _brier([np.full(1, rate)] * len(truth), truth)
-    return Predictions(odds, _brier(odds, truth), constant, (kept, len(np.unique(halves))))
+    constant = _brier([np.full(1, rate)] * len(truth), truth, counts)
+    return Predictions(odds, _brier(odds, truth, counts), constant, (kept, len(np.unique(halves))))
 
 
-def _brier(odds: Sequence[np.ndarray], truth: np.ndarray) -> float:
-    return float(np.mean([np.mean((true - each) ** 2) for each, true in zip(odds, truth, strict=True)]))
+def _brier(odds: Sequence[np.ndarray], truth: np.ndarray, counts: np.ndarray) -> float:
+    errors = [np.mean((true - each) ** 2) for each, true in zip(odds, truth, strict=True)]
+    return float(np.average(errors, weights=counts))
 
 
 def _cross_fitted(
     states: Sequence[np.ndarray],
     truth: np.ndarray,
+    counts: np.ndarray,
     prompts: Sequence[str],
     members: np.ndarray,
     tick: Callable[[], None],
@@ -99,13 +105,15 @@ def _cross_fitted(
         if len(fitted) == 0 or len(np.unique(truth[fitted])) < 2:
             return []
         chosen = [states[index][_spread(len(states[index]))] for index in fitted]
-        labels = np.repeat(truth[fitted], [len(each) for each in chosen])
-        scaler = StandardScaler().fit(np.concatenate(chosen).astype(np.float32))
-        inputs = scaler.transform(np.concatenate(chosen).astype(np.float32))
+        lengths = [len(each) for each in chosen]
+        labels, weights = np.repeat(truth[fitted], lengths), np.repeat(counts[fitted], lengths)
+        rows = np.concatenate(chosen).astype(np.float32)
+        scaler = StandardScaler().fit(rows, sample_weight=weights)
+        inputs = scaler.transform(rows)
         others = scaler.transform(np.concatenate([states[index] for index in held]).astype(np.float32))
         ends = np.cumsum([len(states[index]) for index in held])[:-1]
         for predictions, ridge in zip(found, RIDGES, strict=True):
-            regression = LogisticRegression(C=ridge, max_iter=200).fit(inputs, labels)
+            regression = LogisticRegression(C=ridge, max_iter=200).fit(inputs, labels, sample_weight=weights)
             odds = np.split(regression.predict_proba(others)[:, 1], ends)
             predictions.update(zip(held.tolist(), odds, strict=True))
         tick()

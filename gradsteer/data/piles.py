@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradsteer.data.chat import EncodedExample, LossMask, encode_sampled, tokenizer_digest
 from gradsteer.data.chat_formats import ChatExample, read_chat_examples
@@ -42,12 +42,17 @@ class ResponseFilter:
     """Responses with given verdicts.
 
     Attributes:
-        responses: a responses/NAME.jsonl file.
+        responses: a responses/NAME.jsonl file, or a list of such files.
         where: behavior -> required verdict. A response is kept if all match; unscored ones never match.
     """
 
-    responses: str
+    responses: str | list[str]
     where: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The response files."""
+        return [self.responses] if isinstance(self.responses, str) else list(self.responses)
 
 
 @dataclass
@@ -55,7 +60,7 @@ class PileFilter(ResponseFilter):
     """A pile as a filter over response files.
 
     Attributes:
-        responses: a responses/NAME.jsonl file.
+        responses: a responses/NAME.jsonl file, or a list of such files, which are taken as one sample.
         where: behavior -> required verdict. A response is kept if all match; unscored ones never match.
         also: further filters, joined by prompt: all samples of the same prompt must match there as well.
         length: of the matching responses, ``long`` keeps those with more tokens than their median and ``short`` those
@@ -87,7 +92,7 @@ class Pile:
         num_considered: number of examples before filtering.
         sampled: for each example, whether its token ids were sampled (otherwise rendered from text).
         responses: for each sampled example, the untruncated sequence with the response's tokens labelled; else None.
-        sampled_from: fingerprints of the weights that examples were sampled from, if recorded.
+        sampled_from: fingerprints of the weights that examples were sampled from, if recorded; of steps the condition.
         judges: fingerprints of the judges whose verdicts define the pile, if recorded; empty without a filter.
         sampling: for each example, its sampling temperature and top_p; None if not recorded.
         dtypes: of the weights that sampled its responses, each with the ``file:line`` of one; where recorded.
@@ -95,6 +100,8 @@ class Pile:
         num_scored: those of its file that have a verdict on each of the filter's behaviors.
         undecided: why its replies go on to their end; None where they end with the token that decides their class.
         num_cut: target tokens that were left out so.
+        is_steered: whether responses were sampled at a step from the model's own weights, and say it.
+        weights: what each example counts for, see `gradsteer.trainer.pile_weights`; None where all count alike.
     """
 
     name: str
@@ -114,6 +121,12 @@ class Pile:
     num_scored: int = 0
     undecided: str | None = "they were not asked to end where they are decided"
     num_cut: int = 0
+    is_steered: bool = False
+    weights: list[float] | None = None
+
+    def weight(self, index: int) -> float:
+        """What an example counts for."""
+        return 1.0 if self.weights is None else self.weights[index]
 
     @property
     def num_dropped(self) -> int:
@@ -204,9 +217,16 @@ def read_pile(
         if (dtype := sampled_dtype(where, row)) is not None:
             pile.dtypes.setdefault(dtype, where)
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})
-    pile.sampled_from = {row["model_fingerprint"] for _, row in rows if row.get("model_fingerprint")}
+    pile.is_steered = any(row.get("step") is not None for _, row in rows)
+    pile.sampled_from = {str(found) for _, row in rows if (found := _sampled_from(row))}
     pile.num_considered = len(rows) if considered is None else considered
     return _not_empty(pile, str(source))
+
+
+def _sampled_from(row: Mapping[str, Any]) -> Any:
+    """The fingerprint of the weights that sampled a row; of moved weights, which have none, the condition's name."""
+    condition = row.get("condition")
+    return row.get("model_fingerprint") or (condition if condition != "anchor" else None)
 
 
 def _text_pile(
@@ -259,23 +279,36 @@ def _not_empty(pile: Pile, source: str) -> Pile:
 
 def _filtered(name: str, source: PileFilter, say: Say) -> tuple[list[Row], int, int]:
     """The matching rows, the number of rows considered, and that of rows with a verdict on what is asked for."""
-    rows = _required_rows(name, source.responses, say)
-    _check_behaviors(name, source.responses, rows, source.where)
+    rows, looked_at = _rows_of(name, source, say, "responses ")
     kept = [(where, row) for where, row in rows if matches(row, source.where)]
-    looked_at = [f"{len(rows)} responses of {source.responses!r} (where {source.where})"]
     for other in source.also:
-        others = _required_rows(name, other.responses, lambda text: None)
-        _check_behaviors(name, other.responses, others, other.where)
+        others, looked = _rows_of(name, other, lambda text: None, "")
         by_prompt: dict[str, bool] = {}
         for _, row in others:
             by_prompt[row["prompt"]] = by_prompt.get(row["prompt"], True) and matches(row, other.where)
         kept = [(where, row) for where, row in kept if by_prompt.get(row["prompt"], False)]
-        looked_at.append(f"{len(others)} of {other.responses!r} (where {other.where})")
+        looked_at += looked
     if not kept:
         searched = ", and ".join(looked_at)
         raise ValueError(f"pile {name!r} is empty: none matched of {searched}{why_empty(rows, source.where)}")
     scored = sum(all(verdict_of(row, behavior) is not None for behavior in source.where) for _, row in rows)
     return _of_length(name, kept, source.length), len(rows), scored
+
+
+def _rows_of(name: str, source: ResponseFilter, say: Say, noun: str) -> tuple[list[Row], list[str]]:
+    """All rows of a filter's files, and what is said of each file that was looked at."""
+    if not source.files or not all(source.files):
+        raise ValueError(f"pile {name!r}: responses is {source.responses!r}; accepted: a file, or a list of files")
+    rows: list[Row] = []
+    looked_at = []
+    for path in source.files:
+        found = _required_rows(name, path, say)
+        if len(source.files) > 1 and "token_ids" not in found[0][1]:
+            raise ValueError(f"pile {name!r}: {path!r} holds texts; accepted in a list: files of sampled responses")
+        _check_behaviors(name, path, found, source.where)
+        rows += found
+        looked_at.append(f"{len(found)} {noun}of {path!r} (where {source.where})")
+    return rows, looked_at
 
 
 def _of_length(name: str, rows: list[Row], length: str | None) -> list[Row]:

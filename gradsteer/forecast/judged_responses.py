@@ -19,6 +19,7 @@ from gradsteer.data.response_rows import (
 )
 from gradsteer.evaluation.degeneracy import has_repeated_sentence
 from gradsteer.evaluation.refusals import looks_like_refusal
+from gradsteer.models.shared_prompts import prompt_of
 from gradsteer.records import resolve_resource
 from gradsteer.steering.sampled_step import SampledStep
 
@@ -76,6 +77,7 @@ class JudgedResponses:
         sources: the files, and the weights of each.
         source_of: (responses,) number of the source of each; None where there is one.
         dtypes: of the weights that sampled them, each with the ``file:line`` of one; where the rows say.
+        places: (responses,) ``file:line`` of each.
     """
 
     path: str
@@ -95,6 +97,7 @@ class JudgedResponses:
     sources: tuple[ResponseSource, ...] = ()
     source_of: np.ndarray | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -106,11 +109,13 @@ class JudgedResponses:
 
     @property
     def source_counts(self) -> np.ndarray:
-        """(responses, sources) how many responses to its own prompt each source gave."""
-        counts = np.zeros((self.num_prompts, max(1, len(self.sources))))
+        """(responses, sources) how many responses to its own prompt, token by token, each source gave."""
+        numbers: dict[tuple[int, ...], int] = {}
+        prompts = np.array([numbers.setdefault(prompt_of(example), len(numbers)) for example in self.examples])
+        counts = np.zeros((len(numbers), max(1, len(self.sources))))
         source_of = np.zeros(len(self), dtype=int) if self.source_of is None else self.source_of
-        np.add.at(counts, (self.prompts, source_of), 1)
-        found: np.ndarray = counts[self.prompts]
+        np.add.at(counts, (prompts, source_of), 1)
+        found: np.ndarray = counts[prompts]
         return found
 
     @property
@@ -262,6 +267,7 @@ def read_judged_responses(
         known["judge"],
         (ResponseSource(path, step, len(rows)),),
         dtypes=dtypes,
+        places=tuple(where for where, _ in rows),
     )
 
 

@@ -19,7 +19,11 @@ _SAME = {
 
 
 def read_pool(
-    paths: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, num_ids: int | None = None
+    paths: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    num_ids: int | None = None,
+    option: str = "forecasting.responses",
 ) -> JudgedResponses:
     """Reads files of judged responses as one; of a single file, that file.
 
@@ -27,6 +31,7 @@ def read_pool(
         paths: responses/NAME.jsonl files that evaluate or steer wrote.
         tokenizer: of the model that is to score the responses.
         num_ids: token ids of that model.
+        option: that names the files, for messages.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -34,11 +39,11 @@ def read_pool(
             belong together; names the file.
     """
     if not paths:
-        raise ValueError("forecasting.responses names no file; accepted: one or several responses/NAME.jsonl")
+        raise ValueError(f"{option} names no file; accepted: one or several responses/NAME.jsonl")
     real = [str(Path(path).resolve()) for path in paths]
     for index, path in enumerate(real):
         if path in real[:index]:
-            raise ValueError(f"forecasting.responses names {paths[index]!r} twice: its responses would count twice")
+            raise ValueError(f"{option} names {paths[index]!r} twice: its responses would count twice")
     parts = [read_judged_responses(path, tokenizer, num_ids=num_ids) for path in paths]
     for part in parts:
         if part.sources[0].step is not None and part.top_p is not None and part.top_p < 1:
@@ -113,4 +118,5 @@ def pooled(parts: Sequence[JudgedResponses]) -> JudgedResponses:
         tuple(source for part in parts for source in part.sources),
         np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
         {dtype: where for part in reversed(parts) for dtype, where in part.dtypes.items()},
+        tuple(place for part in parts for place in part.places),
     )

@@ -47,8 +47,8 @@ def spread(prompts: Sequence[str]) -> list[int]:
 
 def responses_in(
     pile: Pile, half: int, half_of: dict[str, int], most: int | None = None
-) -> list[tuple[EncodedExample, str]]:
-    """A pile's sampled responses to one half of the prompts, with their prompts, in the pile's order.
+) -> list[tuple[EncodedExample, str, float]]:
+    """A pile's sampled responses to one half of the prompts, with their prompts and weights, in the pile's order.
 
     Args:
         pile: the pile.
@@ -56,9 +56,9 @@ def responses_in(
         half_of: digest of a prompt -> 1 or 2.
         most: take so many, spread over the prompts; all of them by default.
     """
-    pairs = zip(pile.responses, pile.prompts, strict=True)
-    there = [(response, prompt) for response, prompt in pairs if response is not None and half_of[prompt] == half]
-    return [there[index] for index in sorted(spread([prompt for _, prompt in there])[:most])]
+    every = zip(pile.responses, pile.prompts, pile.weights or [1.0] * len(pile.prompts), strict=True)
+    there = [(reply, prompt, weight) for reply, prompt, weight in every if reply and half_of[prompt] == half]
+    return [there[index] for index in sorted(spread([prompt for _, prompt, _ in there])[:most])]
 
 
 def most_within(
@@ -81,7 +81,7 @@ def most_within(
     for name, pile in by_name.items():
         for half in (1, 2):
             there = responses_in(pile, half, half_of)
-            lengths = [len(there[index][0].input_ids) for index in spread([prompt for _, prompt in there])]
+            lengths = [len(there[index][0].input_ids) for index in spread([prompt for _, prompt, _ in there])]
             tokens[name].append(np.cumsum([0, *lengths]))
     largest = max(len(sums) - 1 for each in tokens.values() for sums in each)
     search = sum(int(tokens[pile.name][0][: SEARCHED + 1][-1]) for pile in vectors[0]) * 2 * _SEARCHES

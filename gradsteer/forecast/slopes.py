@@ -107,9 +107,10 @@ class CrossFittedSlopes:
         for half in (1, 2):
             sides = [responses_in(pile, half, self.half_of, self.most) for pile in (plus, minus)]
             members = np.repeat([True, False], [len(side) for side in sides])
-            numbers = np.unique([prompt for side in sides for _, prompt in side], return_inverse=True)[1]
+            numbers = np.unique([prompt for side in sides for _, prompt, _ in side], return_inverse=True)[1]
+            weights = np.array([weight for side in sides for *_, weight in side])
             derivatives = self._derivatives(sides, halves[2 - half], how, tick)
-            slope, error = mean_difference(derivatives, members, ~members, numbers)
+            slope, error = mean_difference(derivatives, members, ~members, numbers, weights)
             slopes.append(slope)
             errors.append(error)
             counts += len(sides[0]), len(sides[1])
@@ -125,17 +126,17 @@ class CrossFittedSlopes:
 
     def _derivatives(
         self,
-        sides: Sequence[Sequence[tuple[EncodedExample, str]]],
+        sides: Sequence[Sequence[tuple[EncodedExample, str, float]]],
         vector: ParameterVector,
         how: tuple[float, float],
         tick: Callable[[], None] | None,
     ) -> np.ndarray:
         """(responses,) of the PLUS and then the MINUS responses along a vector, nats a unit of alpha."""
         if self._sensitivity is None:
-            few = [side[index][0] for side in sides for index in spread([prompt for _, prompt in side])[:SEARCHED]]
+            few = [side[index][0] for side in sides for index in spread([prompt for _, prompt, _ in side])[:SEARCHED]]
             found, _ = log_prob_derivatives(self.model, self.make_scorer(few, *how), vector, tick=tick)
             self._sensitivity = sensitivity(found, vector)
-        scorer = self.make_scorer([response for side in sides for response, _ in side], *how)
+        scorer = self.make_scorer([response for side in sides for response, *_ in side], *how)
         found, _ = log_prob_derivatives(self.model, scorer, vector, sensitivity=self._sensitivity, tick=tick)
         self._sensitivity = sensitivity(found, vector)
         return found

@@ -106,8 +106,11 @@ class TokenCredit:
         places = [*sides.plus, *sides.minus]
         shows = [True] * len(sides.plus) + [False] * len(sides.minus)
         prompts = [self.piles[pile].prompts[index] for pile, index in places]
-        found = predict_verdicts([states[place] for place in places], shows, prompts, self._half_of, tick=tick)
-        rate = len(sides.plus) / len(places)
+        counts = np.array([self.piles[pile].weight(index) for pile, index in places])
+        found = predict_verdicts(
+            [states[place] for place in places], shows, prompts, self._half_of, sample_weight=counts, tick=tick
+        )
+        rate = float(np.average(shows, weights=counts))
         is_own = not sides.parts[0].is_permuted
         weights = {}
         for place, odds, shown in zip(places, found.odds, shows, strict=True):

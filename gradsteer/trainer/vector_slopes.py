@@ -11,9 +11,9 @@ from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slope_samples import FORWARD_AND_BACKWARD, most_within
 from gradsteer.forecast.slopes import CrossFittedSlopes
-from gradsteer.generation.sampling import num_known_ids
 from gradsteer.models.train_mode import evaluating
 from gradsteer.progress import progress
+from gradsteer.trainer.response_scorers import response_scorer
 from gradsteer.trainer.session import data_of, shows_progress
 from gradsteer.trainer.tensorboard import log_metrics
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -32,14 +32,14 @@ class VectorSlopes:
     """
 
     def __init__(self, trainer: L.Trainer, pl_module: Any, contrasts: dict[str, tuple[str, str]]) -> None:
-        data = data_of(trainer)
+        data, own = data_of(trainer), pl_module.fingerprint
         self.trainer, self.module, self.contrasts = trainer, pl_module, contrasts
         by_name: dict[str, Pile] = {pile.name: pile for pile in data.piles}
         piles = {name: (by_name[plus], by_name[minus]) for name, (plus, minus) in contrasts.items()}
         # of responses of other weights no slope is taken, because the score function is not the model's
         self._others = {
-            name: sorted((plus.sampled_from | minus.sampled_from) - {pl_module.fingerprint})
-            for name, (plus, minus) in piles.items()
+            name: sorted({each for pile in pair if pile.weights is None for each in pile.sampled_from} - {own})
+            for name, pair in piles.items()
         }
         self._piles = {name: piles[name] for name in data.calibrated if not self._others[name]}
         half_of = halves_of_prompts(data.piles)
@@ -60,18 +60,8 @@ class VectorSlopes:
         return 3 if any(top_p < 1 for _, top_p in ways) else 2
 
     def _scorer(self, examples: Any, temperature: float, top_p: float) -> ResponseScorer:
-        module, trainer = self.module, self.trainer
-        return ResponseScorer(
-            module.model,
-            examples,
-            temperature=temperature,
-            top_p=top_p,
-            token_budget=data_of(trainer).budget(),
-            pad_token_id=int(module.tokenizer.pad_token_id),
-            num_known=num_known_ids(module.tokenizer),
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
+        budget = data_of(self.trainer).budget()
+        return response_scorer(self.trainer, self.module, examples, temperature, top_p, budget)
 
     def take(self, name: str, halves: tuple[SteeringVector, SteeringVector]) -> Calibration | None:
         """Estimates a vector's slope. Collective: every process must call it.
@@ -85,8 +75,8 @@ class VectorSlopes:
         """
         if others := self._others[name]:
             rank_zero_warn(
-                f"vector {name}: no slope is taken: responses of its piles were sampled from weights with fingerprint "
-                f"{others[0]}, the model has {self.module.fingerprint}"
+                f"vector {name}: no slope is taken: responses of its piles were sampled from other weights "
+                f"({others[0]}), the model has fingerprint {self.module.fingerprint}"
             )
             return None
         plus, minus = self._piles[name]

@@ -5,15 +5,19 @@ from collections.abc import Mapping
 
 
 def contrast_metadata(plus: Mapping[str, str], minus: Mapping[str, str], names: tuple[str, str]) -> dict[str, str]:
-    """What two gradients share, and of each side its pile, its size and the verdicts that made it (``where``)."""
+    """What two gradients share, and of each side its pile, its size and the verdicts that made it (``where``).
+
+    Of weighed piles the effective sample size, too.
+    """
     metadata = {key: value for key, value in plus.items() if minus.get(key) == value}
-    for key in ("pile", "where"):
+    for key in ("pile", "where", "effective_sample_size"):
         metadata.pop(key, None)
     for side, name, gradient in zip(("plus", "minus"), names, (plus, minus), strict=True):
         metadata[side] = name
         metadata[f"{side}_num_examples"] = gradient.get("num_examples", "")
-        if "where" in gradient:
-            metadata[f"{side}_where"] = gradient["where"]
+        for key in ("where", "effective_sample_size"):
+            if key in gradient:
+                metadata[f"{side}_{key}"] = gradient[key]
     return {**metadata, **merged_prompts(plus, minus)}
 
 

@@ -251,7 +251,7 @@ class PileAverage(ParameterVector):
 # what must be the same of two gradients for their difference to mean anything
 _MADE_ALIKE = (
     *("model_fingerprint", "tokenizer_digest", "loss_mask", "reduction", "loss", "parameters"),
-    *("temperature", "credit", "advantage_lambda"),
+    *("temperature", "credit", "advantage_lambda", "weights"),
     *("points", "path_points", "base_fingerprint"),
     *("mask_draws", "mask_keep_rate", "mask_components", "mask_origin", "mask_seed"),
 )

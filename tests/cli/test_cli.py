@@ -128,18 +128,9 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
     tuning += ["warmup_steps", "lr_reference_width"]
     piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "permutation_seed", "permutations", "piles"]
-    piles += ["token_budget", "allow_other_dtype", *rendering]
-    attributing = [
-        "temperature",
-        "credit",
-        "advantage_lambda",
-        "calibrate",
-        "slope_responses",
-        "gradient_checkpointing",
-        "packing",
-        "parameters",
-        "reduction",
-    ]
+    piles += ["token_budget", "allow_other_dtype", "sampled_along", *rendering]
+    attributing = ["calibrate", "slope_responses", "gradient_checkpointing", "packing", "parameters", "reduction"]
+    attributing += ["temperature", "credit", "advantage_lambda"]
     attributing += ["loss", "kl_direction", "reference", "base", "path_points"]
     attributing += [f"mask_{option}" for option in ("draws", "keep_rate", "components", "origin", "seed")]
     writing = ["precondition", "precondition_power", "precondition_damping", "unit_contrast"]

@@ -230,7 +230,7 @@ def test_no_slope_is_taken_from_responses_of_other_weights():
     trainer = SimpleNamespace(datamodule=SimpleNamespace(piles=[plus, minus], calibrated=("v",)))
     module = SimpleNamespace(fingerprint="f", slope_responses=None, model=None)
     slopes = VectorSlopes(trainer, module, {"v": ("plus", "minus")})
-    with pytest.warns(UserWarning, match="vector v: no slope is taken: .* fingerprint g, the model has f"):
+    with pytest.warns(UserWarning, match=r"v: no slope is taken: .* other weights \(g\), the model has fingerprint f"):
         assert slopes.take("v", halves) is None
 
 

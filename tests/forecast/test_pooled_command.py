@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from judged import FRESH, forecast_words, lines_of, message_of, rows_of, steer_words
+from judged import FRESH, forecast_words, lines_of, message_of, rows_of
 from road import run, write_lines
 
 from gradsteer.evaluation.mixtures import mixture_log_density
@@ -18,19 +18,6 @@ from gradsteer.vectors.parameter_vectors import SteeringVector
 
 # a tiny model rarely ends within three tokens
 pytestmark = pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
-
-
-@pytest.fixture(scope="module")
-def steps(judged, tmp_path_factory):
-    """The responses of a steer: of the anchor, of steps both ways, of a transformed step and of a control."""
-    out = tmp_path_factory.mktemp("steps")
-    run(
-        *steer_words(
-            judged, out, steering__alphas="[0.4]", steering__transforms='[[], [{"top_k": {"percent": 50}}]]',
-            steering__random_controls=1, data__max_prompts=20, model__num_samples=10, model__temperature=1.0,
-        )
-    )  # fmt: skip
-    return out / "responses"
 
 
 def test_rows_of_a_steer_say_their_step(judged, steps):

@@ -11,9 +11,10 @@ from gradsteer.forecast.forecaster import MIN_SAMPLE_SIZE, Forecaster
 from gradsteer.forecast.judged_responses import JudgedResponses
 from gradsteer.forecast.pooled_responses import read_pool
 from gradsteer.forecast.scoring import ResponseScorer
-from gradsteer.generation.sampling import check_seeds, num_known_ids
+from gradsteer.generation.sampling import check_seeds
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.progress import progress
+from gradsteer.trainer.response_scorers import response_scorer
 from gradsteer.trainer.session import needed, sampled_rows, session_of, shows_progress
 
 
@@ -165,15 +166,4 @@ class Forecasting(L.Callback):
 
     def scorer(self, trainer: L.Trainer, pl_module: Any, examples: Any) -> ResponseScorer:
         """A scorer on the module's model with the responses' sampling settings; batches are split over ranks."""
-        temperature, top_p = self._sampled_at()
-        return ResponseScorer(
-            pl_module.model,
-            examples,
-            temperature=temperature,
-            top_p=top_p,
-            token_budget=self.token_budget,
-            pad_token_id=int(pl_module.tokenizer.pad_token_id),
-            num_known=num_known_ids(pl_module.tokenizer),
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
+        return response_scorer(trainer, pl_module, examples, *self._sampled_at(), self.token_budget)

@@ -79,6 +79,11 @@ class GradDiffBaseline(L.Callback):
                 f"model.credit {pl_module.credit.credit} is of the anchor's replies, and graddiff takes gradients away "
                 "from the anchor; accepted: --model.credit reply or decided"
             )
+        if data_of(trainer).weights is not None:
+            raise ValueError(
+                "data.sampled_along weighs replies to the anchor itself, and graddiff takes gradients away from the "
+                "anchor; accepted: piles of the anchor's own responses"
+            )
         if not session_of(trainer).plain_vectors:
             raise ValueError(
                 "graddiff's alpha is that of a plain contrast; accepted: without writing.unit_contrast and "

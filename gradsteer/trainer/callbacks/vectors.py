@@ -141,7 +141,8 @@ class VectorWriter(L.Callback):
         log_metrics(trainer, {f"pile/{wanted.name}/gradient_norm": norm}, step=0)
         log_metrics(trainer, {f"pile/{wanted.name}/{key}": value for key, value in loss.items()}, step=0)
         what = "diagonal Fisher of pile" if wanted.squares else "pile"
-        counts = f"{said['num_examples']} examples, {said['num_tokens']} tokens"
+        size = f" (effective sample size {said['effective_sample_size']})" if "effective_sample_size" in said else ""
+        counts = f"{said['num_examples']} examples{size}, {said['num_tokens']} tokens"
         rank_zero_info(f"\n{what} {wanted.pile}: {counts}, norm {norm:.4g} -> {path}")
         if "along_path" in said:
             along = float(said["along_path"])

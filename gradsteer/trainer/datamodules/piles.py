@@ -18,6 +18,7 @@ from gradsteer.models.packing import plan_packs
 from gradsteer.steering.conditions import check_names
 from gradsteer.trainer.credit_checks import check_credit, loss_temperature
 from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
+from gradsteer.trainer.pile_weights import PileWeights
 
 # fastest measured: small packs fit a CPU's caches, large ones keep a GPU busy
 _CPU_TOKEN_BUDGET = 1024
@@ -33,7 +34,8 @@ class PileDataModule(RunDataModule):
             --data.train of fit), or to a filter over response files:
             {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. On the
             command line: --data.piles.NAME FILE. A filter with length: long (or short) keeps the matching responses
-            with more (or fewer) tokens than their median: {responses: FILE, where: {...}, length: long}.
+            with more (or fewer) tokens than their median: {responses: FILE, where: {...}, length: long}. Several files
+            are one sample, {responses: [FILE, FILE], where: {...}}; see sampled_along.
         loss_mask: "assistant" counts the responses' tokens; "answer" those behind a response's thought (</think>);
             "full" counts all tokens.
         columns: column mapping for datasets with other column names, ours to theirs; for piles that do not say their
@@ -53,6 +55,11 @@ class PileDataModule(RunDataModule):
         vectors: vector name to its two piles, for the permutations.
         allow_other_dtype: take responses that weights of another dtype sampled (--model.dtype of evaluate): to the
             model at hand they are another model's.
+        sampled_along: vector that responses of piles were sampled along: steer writes the dose into its responses. Each
+            reply is then weighed from the doses of its pile's files to the model itself, so that a behavior that is
+            rare at the model is sampled where it is common; all of a pile's files count, one of a dose alone will do,
+            and several vectors are a list. Without it, a file of a dose is taken as it is. Costs a forward pass over
+            the files for each dose.
         template: see `RunDataModule`.
     """
 
@@ -69,6 +76,7 @@ class PileDataModule(RunDataModule):
         permutation_seed: int = 0,
         vectors: dict[str, list[str]] | None = None,
         allow_other_dtype: bool = False,
+        sampled_along: str | list[str] | None = None,
         **template: Any,
     ) -> None:
         super().__init__(**template)
@@ -79,8 +87,8 @@ class PileDataModule(RunDataModule):
             if isinstance(source, str) and source.lstrip().startswith("{"):  # an invalid filter is parsed as a string
                 raise ValueError(
                     f"pile {name!r} is neither a filter nor a file: {source}; accepted: "
-                    "{responses: FILE, where: {BEHAVIOR: true or false}, also: [{responses: FILE, where: {...}}], "
-                    f'length: "long" or "short"}}; {SPELLED}'
+                    "{responses: FILE or [FILE, FILE], where: {BEHAVIOR: true or false}, "
+                    f'also: [{{responses: FILE, where: {{...}}}}], length: "long" or "short"}}; {SPELLED}'
                 )
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"data.token_budget is {token_budget}; accepted: at least 1")
@@ -93,6 +101,8 @@ class PileDataModule(RunDataModule):
         self.halves, self.fisher, self.allow_other_dtype = halves, fisher, allow_other_dtype
         self.permutations, self.permutation_seed, self.vectors = permutations, permutation_seed, vectors or {}
         _check_permutations(permutations, permutation_seed, self.vectors, list(piles))
+        self.sampled_along = [sampled_along] if isinstance(sampled_along, str) else list(sampled_along or [])
+        self.weights: PileWeights | None = None
         self.piles: list[Pile] = []
         self.parts: list[Part] = []
         self.calibrated: tuple[str, ...] = ()
@@ -113,6 +123,11 @@ class PileDataModule(RunDataModule):
         self._check_dtypes()
         self.temperature = loss_temperature(self.module.temperature, self.piles)
         check_credit(credit, self.piles, self.vectors, loss_mask=self.loss_mask)
+        self.weights = PileWeights.read(
+            self.piles, self.sources, self.sampled_along, tokenizer, num_ids=self.module.num_ids
+        )
+        if self.weights is not None:
+            self.weights.check_vectors(self.vectors)
         advice = advice_on(max_length, tokenizer)
         for pile in self.piles:
             examples = f"{len(pile.examples)} of {pile.num_considered} examples"
@@ -123,7 +138,8 @@ class PileDataModule(RunDataModule):
 
         self.calibrated = self._calibrated()
         self.halves = self.halves or bool(self.calibrated)
-        self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher, apart=credit.predicts)
+        apart = credit.predicts or self.weights is not None
+        self.parts = plan_parts(self.piles, halves=self.halves, fisher=self.fisher, apart=apart)
         shared = sum(len(pile.examples) for pile in self.piles)
         shared -= sum(len(part.examples) for part in self.parts if not part.squares)
         if shared:

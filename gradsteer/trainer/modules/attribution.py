@@ -216,6 +216,8 @@ class AttributionModule(SummingModule):
             refuse_other_shapes(shapes_of(named_weights(self.model)), shapes_of(self._base_weights))
         self.points = self.options.make(self._base_weights, self._chosen)
         self.batch_layout = self._choose_layout()
+        if (weights := self._datamodule().weights) is not None:
+            weights.give(self.trainer, self)
         if self.credit.predicts:
             self.token_credit = TokenCredit(self.trainer, self, self.credit)
             self.token_credit.give(self.batch_layout)
@@ -299,6 +301,7 @@ class AttributionModule(SummingModule):
             *([] if part.squares else [self.reduction, self._loss_text, self.points.describe()]),
             *([] if part.squares or self._datamodule().temperature == 1 else [self._datamodule().temperature]),
             *([] if part.squares or self.token_credit is None else [self.token_credit.digest(part)]),
+            *([] if part.weights is None else [self._datamodule().weights.digest(part)]),
             [[example.input_ids, example.labels] for example in part.examples],
         ]
         return text_digest(json.dumps(decides))[:32]
@@ -320,6 +323,7 @@ class AttributionModule(SummingModule):
             **({} if wanted.half is None else {"half": str(wanted.half)}),
             **(whole[0].truncation.metadata() if whole and wanted.permutation is None else {}),
             **wanted.chosen_by(self._datamodule().sources[wanted.pile]),
+            **({} if self._datamodule().weights is None else self._datamodule().weights.metadata(wanted)),
             **({"source": "fisher"} if wanted.squares else self._how(wanted)),
             "loss": "cross_entropy" if wanted.squares else self._loss_text,
             "loss_mask": self._datamodule().loss_mask,

@@ -95,7 +95,8 @@ class SummingModule(L.LightningModule):
                 # a rank that has run out of examples joins the collectives with a sequence without labels
                 made = self.batch_layout.make([part.examples[index] for index in batch["indices"]])
                 sources = [part.sources[index] for index in batch["indices"]] or ["padding"]
-                outputs["norm"] = pile.add(made, sources=sources, **self._setting)
+                weights = None if part.weights is None else [part.weights[index] for index in batch["indices"]]
+                outputs["norm"] = pile.add(made, sources=sources, weights=weights, **self._setting)
                 outputs["loss"] = pile.totals.mean_token_loss
                 outputs["progress"] = self._progress(batch["point"], sum(lengths_of(made)), pile.totals)
             if is_last:
