@@ -12,7 +12,7 @@ import yaml
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.progress import progress
 from gradsteer.records import write_json
-from gradsteer.vectors.parameter_vectors import SteeringVector
+from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 from replies.gains import LAMBDAS
 from replies.organism import gradsteer
 
@@ -88,7 +88,7 @@ def _read(place: Path, credit: str, behavior: str) -> Made:
     slope = Calibration.read(vector.metadata)
     if slope is None:
         raise ValueError(f"{file} has no slope; accepted: replies that were sampled from the model as it is")
-    header = SteeringVector.read_header(place / "gradients" / f"with-{behavior}.safetensors")
+    header = PileAverage.read_header(place / "gradients" / f"with-{behavior}.safetensors")
     brier = float(header["brier_score"]) / float(header["brier_score_of_rate"]) if "brier_score" in header else None
     return Made(
         behavior, credit, str(file), float(vector.metadata["split_half_cosine"]), vector.norm(),
@@ -111,7 +111,9 @@ def write_doses(made: Sequence[Made], file: Path, norm: float, budget: float) ->
         "alphas": {each.name: [float(f"{norm / each.norm:.6g}")] for each in made},
         "kl_budgets": [budget],
         "both_signs": False,
-        "random_controls": 0,
+        # nothing else of the config that this one follows
+        **dict.fromkeys(("random_controls", "permuted_controls", "anchor_resamples"), 0),
+        **dict.fromkeys(("base", "transforms", "control_vectors", "delta_scales", "system_prompts", "forecast")),
     }
     file.write_text(yaml.safe_dump({"steering": steering}, sort_keys=False))
 
