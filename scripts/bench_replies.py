@@ -96,7 +96,7 @@ class Case:
             pool = organism.sample(TRAINING, options.sizes[-1] // NUM_PROMPTS)
         kept = options.directory / f"reference-{seed}-{topic}-{options.reference}.npy"
         with progress(f"finetune {seed}, {topic}: reference", options.reference, unit="response") as tick:
-            blocks = reference(organism, organism.replies(file, topic), kept, tick)
+            blocks = reference(organism, file, topic, kept, tick)
         self.direction, (self.limit, self.error) = blocks.mean(axis=0), limit(blocks)
         self.replies = organism.replies(pool, topic)
         self.rate = sum(reply.shows for reply in self.replies) / len(self.replies)

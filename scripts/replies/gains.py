@@ -115,18 +115,26 @@ def predicting_vectors(
     return found, predicted
 
 
-def reference(organism: Organism, replies: Sequence[Reply], file: Path, tick: Tick) -> np.ndarray:
-    """(blocks, weights): S of each block of the reference's replies; kept in a file, an .npy."""
-    if not file.is_file():
-        blocks = []
+def reference(organism: Organism, file: Path, topic: str, kept: Path, tick: Tick) -> np.ndarray:
+    """(blocks, weights): S of each block of the reference's replies.
+
+    Args:
+        organism: whose they are.
+        file: of the replies.
+        topic: of S.
+        kept: an .npy; read where it is there.
+        tick: counts replies.
+    """
+    if not kept.is_file():
+        replies, blocks = organism.replies(file, topic), []
         for part in draws(replies, (1 + max(reply.sample for reply in replies)) // BLOCKS):
             examples = [reply.decided for reply in part]
             blocks.append(contrast([Sums(organism, part, examples, PLAIN["decided"], tick)]))
             tick(len(part))
-        partial = file.with_suffix(".part.npy")
+        partial = kept.with_suffix(".part.npy")
         np.save(partial, np.stack(blocks).astype(np.float32))
-        partial.rename(file)
-    return np.asarray(np.load(file), dtype=np.float64)
+        partial.rename(kept)
+    return np.asarray(np.load(kept), dtype=np.float64)
 
 
 def limit(blocks: np.ndarray) -> tuple[float, float]:
