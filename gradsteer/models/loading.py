@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not listed
+from huggingface_hub.utils import validate_repo_id  # public, not listed
 
 from gradsteer.data.chat import ensure_chat_template
 from gradsteer.data.prompt_check import complete_template
