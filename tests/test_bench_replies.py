@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from conftest import ragged_examples, tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.models.batches import BatchLayout
 

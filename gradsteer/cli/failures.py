@@ -28,4 +28,5 @@ def said(error: BaseException) -> str | None:
             "--data.batch_size (fit, evaluate, steer), --data.token_budget (attribute) or "
             "--forecasting.token_budget (forecast); or --model.dtype bfloat16"
         )
-    return None if isinstance(error, RuntimeError) else one_line(str(error))
+    is_ours = isinstance(error, RuntimeError) and not isinstance(error, JudgeStopped)
+    return None if is_ours else one_line(str(error))

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ragged_examples, tiny_llama
 from test_pile_gradient import ROUNDING, autograd_oracle, relative_error
 from test_scoring import RESPONSES, direction_of, encoded, exact_log_probs, small_llama
+from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.reductions import PileTotals

@@ -78,9 +78,9 @@ def test_a_sample_is_taken_of_each_pile_in_each_half():
         for half in (1, 2):
             everything, some = responses_in(pile, half, half_of), responses_in(pile, half, half_of, 9)
             assert (len(everything), len(some)) == (30, 9)
-            assert all(half_of[prompt] == half for _, prompt in everything)
+            assert all(half_of[prompt] == half for _, prompt, _ in everything)
             assert [pair for pair in everything if pair in some] == some  # in the pile's order
-            assert set(Counter(prompt for _, prompt in some).values()) <= {1, 2}
+            assert set(Counter(prompt for _, prompt, _ in some).values()) <= {1, 2}
 
 
 # --- the slope from them ---------------------------------------------------------------------------------------------
@@ -93,9 +93,9 @@ def test_a_sampled_slope_is_autograds_over_the_sample():
     half_of, terms, errors = halves_of_prompts(piles), [], []
     for half in (1, 2):
         sides = [responses_in(pile, half, half_of, 9) for pile in piles]
-        each = autograd_derivatives(model, halves[2 - half], [example for side in sides for example, _ in side])
+        each = autograd_derivatives(model, halves[2 - half], [example for side in sides for example, _, _ in side])
         plus = np.arange(18) < 9
-        prompts = np.unique([prompt for side in sides for _, prompt in side], return_inverse=True)[1]
+        prompts = np.unique([prompt for side in sides for _, prompt, _ in side], return_inverse=True)[1]
         slope, error = mean_difference(each, plus, ~plus, prompts)
         terms.append(slope)
         errors.append(error)
@@ -161,7 +161,7 @@ def module_of(model, **options):
 
 
 def slopes_in_a_run(piles, contrasts, module, monkeypatch):
-    monkeypatch.setattr("gradsteer.trainer.vector_slopes.num_known_ids", lambda tokenizer: None)
+    monkeypatch.setattr("gradsteer.trainer.response_scorers.num_known_ids", lambda tokenizer: None)
     monkeypatch.setattr("gradsteer.trainer.vector_slopes.log_metrics", lambda *args, **options: None)
     monkeypatch.setattr("gradsteer.trainer.vector_slopes.shows_progress", lambda trainer: False)
     data = SimpleNamespace(

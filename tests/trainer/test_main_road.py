@@ -47,7 +47,8 @@ def test_responses_have_every_documented_key(experiment):
     assert [(row["id"], row["sample"]) for row in rows] == [(f"p{i}", s) for i in range(5) for s in range(4)]
     keys = (
         "id prompt completion prompt_token_ids token_ids finish_reason tokenizer model condition sample seed "
-        "temperature top_p max_new_tokens dtype model_fingerprint judge verdicts unscored degenerate incoherent failed"
+        "temperature top_p max_new_tokens dtype model_fingerprint judge verdicts unscored degenerate incoherent failed "
+        "decided"
     )
     assert list(rows[0]) == keys.split()
     assert rows[0]["condition"] == "first"

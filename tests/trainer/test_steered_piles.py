@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judged import lines_of
+from judged import FRESH, lines_of
 from road import QUIET, run, write_lines
 from test_attribution_module import Averages, trainer_of
 from test_distributed import run_on_two
@@ -103,7 +103,7 @@ def test_every_reply_counts_by_its_densities(judged, files, whole, tokenizer, ca
         assert written.metadata["num_examples"] == str(len(weights))
         assert written.metadata["weights"] == "own density / mixture"
         sources = json.loads(written.metadata["sampled_at"])
-        assert [(s["responses"], s["num_responses"]) for s in sources] == list(zip(files, (800, 200), strict=True))
+        assert [(s["responses"], s["num_responses"]) for s in sources] == list(zip(files, (FRESH, 200), strict=True))
         assert sources[0]["step"] is None
         assert (sources[1]["step"]["alpha"], sources[1]["step"]["vector"]) == (-0.4, file_digest(judged.vector("a")))
     piles = [read_pile("x", PileFilter(files, {"a": shown}), tokenizer) for shown in (True, False)]
