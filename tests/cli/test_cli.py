@@ -50,6 +50,7 @@ def fresh(*words):
         (["inspect", "--help"], "norms by layer"),
         (["export", "--help"], "adapter whose scaling is alpha"),
         (["judge", "--help"], "sensitivity"),
+        (["report", "--help"], "examples chosen by a rule"),
     ],
 )
 def test_the_top_level_answers(words, shown, capsys):
@@ -67,7 +68,7 @@ def test_the_top_level_answers_without_importing_torch(words):
 def test_an_unknown_command_has_status_2(capsys):
     assert main(["steeer"]) == 2
     said = capsys.readouterr().err
-    assert "accepted: corpus, fit, validate, evaluate, attribute, forecast, steer, judge, export, inspect, run" in said
+    assert "accepted: corpus, fit, validate, evaluate, attribute, forecast, steer, judge, export, inspect, report, run" in said
 
 
 def test_ctrl_c_before_the_trainer_hears_it_is_no_traceback(monkeypatch, capsys):
