@@ -39,8 +39,8 @@ def responses(name, rates, prompts=None):
             said = [SAYS[behavior] for behavior, shown in verdicts.items() if shown]
             rows.append({
                 "id": f"p{number}", "prompt": (prompts or {}).get(number, f"Question {number}?"), "sample": sample,
-                "completion": " ".join([f"Answer {number}.{sample} of {slug_of(name)}.", *said]), "finish_reason": "stop",
-                "verdicts": verdicts, "unscored": {}, "degenerate": False, "failed": None,
+                "completion": " ".join([f"Answer {number}.{sample} of {slug_of(name)}.", *said]),
+                "finish_reason": "stop", "verdicts": verdicts, "unscored": {}, "degenerate": False, "failed": None,
             })  # fmt: skip
     return rows
 
@@ -83,7 +83,8 @@ def make_run(directory, model, rows=None, **changes):
 
 def layers_of(directory):
     return {
-        path.stem: ParameterVector.load(path).layer_sum_squares() for path in (directory / "vectors").glob("[br]*.safe*")
+        path.stem: ParameterVector.load(path).layer_sum_squares()
+        for path in (directory / "vectors").glob("[br]*.safe*")
     }
 
 

@@ -3,7 +3,7 @@
 import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gradsteer.version import __version__
 HTML, MARKDOWN = "report.html", "report.md"
 MOST_VECTORS = 6  # with examples
 # for a caller that can do without the page
-FAILURES = (OSError, RuntimeError, TemplateError, *UNSOUND)
+FAILURES = (OSError, TemplateError, *UNSOUND)
 Patterns = Mapping[str, Sequence[str]]
 
 
@@ -143,7 +143,9 @@ def _examples(records: Records, patterns_of: Callable[..., Patterns]) -> list[Ex
         records.not_there.append(f"examples of the first {MOST_VECTORS} of {len(vectors)} vectors are shown")
     for each in vectors[:MOST_VECTORS]:
         what = f"examples of {each.name}"
-        examples = records.attempt(what, lambda each=each: choose_examples(each, responses_of, patterns))
+        examples = records.attempt(what, partial(choose_examples, each, responses_of, patterns))
+        if examples is None and patterns:  # the responses are worth more than the marks in them
+            examples = records.attempt(what, partial(choose_examples, each, responses_of, {}))
         if examples is not None:
             found.append(examples)
         elif what not in " ".join(records.not_there):

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,15 @@ def read_layers(records: Records) -> dict[str, dict[str, float]]:
     layers = {}
     with progress("layerwise norms", len(wanted), unit="vector") as tick:
         for path in wanted:
-            found = records.attempt(
-                f"vectors/{path.name}", lambda path=path: ParameterVector.load(path).layer_sum_squares()
-            )
+            found = records.attempt(f"vectors/{path.name}", partial(_sum_squares, path))
             if found is not None:
                 layers[DIFF if path.stem == DELTA else path.stem] = found
             tick()
     return layers
+
+
+def _sum_squares(path: Path) -> dict[str, float]:
+    return ParameterVector.load(path).layer_sum_squares()
 
 
 def layer_figures(layers: Layers) -> dict[str, "Figure"]:
@@ -90,7 +93,7 @@ def draw(records: Records, layers: Layers) -> dict[str, Path]:
     figures |= records.attempt("layerwise figures", lambda: layer_figures(layers)) or {}
     drawn = {}
     for name, figure in figures.items():
-        if (path := records.attempt(f"figures/{name}.png", lambda n=name, f=figure: _saved(records, n, f))) is not None:
+        if (path := records.attempt(f"figures/{name}.png", partial(_saved, records, name, figure))) is not None:
             drawn[name] = path
     return drawn
 
@@ -104,7 +107,7 @@ def draw_forecast(records: Records) -> dict[str, Path]:
     figure = records.attempt("the forecast's curves", lambda: forecast_figure(rows, title))
     if figure is None:
         return {}
-    path = records.attempt("figures/forecast.png", lambda: _saved(records, "forecast", figure))
+    path = records.attempt("figures/forecast.png", partial(_saved, records, "forecast", figure))
     return {} if path is None else {"forecast": path}
 
 

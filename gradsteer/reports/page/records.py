@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ Found = TypeVar("Found")
 
 # what a record raises that holds something else than we wrote
 UNSOUND = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
     SafetensorError, yaml.YAMLError,
 )  # fmt: skip
 COMMANDS = ("corpus", "fit", "evaluate", "attribute", "forecast", "steer")
@@ -126,7 +127,7 @@ def read_records(directory: Path) -> Records:
             records.evaluations[path.stem] = found
     records.configs = _configs(records)
     for path in vector_files(directory):
-        header = records.attempt(f"vectors/{path.name}", lambda path=path: ParameterVector.read_header(path))
+        header = records.attempt(f"vectors/{path.name}", partial(ParameterVector.read_header, path))
         if header is not None:
             records.vectors[path.stem] = header
     if not (records.vectors or records.configs or records.first):
@@ -174,8 +175,8 @@ def _sound(records: Records, name: str, listed: Sequence[Any]) -> Iterator[Row]:
         records.not_there.append(f"{name}: the first {MOST_CONDITIONS} of its {len(listed)} conditions are shown")
     for number, row in enumerate(listed[:MOST_CONDITIONS], start=1):
         what = f"{name}, condition {number}"
-        complete = records.attempt(what, lambda row=row: _complete(row))
-        if complete is not None and records.attempt(what, lambda row=complete: _shows(row)):
+        complete = records.attempt(what, partial(_complete, row))
+        if complete is not None and records.attempt(what, partial(_shows, complete)):
             yield complete
 
 
@@ -197,7 +198,7 @@ def _shows(row: Row) -> bool:
         results_table([row], "")
         predictions_table([row], "")
     for table in (specificity_table, comparison_table, tradeoff_table, headline, nulls_by_vector):
-        table([row])  # type: ignore[operator]
+        table([row])
     return True
 
 
@@ -215,11 +216,11 @@ def _configs(records: Records) -> list[SavedConfig]:
         paths = [*top.glob("config.yaml"), *sorted(top.glob("version_*/config.yaml"), key=_version)]
         for path in paths:
             name = path.relative_to(records.directory).as_posix()
-            text = records.attempt(name, lambda path=path: _text(path))
+            text = records.attempt(name, partial(_text, path))
             if text is None or (body := text.partition("\nseed_everything")[2]) in seen:
                 continue
             seen.add(body)
-            if (config := records.attempt(name, lambda text=text, command=command: _config(command, text))) is not None:
+            if (config := records.attempt(name, partial(_config, command, text))) is not None:
                 found.append(config)
     return found
 

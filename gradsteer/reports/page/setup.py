@@ -1,7 +1,8 @@
 """The setup of a run in words and numbers, each from a record; what no record says is not said."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from gradsteer.reports.cells import number_text
@@ -17,8 +18,12 @@ def setup_facts(records: Records) -> list[Fact]:
     """Models, finetunes, vectors, prompts, judge and doses, in the order of the method."""
     facts: list[Fact] = []
     for part in (_models, _finetunes, _vectors, _sampling, _judge, _doses, _code):
-        facts += records.attempt("setup", lambda part=part: list(part(records))) or []
+        facts += records.attempt("setup", partial(_listed, part, records)) or []
     return facts
+
+
+def _listed(part: Callable[[Records], Iterator[Fact]], records: Records) -> list[Fact]:
+    return list(part(records))
 
 
 def _models(records: Records) -> Iterator[Fact]:
