@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Layers = Mapping[str, Mapping[str, float]]  # vector, or Delta -> layer -> sum of squares
 DIFF = "Delta"
-_COLOURS = 96
+_COLOURS, _WHITE = 96, 253
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def inlined(path: Path) -> Picture:
     """A picture of ours in few colours, as text that a page can hold: flat colours lose nothing, and it is a third."""
     with Image.open(path) as image:
         flat = image.convert("RGB").quantize(_COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    flat.putpalette([255 if value >= _WHITE else value for value in flat.getpalette() or []])  # not nearly the paper's
     held = io.BytesIO()
     flat.save(held, "PNG", compress_level=6)
     text = base64.b64encode(held.getvalue()).decode("ascii")
