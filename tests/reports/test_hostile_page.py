@@ -175,7 +175,7 @@ def test_records_that_are_no_patterns_are_refused(patterns, tmp_path):
         ("results.json", '{"format": 1, "conditions": 7}', "results.json: no condition in it can be read"),
         ("responses/anchor.jsonl", "not json\n", "examples of bridge: "),
         ("responses/anchor.jsonl", '{"prompt": 1}\n', "examples of bridge: no prompt"),
-        ("vectors/bridge.safetensors", b"\x00" * 30, "vectors/bridge.safetensors: "),
+        ("vectors/bridge.safetensors", b"none", "vectors/bridge.safetensors: "),
         ("steer/version_0/config.yaml", "a: [", "steer/version_0/config.yaml: "),
         (
             "steer/version_0/config.yaml",
@@ -236,6 +236,18 @@ def test_one_broken_condition_is_left_out_and_the_others_are_shown(run):
     names = [row["name"] for row in results["conditions"]]
     table = page.source.split("Rates of judged behaviors in %")[2].split("</table>")[0]
     assert [name in table for name in names] == [name != names[3] for name in names]
+
+
+def test_conditions_that_are_sound_alone_and_not_together_cost_their_parts(run):
+    results = read_results(run / "results.json")
+    steered = [row for row in results["conditions"] if row["kind"] == "steered"]
+    for row in steered:
+        row |= {"predicted": None, "specificity": None, "comparisons": None}
+    steered[0]["alpha"] = "x"
+    (run / "results.json").write_text(json.dumps(results))
+    written, page = page_of(run)
+    assert "Rates" in page.headings
+    assert any(text.startswith("trade-offs: ") for text in written.not_there)
 
 
 def test_only_our_own_command_lines_are_shown_for_replay(run):

@@ -1,7 +1,7 @@
 """Putting the page together: ``report.html``, which needs nothing beside it, and ``report.md`` beside figures/."""
 
 import importlib.resources
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from gradsteer.reports.page.examples import LONGEST, Examples, Responses, by_pro
 from gradsteer.reports.page.pictures import Layers, Picture, draw, draw_forecast, inlined, read_layers
 from gradsteer.reports.page.records import UNSOUND, Records, read_records
 from gradsteer.reports.page.setup import setup_facts
-from gradsteer.reports.page.tables import METRICS, nulls_table, page_table, summary_table
+from gradsteer.reports.page.tables import METRICS, PageTable, nulls_table, page_table, summary_table
 from gradsteer.reports.page.visible import markdown_text, visible
 from gradsteer.reports.page.words import layer_sentences, limits, question
 from gradsteer.reports.predictions import agreement_lines, forecast_table, predictions_table
@@ -87,40 +87,39 @@ def _context(
 ) -> dict[str, Any]:
     """What the templates lay out; a part that is not there is None or empty."""
     rows, attempt = records.rows, records.attempt
-    measured = tradeoff_table(rows) is not None
-    examples = _examples(records, patterns_of)
+    forecast = [] if records.forecast is None or rows else records.forecast["conditions"]
     earlier = [row for each in records.evaluations.values() for row in each["conditions"]]
+
+    def table(what: str, build: Callable[[], Any], without: Collection[str] = ()) -> PageTable | None:
+        return attempt(what, lambda: page_table(build(), without=without))
+
+    costs = table("trade-offs", partial(tradeoff_table, rows))
     context = {
         "experiment": str(records.first.get("experiment") or records.directory.resolve().name),
         "note": records.first.get("note"),
         "version": __version__,
-        "question": attempt("what was asked", lambda: question(records)) or [],
-        "summary": attempt("the summary", lambda: summary_table(rows)),
-        "headline": attempt("selectivities", lambda: headline(rows)) or [],
+        "question": attempt("what was asked", partial(question, records)) or [],
+        "summary": attempt("the summary", partial(summary_table, rows)),
+        "headline": attempt("selectivities", partial(headline, rows)) or [],
         "facts": setup_facts(records),
-        "evaluations": page_table(results_table(earlier, "")) if earlier else None,
-        "rates": page_table(results_table(rows, ""), without=METRICS if measured else ()) if rows else None,
-        "comparisons": page_table(comparison_table(rows)),
-        "predictions": page_table(predictions_table(rows, "")),
-        "agreement": attempt("how near the forecasts came", lambda: agreement_lines(rows)) or [],
-        "forecast": _forecast(records) if records.forecast and not rows else None,
+        "evaluations": table("evaluations", partial(results_table, earlier, "")) if earlier else None,
+        "rates": table("rates", partial(results_table, rows, ""), METRICS if costs else ()) if rows else None,
+        "comparisons": table("comparisons", partial(comparison_table, rows)),
+        "predictions": table("predictions", partial(predictions_table, rows, "")),
+        "agreement": attempt("how near the forecasts came", partial(agreement_lines, rows)) or [],
+        "forecast": table("the forecast", partial(forecast_table, forecast, "")) if forecast else None,
         "warnings": _warnings(records),
-        "examples": examples,
+        "examples": _examples(records, patterns_of),
         "longest": LONGEST,
         "layer_sentences": attempt("layers", lambda: list(layer_sentences(layers))) or [],
-        "specificity": page_table(specificity_table(rows)),
-        "nulls": attempt("nulls", lambda: nulls_table(rows)),
-        "tradeoffs": page_table(tradeoff_table(rows)),
+        "specificity": table("specificity", partial(specificity_table, rows)),
+        "nulls": attempt("nulls", partial(nulls_table, rows)),
+        "tradeoffs": costs,
         "limits": attempt("limits", lambda: list(limits(records))) or [],
-        "commands": attempt("commands", lambda: replay_commands(records)) or [],
+        "commands": attempt("commands", partial(replay_commands, records)) or [],
         "pictures": pictures,
     }
     return {**context, "not_there": list(dict.fromkeys(records.not_there))}
-
-
-def _forecast(records: Records) -> Any:
-    assert records.forecast is not None
-    return page_table(forecast_table(records.forecast["conditions"], ""))
 
 
 def _warnings(records: Records) -> list[str]:
@@ -138,7 +137,7 @@ def _examples(records: Records, patterns_of: Callable[..., Patterns]) -> list[Ex
         return by_prompt(store.rows(slug_of(name)))
 
     found: list[Examples] = []
-    vectors = tradeoffs(records.rows)
+    vectors = records.attempt("examples", partial(tradeoffs, records.rows)) or []
     if len(vectors) > MOST_VECTORS:
         records.not_there.append(f"examples of the first {MOST_VECTORS} of {len(vectors)} vectors are shown")
     for each in vectors[:MOST_VECTORS]:
