@@ -47,13 +47,13 @@ jsonargparse._subcommands.find_action_and_subcommand = _find_once
 
 _BLANK = BytesIO()
 Figure(figsize=(0.1, 0.1), dpi=10).savefig(_BLANK, format="png")
-_paint, _save = Figure.savefig, report.save_figures
+PAINT, _save = Figure.savefig, report.save_figures
 
 
 def _savefig(self, target, **options):
     """Painting takes longest of a picture: those of the shared experiment alone are painted."""
     if road.PAINTED in Path(target).parts:
-        _paint(self, target, **options)
+        PAINT(self, target, **options)
     else:
         Path(target).write_bytes(_BLANK.getvalue())
 

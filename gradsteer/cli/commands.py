@@ -163,6 +163,12 @@ COMMANDS: dict[str, Command] = {
             parser="gradsteer.cli.inspect_command:options_parser",
         ),
         Command(
+            "report",
+            "write a run's page, one HTML file that reads like a paper; steer does it by itself",
+            plain="gradsteer.cli.report_command:main",
+            parser="gradsteer.cli.report_command:options_parser",
+        ),
+        Command(
             "doctor",
             "say what this machine has: versions, devices, speeds, room, keys that are set",
             plain="gradsteer.cli.doctor:main",

@@ -1,21 +1,22 @@
-"""The end of an evaluation: results.json and results.csv, tables.txt, the figures, and one screen."""
+"""The end of an evaluation: results.json and results.csv, tables.txt, the figures, one screen, and the page."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gradsteer.evaluation.condition_comparisons import ComparisonOptions, compare_conditions, take_realised_shifts
 from gradsteer.evaluation.withheld import compare_withheld
+from gradsteer.judges.recorded_patterns import recorded_patterns
 from gradsteer.progress import progress
-from gradsteer.records import replacing, write_json, write_text
+from gradsteer.records import write_json, write_text
 from gradsteer.reports.cells import behavior_text, condition_text
 from gradsteer.reports.detailed_tables import detailed_tables
-from gradsteer.reports.figure_style import DPI
 from gradsteer.reports.figures import result_figures
-from gradsteer.reports.layer_figure import layer_figure
+from gradsteer.reports.page.page import FAILURES, write_page
+from gradsteer.reports.page.pictures import DIFF, Layers, layer_figures, save_png
 from gradsteer.reports.printing import print_text
 from gradsteer.reports.results import write_results
 from gradsteer.reports.screen import results_screen
@@ -76,19 +77,39 @@ class ResultsReport(L.Callback):
             shown = shows_progress(trainer)
             with progress("comparisons with the anchor", len(results), unit="condition", shown=shown) as tick:
                 compare_conditions(results, rows_of, self.comparisons, tick=tick)
-        pictures = []
-        if session.steering is not None:
-            norms = _layer_norms(self.output_dir, session.steering.vectors)
-            pictures = save_figures(trainer, norms, self.output_dir / "figures")
-        self._report(trainer, pl_module, [result.row() for result in session.results], pictures)
+        layers = None if session.steering is None else layer_norms(self.output_dir, session.steering.vectors)
+        others = draw_layer_norms(trainer, self.output_dir, layers or {})
+        pictures = self._report(trainer, pl_module, [result.row() for result in session.results], others)
+        if layers is not None:
+            self._write_page(layers, pictures)
         if session.judging is not None and session.judging.num_missing:
             rank_zero_info(
                 f"{session.judging.num_missing} responses lack a verdict: the same command with --overwrite true asks "
                 "again only for the verdicts that a retry may provide; sampled responses are reused"
             )
 
-    def _report(self, trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]], others: list[Path]) -> None:
-        """Writes, draws and prints the rows of all conditions; `others` are pictures that are drawn already."""
+    def _write_page(self, layers: Layers, pictures: list[Path]) -> None:
+        """Writes the run's page; the run stands without it."""
+        try:
+            written = write_page(self.output_dir, recorded_patterns, layers=layers, pictures=pictures)
+        except FAILURES as error:
+            again = f"`gradsteer report {self.output_dir}` tries again"
+            rank_zero_warn(f"the run is complete, but its page was not written ({error}); {again}")
+        else:
+            print_text(f"report:   {written.html}, {written.markdown.name}")
+
+    def _report(self, trainer: L.Trainer, pl_module: Any, rows: list[dict[str, Any]], others: list[Path]) -> list[Path]:
+        """Writes, draws and prints the rows of all conditions.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module that sampled them.
+            rows: they.
+            others: pictures that are drawn already.
+
+        Returns:
+            All pictures.
+        """
         path = self.output_dir / f"{self.file}.json"
         judging = session_of(trainer).judging
         about = None if judging is None else judging.about(trainer, pl_module)
@@ -105,12 +126,14 @@ class ResultsReport(L.Callback):
         tables, text = self.output_dir / f"{self.tables}.txt", detailed_tables(rows, self.experiment, note=note)
         write_text(tables, text)
         figures = result_figures(rows, self.experiment, self.file)
-        pictures = save_figures(trainer, figures, self.output_dir / "figures")
+        figures = result_figures(rows, self.experiment, self.file)
+        pictures = [*save_figures(trainer, figures, self.output_dir / "figures"), *others]
         if self.verbose:
             print_text(text)
         title = f"{self.experiment}: rates of judged behaviors, 95% intervals clustered by prompt"
         files = [path, path.with_suffix(".csv"), tables]
-        print_text(results_screen(rows, title, note=note, files=files, pictures=[*pictures, *others]))
+        print_text(results_screen(rows, title, note=note, files=files, pictures=pictures))
+        return pictures
 
 
 class EvaluationReport(ResultsReport):
@@ -147,31 +170,33 @@ class LayerNorms(L.Callback):
         if trainer.is_global_zero:
             paths = sorted((self.output_dir / "vectors").glob("[!.]*.safetensors"))
             vectors = {path.stem: ParameterVector.load(path) for path in paths if path.stem != DELTA}
-            norms = _layer_norms(self.output_dir, vectors, with_diff=False)
-            pictures = save_figures(trainer, norms, self.output_dir / "figures")
+            pictures = draw_layer_norms(
+                trainer, self.output_dir, layer_norms(self.output_dir, vectors, with_diff=False)
+            )
             if pictures:
                 rank_zero_info("pictures: " + ", ".join(map(str, pictures)))
 
 
-def _layer_norms(
+def layer_norms(
     output_dir: Path, vectors: Mapping[str, ParameterVector], *, with_diff: bool = True
-) -> Iterator[tuple[str, "Figure"]]:
-    """Draws the sums of squares and the L2 norms by layer, each after the name of its file.
+) -> dict[str, dict[str, float]]:
+    """Sums of squares by layer.
 
     Args:
         output_dir: the experiment's directory.
         vectors: vectors by name.
-        with_diff: also draw the weight diff, if vectors/ holds it.
+        with_diff: also of the weight diff, if vectors/ holds it.
     """
-    series = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
+    layers = {name: vector.layer_sum_squares() for name, vector in vectors.items()}
     diff = output_dir / "vectors" / f"{DELTA}.safetensors"
-    delta = ParameterVector.load(diff).layer_sum_squares() if with_diff and diff.is_file() else None
-    for label, squared in (("sum of squares", True), ("L2 norm", False)):
-        slug = "sumsq" if squared else "l2"
-        if series:
-            yield f"vectors-{slug}", layer_figure(series, f"steering vectors by layer: {label}", squared=squared)
-        if delta is not None:
-            yield f"delta-{slug}", layer_figure({"Delta": delta}, f"weight diff by layer: {label}", squared=squared)
+    if with_diff and diff.is_file():
+        layers[DIFF] = ParameterVector.load(diff).layer_sum_squares()
+    return layers
+
+
+def draw_layer_norms(trainer: L.Trainer, output_dir: Path, layers: Layers) -> list[Path]:
+    """Plots the sums of squares and the L2 norms by layer; the loggers receive the figures, too."""
+    return save_figures(trainer, layer_figures(layers), output_dir / "figures")
 
 
 def save_figures(trainer: L.Trainer, figures: Iterable[tuple[str, "Figure"]], directory: Path) -> list[Path]:
@@ -180,6 +205,5 @@ def save_figures(trainer: L.Trainer, figures: Iterable[tuple[str, "Figure"]], di
     for name, figure in figures:
         log_figure(trainer, f"figures/{name}", figure)
         paths.append(directory / f"{name}.png")
-        with replacing(paths[-1]) as temporary:
-            figure.savefig(temporary, dpi=DPI, format="png")
+        save_png(figure, paths[-1])
     return paths
