@@ -135,7 +135,7 @@ def plan_parts(
     Args:
         piles: with distinct names.
         halves: sum each pile's halves (see `halves_of_prompts`) on their own too.
-        fisher: name of a pile of whose responses the squared gradients are summed too.
+        fisher: name of a pile of whose responses, uncut, the squared gradients are summed too.
         apart: piles share no example: each weighs its examples, or their tokens, by itself.
 
     Returns:
@@ -175,6 +175,7 @@ def plan_parts(
         squares = Part((Wanted(FISHER, fisher, squares=True),))
         for index in range(len(chosen[0].examples)):
             squares.add(chosen[0], index)
+        squares.examples = [chosen[0].uncut.get(*each) for each in enumerate(squares.examples)]
         planned.append(squares)
     return planned
 

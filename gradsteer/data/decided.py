@@ -34,9 +34,9 @@ def why_nothing_is_decided(rows: Sequence[Row], asked: Mapping[str, bool] | None
                 f"{where} does not say where its verdicts were decided, as judges that look at the whole reply do not, "
                 f"nor do responses of earlier versions; {_WAYS}"
             )
-        places = decided.values() if isinstance(decided, dict) else [decided]
-        if bad := [place for place in places if type(place) is not int or place < 1]:
-            raise ValueError(f"{where}: decided holds {bad[0]!r:.80}; accepted: a behavior and a number of characters")
+        places = list(decided.values()) if isinstance(decided, dict) else None
+        if places is None or not all(type(place) is int and place > 0 for place in places):
+            raise ValueError(f"{where}: decided is {decided!r:.80}; accepted: behaviors with numbers of characters")
     return None
 
 

@@ -95,11 +95,14 @@ class Pile:
         sampled_from: fingerprints of the weights that examples were sampled from, if recorded; of steps the condition.
         judges: fingerprints of the judges whose verdicts define the pile, if recorded; empty without a filter.
         sampling: for each example, its sampling temperature and top_p; None if not recorded.
+        with_top_k: ``file:line`` of a response that was sampled with top_k; None without one.
         dtypes: of the weights that sampled its responses, each with the ``file:line`` of one; where recorded.
         num_matched: responses that match a filter; None without one.
         num_scored: those of its file that have a verdict on each of the filter's behaviors.
+        files: the filter's response files, resolved.
         undecided: why its replies go on to their end; None where they end with the token that decides their class.
         num_cut: target tokens that were left out so.
+        uncut: index -> the example as it was before.
         is_steered: whether responses were sampled at a step from the model's own weights, and say it.
         weights: what each example counts for, see `gradsteer.trainer.pile_weights`; None where all count alike.
     """
@@ -116,11 +119,14 @@ class Pile:
     sampled_from: set[str] = field(default_factory=set)
     judges: set[str] = field(default_factory=set)
     sampling: list[tuple[float, float] | None] = field(default_factory=list)
+    with_top_k: str | None = None
     dtypes: dict[str, str] = field(default_factory=dict)
     num_matched: int | None = None
     num_scored: int = 0
+    files: frozenset[str] = frozenset()
     undecided: str | None = "they were not asked to end where they are decided"
     num_cut: int = 0
+    uncut: dict[int, EncodedExample] = field(default_factory=dict)
     is_steered: bool = False
     weights: list[float] | None = None
 
@@ -175,6 +181,7 @@ def read_pile(
     if isinstance(source, PileFilter):
         rows, considered, pile.num_scored = _filtered(name, source, say)
         pile.num_matched = len(rows)
+        pile.files = frozenset(str(Path(resolve_resource(file)).resolve()) for file in source.files)
         pile.judges = {row["judge"] for _, row in rows if row.get("judge")}
         if isinstance(rows[0][1].get("example"), ChatExample):
             chats: list[ChatExample] = [row["example"] for _, row in rows]
@@ -208,12 +215,17 @@ def read_pile(
         example = encode_sampled(*sampled, loss_mask=loss_mask, num_thought_tokens=num_thought_tokens)
         # the slope is that of the whole response, thought included
         whole = encode_sampled(*sampled, loss_mask="assistant")
+        uncut = example
         if pile.undecided is None and (count := decided_tokens(tokenizer, row, asked or ())) is not None:
             pile.num_cut += whole.num_target_tokens
             example, whole = (each.up_to(len(row["prompt_token_ids"]) + count) for each in (example, whole))
             pile.num_cut -= whole.num_target_tokens
-        cut = pile.truncation.cut(example, ends=row["finish_reason"] == "stop")
+        cut = pile.truncation.cut(example, ends=row["finish_reason"] == "stop" and example is uncut)
+        if cut is not None and len(example.input_ids) < len(uncut.input_ids):
+            pile.uncut[len(pile.examples)] = uncut if max_length is None else uncut.up_to(max_length)
         _keep(pile, cut, where, prompt_digest(row["prompt"]), whole, sampling_of(where, row))
+        if type(row.get("top_k")) is int and row["top_k"] > 0:  # others write 0 or -1 for none
+            pile.with_top_k = pile.with_top_k or where
         if (dtype := sampled_dtype(where, row)) is not None:
             pile.dtypes.setdefault(dtype, where)
     pile.prompt_digests = sorted({prompt_digest(row["prompt"]) for _, row in rows})

@@ -119,7 +119,8 @@ class TokenCredit:
                 own = self.options.unbiased.weights(odds, shows=shown, rate=rate)
                 self.piles[place[0]].responses[place[1]] = _weighted(self._whole(place), own)
         ids = [[self._whole(place).input_ids for place in side] for side in (sides.plus, sides.minus)]
-        digest = text_digest(json.dumps([self.options.metadata(), ids]))
+        split = [(prompt, self._half_of[prompt]) for prompt in prompts]  # which replies predict which
+        digest = text_digest(json.dumps([self.options.metadata(), ids, split]))
         for part in sides.parts:
             self._digests[id(part)] = digest
             for index, place in enumerate(part.places):
@@ -137,10 +138,8 @@ class TokenCredit:
     def _states(self, layout: BatchLayout, examples: Sequence[EncodedExample]) -> list[np.ndarray]:
         """(tokens, hidden size) float16 of each, on every process; equal replies run once."""
         model, trainer = self.module.model, self.trainer
-        longest: dict[tuple[int, ...], EncodedExample] = {}
-        for example in sorted(examples, key=lambda each: -len(each.input_ids)):
-            longest.setdefault(tuple(example.input_ids), example)
-        distinct = list(longest.values())
+        by_ids = {tuple(example.input_ids): example for example in examples}
+        distinct = list(by_ids.values())
         plan = layout.plan([len(example.input_ids) for example in distinct], self.data.budget())
         plan += [[]] * (-len(plan) % trainer.world_size)
         mine = share_of_rank(plan, trainer.global_rank, trainer.world_size)
@@ -155,7 +154,7 @@ class TokenCredit:
                     found.append((index, states[owners.cpu() == place].numpy()))
                 tick()
         everyone = dict(pair for part in gathered(found) for pair in part)
-        of = {ids: everyone[index] for index, ids in enumerate(longest)}
+        of = {ids: everyone[index] for index, ids in enumerate(by_ids)}
         return [of[tuple(example.input_ids)] for example in examples]
 
 

@@ -13,7 +13,8 @@ def loss_temperature(asked: float | str, piles: Sequence[Pile]) -> float:
     """What divides the loss's logits: the number asked for, or what all replies were sampled at.
 
     Raises:
-        ValueError: replies do not say how they were sampled, were sampled greedily, with top_p, or in several ways.
+        ValueError: replies do not say how they were sampled, or were sampled greedily, with top_p or top_k, or in
+            several ways.
     """
     if not isinstance(asked, str):
         return asked
@@ -23,6 +24,8 @@ def loss_temperature(asked: float | str, piles: Sequence[Pile]) -> float:
         if None in pile.sampling:
             where = pile.sources[pile.sampling.index(None)]
             raise ValueError(f"model.temperature sampled: {where} does not say its temperature and top_p")
+        if pile.with_top_k is not None:
+            raise ValueError(f"model.temperature sampled: {pile.with_top_k} was sampled with top_k; accepted: without")
     ways = {way for pile in piles for way in pile.sampling if way is not None}
     if len(ways) > 1 or any(temperature == 0 or top_p < 1 for temperature, top_p in ways):
         said = ", ".join(f"temperature {temperature:g} and top_p {top_p:g}" for temperature, top_p in sorted(ways))
@@ -74,5 +77,4 @@ def check_credit(
 
 
 def _apart(plus: Pile, minus: Pile) -> bool:
-    files = [{source.rpartition(":")[0] for source in pile.sources} for pile in (plus, minus)]
-    return files[0] == files[1] and not set(plus.sources) & set(minus.sources)
+    return bool(plus.files) and plus.files == minus.files and not set(plus.sources) & set(minus.sources)

@@ -1,5 +1,6 @@
 """Attribution options that belong together: at which weights the gradient is taken, and of which loss."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +38,7 @@ def credit_options(
     if credit != "advantage":
         refuse_unused({"model.advantage_lambda": (decay, None)}, "model.credit advantage")
     options = CreditOptions(credit, 0.95 if credit == "advantage" and decay is None else decay)
-    if (
-        isinstance(temperature, str)
-        and temperature != "sampled"
-        or not isinstance(temperature, str)
-        and not temperature > 0
-    ):
+    if temperature != "sampled" and (isinstance(temperature, str) or not 0 < temperature < math.inf):
         raise ValueError(f"model.temperature is {temperature!r}; accepted: more than 0, or sampled")
     if options.cuts and loss != "cross_entropy":
         raise ValueError(
