@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from judged import lines_of, message_of
-from road import run, write_lines
+from road import QUIET, run, write_lines
+from test_distributed import check_same_files, run_on_two
 from test_pile_gradient import relative_error
 
+from gradsteer.__main__ import main
 from gradsteer.attribution.credit import CreditOptions
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import halves_of_prompts
@@ -17,7 +19,7 @@ from gradsteer.data.chat import EncodedExample, collate, encode_sampled
 from gradsteer.data.piles import PileFilter, read_pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
-from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
+from gradsteer.vectors.parameter_vectors import ParameterVector, PileAverage, SteeringVector
 
 pytestmark = [pytest.mark.filterwarnings("ignore:vector a. its")]
 
@@ -201,7 +203,10 @@ def test_what_a_credit_does_not_go_with_is_refused(judged, responses, tmp_path, 
     ("change", "said"),
     [
         (lambda row: row.pop("decided"), "does not say where its verdicts were decided"),
-        (lambda row: row.update(decided={"a": 0}), "decided holds 0; accepted: a behavior and a number of characters"),
+        (
+            lambda row: row.update(decided={"a": 0}),
+            "decided is {'a': 0}; accepted: behaviors with numbers of characters",
+        ),
         (lambda row: row.update(top_p=0.9), "temperature 1 and top_p 0.9; accepted: one above 0, and top_p 1"),
         (lambda row: row.pop("temperature"), "does not say its temperature and top_p"),
     ],
@@ -213,3 +218,50 @@ def test_replies_that_a_credit_cannot_take_are_refused(judged, responses, tmp_pa
     piles = piles_of(write_lines(tmp_path / "changed.jsonl", rows))
     line = words(judged, tmp_path, piles, *SCORED, "--model.credit", "decided", dtype="float32")
     assert said in message_of(line, capsys)
+
+
+ADVANTAGE = [
+    *SCORED, "--model.credit", "advantage", "--model.calibrate", "false", "--data.halves", "true",
+    "--data.permutations", "1", "--data.token_budget", "300",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(judged, foreseeable, tmp_path_factory):
+    """What a run that nothing breaks off writes."""
+    out = tmp_path_factory.mktemp("whole")
+    run(*words(judged, out, piles_of(foreseeable), *ADVANTAGE, dtype="float32"))
+    return out
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_with_the_same_credit(judged, foreseeable, whole, tmp_path, monkeypatch):
+    more = [*ADVANTAGE, "--partial_sums.every_minutes", "0"]
+    line = words(judged, tmp_path, piles_of(foreseeable), *more, dtype="float32")
+
+    def cut_off(*arguments, **options):
+        if list((tmp_path / "gradients").glob(".*.partial")):
+            raise RuntimeError("cut off")
+        return add(*arguments, **options)
+
+    add = PileGradient.add
+    monkeypatch.setattr(PileGradient, "add", cut_off)
+    with pytest.raises(RuntimeError, match="cut off"):
+        main([*line, *QUIET])
+    monkeypatch.setattr(PileGradient, "add", add)
+    run(*line)
+    for name in ("gradients/shown", "gradients/halves/other-2", "vectors/a", "vectors/permuted/a-0"):
+        ours, theirs = (ParameterVector.load(directory / f"{name}.safetensors") for directory in (tmp_path, whole))
+        assert relative_error(ours, theirs) < 1e-6
+        assert ours.metadata == theirs.metadata
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_give_what_one_gives(judged, foreseeable, whole, tmp_path, strategy):
+    line = words(judged, tmp_path, piles_of(foreseeable), *ADVANTAGE, dtype="float32")
+    run_on_two(line, tmp_path, strategy)
+    written = [str(path.relative_to(whole)) for path in whole.rglob("*.safetensors")]
+    check_same_files(tmp_path / "two", whole, written)
