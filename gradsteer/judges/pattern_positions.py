@@ -7,7 +7,8 @@ from gradsteer.judges.patterns import Pattern, SlowPatternError
 
 # what a pattern may say of the text behind its match; a boundary looks one character ahead, and that is tried
 _LOOKS_AHEAD = re.compile(r"\(\?[=!]|\$|\\Z|\\z")
-_NEXT = ("x", " ")  # a boundary lies before one of them or the other
+# a boundary lies before a blank or before a letter and a digit, neither of which a pattern is likely to name beside it
+_NEXT = ("é", "0", " ")
 
 
 def decided_after(patterns: Sequence[Pattern], text: str) -> int | None:

@@ -43,6 +43,7 @@ def test_what_follows_neither_undoes_nor_moves_it(pattern):
         ([r"ship$"], "a ship", None),
         ([r"ship(?=s)"], "a ships", None),
         ([r"ship(?!s)", r"a"], "ship a", 6),  # of the first one nothing is said
+        ([r"ship(?:\b|x)"], "a ship, a ship", 7),  # "ships" would undo it, though "shipx" would not
         ([r"\s"], "  a ", 3),  # a blank text shows nothing
     ],
 )
