@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.attribution.credit import CreditOptions
@@ -17,6 +18,7 @@ from gradsteer.data.chat import IGNORE_INDEX, EncodedExample
 from gradsteer.data.piles import Pile
 from gradsteer.models.batches import BatchLayout, running
 from gradsteer.models.hidden_states import labelled_states
+from gradsteer.models.memory import available_bytes, size
 from gradsteer.models.parallel import gathered
 from gradsteer.progress import progress
 from gradsteer.records import text_digest
@@ -143,19 +145,34 @@ class TokenCredit:
         plan = layout.plan([len(example.input_ids) for example in distinct], self.data.budget())
         plan += [[]] * (-len(plan) % trainer.world_size)
         mine = share_of_rank(plan, trainer.global_rank, trainer.world_size)
-        found: list[tuple[int, np.ndarray]] = []
+        _check_room(sum(e.num_target_tokens for e in distinct), model.config.get_text_config().hidden_size, trainer)
+        everyone: dict[int, np.ndarray] = {}
         with progress("hidden states", len(mine), unit="batch", shown=shows_progress(trainer)) as tick:
             for indices in mine:
                 batch = layout.make([distinct[index] for index in indices])
                 with running(batch, model), trainer.precision_plugin.forward_context():
                     states, owners = labelled_states(model, batch)
                 states = states.clamp(-_LARGEST, _LARGEST).half().cpu()
-                for place, index in enumerate(indices):
-                    found.append((index, states[owners.cpu() == place].numpy()))
+                found = [(index, states[owners.cpu() == place].numpy()) for place, index in enumerate(indices)]
+                # batch by batch: a device that gathers holds what is on its way
+                everyone.update(pair for part in gathered(found) for pair in part)
                 tick()
-        everyone = dict(pair for part in gathered(found) for pair in part)
         of = {ids: everyone[index] for index, ids in enumerate(by_ids)}
         return [of[tuple(example.input_ids)] for example in examples]
+
+
+def _check_room(num_tokens: int, hidden_size: int, trainer: L.Trainer) -> None:
+    """Compares the states with the memory, as every process of a machine holds all of them.
+
+    Raises:
+        ValueError: there is too little; names both numbers.
+    """
+    wanted, have = 2 * num_tokens * hidden_size * trainer.num_devices, available_bytes(torch.device("cpu"), held=0)
+    if have is not None and wanted > have:
+        raise ValueError(
+            f"the hidden states of {num_tokens:,} tokens that verdicts are predicted from need {size(wanted)} of memory"
+            f", and {size(have)} are free; accepted: smaller piles, or --model.credit decided"
+        )
 
 
 def _weighted(example: EncodedExample, weights: np.ndarray) -> EncodedExample:

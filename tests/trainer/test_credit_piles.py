@@ -12,6 +12,7 @@ from gradsteer.attribution.credit import CreditOptions
 from gradsteer.attribution.pile_partition import Part, Permutation, Wanted, plan_parts
 from gradsteer.data.decided import why_nothing_is_decided
 from gradsteer.data.piles import PileFilter, read_pile
+from gradsteer.trainer import credit as in_a_run
 from gradsteer.trainer.credit import TokenCredit, _Sides
 from gradsteer.trainer.credit_checks import check_credit, loss_temperature
 from gradsteer.trainer.modules.gradient_options import credit_options
@@ -96,9 +97,11 @@ def test_a_temperature_is_a_positive_number(temperature):
         credit_options("reply", None, "sum", temperature, "cross_entropy")
 
 
-def test_a_part_is_another_one_where_other_replies_predict_its_verdicts(tokenizer, tmp_path):
+def test_a_part_is_another_one_where_other_replies_predict_its_verdicts(tokenizer, tmp_path, monkeypatch):
     """The halves of the prompts depend on all piles: another pile may move a reply into the other half."""
     file = str(write_lines(tmp_path / "r.jsonl", rows(tokenizer, [True, False, True, False])))
+    odds = SimpleNamespace(odds=[np.full(5, 0.5)] * 4)
+    monkeypatch.setattr(in_a_run, "predict_verdicts", lambda *arguments, **options: odds)
     digests = []
     for more in ([], ["0" * 16]):  # a prompt that comes first, so that the others change their halves
         piles = [read(tokenizer, file, shown) for shown in (True, False)]
@@ -107,7 +110,16 @@ def test_a_part_is_another_one_where_other_replies_predict_its_verdicts(tokenize
         credit = TokenCredit(trainer, None, CreditOptions("baseline"))
         places = [[(pile.name, 0), (pile.name, 1)] for pile in piles]
         part = Part((Wanted("p", "True", permutation=Permutation("v", "plus", 0, 0)),))
-        states = {place: np.zeros((5, 2), np.float16) for side in places for place in side}
-        credit._weigh(_Sides("v", *places, [part]), states, lambda: None)
+        credit._weigh(_Sides("v", *places, [part]), dict.fromkeys([*places[0], *places[1]]), lambda: None)
         digests.append(credit.digest(part))
     assert digests[0] != digests[1]
+
+
+def test_states_that_memory_does_not_hold_are_refused_with_both_numbers(monkeypatch):
+    """All processes of a machine hold all of them, two bytes a number."""
+    monkeypatch.setattr(in_a_run, "available_bytes", lambda device, held: 2**30)
+    in_a_run._check_room(2**19, 2**9, SimpleNamespace(num_devices=2))
+    with pytest.raises(
+        ValueError, match=r"of 524,289 tokens .* need 1.0 GiB of memory, and 1.0 GiB are free; accepted"
+    ):
+        in_a_run._check_room(2**19 + 1, 2**9, SimpleNamespace(num_devices=2))
