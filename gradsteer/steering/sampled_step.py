@@ -1,6 +1,7 @@
 """The step from the anchor that responses were sampled at, as their rows say it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,9 +78,12 @@ class SampledStep:
                 f"{where}: step is {json.dumps(value)[:200]}; accepted: {{vector: DIGEST, alpha: NUMBER, transforms: "
                 "[...], anchor: FINGERPRINT}, as steer writes it"
             )
-        return cls(
-            value["vector"], float(value["alpha"]), tuple(value["transforms"]), value["anchor"], value.get("rounding")
-        )
+        rounding = value.get("rounding")
+        if rounding is not None and not re.fullmatch(r"nearest|stochastic \d{1,20}", str(rounding)):
+            raise ValueError(
+                f"{where}: rounding of a step is {rounding!r:.80}; accepted: nearest, stochastic and its seed, or none"
+            )
+        return cls(value["vector"], float(value["alpha"]), tuple(value["transforms"]), value["anchor"], rounding)
 
     def to_dict(self) -> dict[str, Any]:
         """The row's ``step``."""

@@ -162,8 +162,16 @@ def test_a_step_that_is_none_is_refused(value):
         SampledStep.read("file:3", value)
 
 
-def test_a_step_comes_back_from_its_row():
-    step = SampledStep("d", -0.24, ("norm_matched", {"low_rank": {"rank": 2}}), "f")
+@pytest.mark.parametrize("rounding", [5, "up", "stochastic", "stochastic x"])
+def test_a_rounding_that_is_none_is_refused(rounding):
+    value = SampledStep("d", -0.24, (), "f").to_dict() | {"rounding": rounding}
+    with pytest.raises(ValueError, match=r"^file:3: rounding of a step is .*; accepted: nearest, stochastic and its"):
+        SampledStep.read("file:3", value)
+
+
+@pytest.mark.parametrize("rounding", [None, "nearest", "stochastic 12"])
+def test_a_step_comes_back_from_its_row(rounding):
+    step = SampledStep("d", -0.24, ("norm_matched", {"low_rank": {"rank": 2}}), "f", rounding)
     again = SampledStep.read("x", json.loads(json.dumps(step.to_dict())))
     assert again == step
     assert again.is_along(replace(step, alpha=1.0))
