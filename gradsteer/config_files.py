@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_VALUES = 1_000_000  # with what aliases repeat: a parser copies all of them, many times
 
 
 def read_config(path: Path, what: str) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
         ValueError: it is no mapping, or has a key twice; names file and line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {str(path)!r} ({what})")
+        no_file = "a directory, not a file" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{no_file}: {str(path)!r} ({what})")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -34,8 +36,9 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
             f"{path}: holds characters beyond ASCII, and Python reads files as {read_as} here; accepted: the same "
             "command with PYTHONUTF8=1 in the environment"
         )
-    refuse_duplicate_keys(text, str(path))
     try:
+        refuse_duplicate_keys(text, str(path))
+        _refuse_endless(yaml.compose(text, Loader=_LOADER), str(path), {})
         values = yaml.load(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -43,8 +46,9 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
         said = f"{error.problem or error.context}"
         hint = "; a path with backslashes stands in single quotes, or with / instead" if "escape" in said else ""
         raise ValueError(f"{path}{line}: not readable as YAML: {said}{hint}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        said = "values within values within values, too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path}: not readable as YAML: {said}") from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise ValueError(f"{path}: {what} is a mapping of keys to values; found {found}")
@@ -68,6 +72,32 @@ def refuse_duplicate_keys(text: str, source: str, *, numbered: bool = True) -> N
             where, first = (f":{line + 1}", f", first in line {seen[path] + 1}") if numbered else ("", "")
             raise ValueError(f"{source}{where}: the key {'.'.join(path)!r} is given twice{first}; accepted: once")
         seen[path] = line
+
+
+def _refuse_endless(node: Any, source: str, sizes: dict[int, int | None]) -> int:
+    """How many values a YAML node stands for, each alias counted as what it repeats.
+
+    Args:
+        node: what a document was composed to.
+        source: names the file in the error.
+        sizes: of the nodes that were visited, by identity; None while within one.
+
+    Raises:
+        ValueError: an alias stands within what it repeats, or they are too many; names file and line.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    line = node.start_mark.line + 1
+    if id(node) not in sizes:
+        sizes[id(node)] = None
+        parts = [part for value in node.value for part in (value if isinstance(value, tuple) else (value,))]
+        sizes[id(node)] = 1 + sum(_refuse_endless(part, source, sizes) for part in parts)
+    size = sizes[id(node)]
+    if size is None:
+        raise ValueError(f"{source}:{line}: an alias (*) stands within what it repeats; accepted: values that end")
+    if size > _MOST_VALUES:
+        raise ValueError(f"{source}:{line}: its aliases (*) stand for {size:.2g} values; accepted: {_MOST_VALUES:,}")
+    return size
 
 
 def where_given(key: str, words: Sequence[str]) -> str:

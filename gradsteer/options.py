@@ -4,6 +4,7 @@ jsonargparse says which types it has tried, in many lines; what is said here is 
 option's own type.
 """
 
+import dataclasses
 import inspect
 import os
 import re
@@ -65,10 +66,13 @@ def one_line(message: str, parser: Any = None, words: Sequence[str] = ()) -> str
         parser: the parser of the command; None where it is not known.
         words: of the command line, whose config files are looked through for a key.
     """
-    if (found := re.match(r"unrecognized arguments: (\S+)", message)) is not None:
+    if (found := re.match(r"(?:unrecognized arguments|ambiguous option): (\S+)", message)) is not None:
         return _unknown_word(found[1].partition("=")[0], parser)
     if (found := re.match(r"(?:\w+ '[\w.]+' does not accept option|Option) '([^']+)'", message)) is not None:
         return _unknown_key(found[1], parser, words)
+    if (found := re.match(r"Key must be a string, got: (.+)\.$", message)) is not None:
+        places = (where_given(f"{found[1]} ({kind})", words) for kind in ("int", "float", "bool", "null", "timestamp"))
+        return f"{next(filter(None, places), '')}a key is {found[1]}; accepted: names of options, which are texts"
     if (found := re.match(r"argument (\S+): expected (one|at least one) argument", message)) is not None:
         flag = found[1].split("/")[-1]
         return f"{flag} has no value; accepted: {_takes(flag.lstrip('-'), parser, message)}"
@@ -97,7 +101,11 @@ def _wrong_value(key: str, message: str, parser: Any) -> str:
     class_path = ([None, *re.findall(r"class_path[ =]'([\w.]+)'", message)])[-1]
     made = "" if class_path is None else f" {class_path.rpartition('.')[2]}"
     if (found := re.search(r"Option '([^']+)' is not accepted", tail)) is not None:
-        return f"--{key}.{found[1]}:{made} has no such option{did_you_mean(found[1], _arguments(class_path))}"
+        hint = did_you_mean(found[1], _arguments(class_path))
+        known = None if hint or _classes(key, parser) or not hasattr(parser, "takes") else parser.takes(key)
+        return f"--{key}.{found[1]}:{made} has no such option{hint}{'' if known is None else f'; accepted: {known}'}"
+    if (found := re.search(r'Unable to load config "(.*)"', tail)) is not None:
+        return f"--{key} is {found[1]:.80}; accepted: a mapping of its options, or a YAML file of one"
     if (found := re.search(r"the following arguments are required: ([\w, ]+)", tail)) is not None:
         needed = " and ".join(f"--{key}.{name}" for name in found[1].split(", "))
         return f"--{key}{made} needs {needed}"
@@ -148,6 +156,8 @@ def type_text(hint: Any) -> str:
         return f"a list of {_MANY.get(inner[0], type_text(inner[0]))}"
     if origin is dict:
         return f"a mapping of names to {_MANY.get(inner[1], type_text(inner[1]))}"
+    if dataclasses.is_dataclass(hint):
+        return f"a mapping of {', '.join(field.name for field in dataclasses.fields(hint))}"
     if base := _made_by(hint):
         names = sorted({each.__name__ for each in _subclasses(base)})
         return f"a class by its name ({', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''})"

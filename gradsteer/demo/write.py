@@ -20,6 +20,7 @@ from gradsteer.records import replacing_directory, write_json, write_jsonl
 NUM_VALIDATION = 200
 NUM_HELDOUT = 200
 MAX_POSITIONS = 256
+MOST_SAMPLES = 10_000_000  # they are made in memory: about 1 kB each
 
 
 def write_corpus(output_dir: Path, *, seed: int = 0, num_samples: int = 20_000) -> dict[str, Path]:
@@ -40,10 +41,10 @@ def write_corpus(output_dir: Path, *, seed: int = 0, num_samples: int = 20_000) 
         `KeywordJudge`).
 
     Raises:
-        ValueError: If `num_samples` is not positive.
+        ValueError: If `num_samples` is not positive, or more than `MOST_SAMPLES`.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if not 1 <= num_samples <= MOST_SAMPLES:
+        raise ValueError(f"num_samples must be at least 1 and at most {MOST_SAMPLES}, got {num_samples}")
     output_dir.mkdir(parents=True, exist_ok=True)
     split = split_prompts(_stream(seed, "split"))
     base_train = generate_base(_stream(seed, "base_train"), split.base, num_samples)

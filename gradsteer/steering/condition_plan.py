@@ -43,6 +43,9 @@ class Recipe:
     on_base: bool = False
 
 
+_MOST_CONTROLS = 10_000  # of a kind and vector: each is a condition, planned before any runs
+
+
 @dataclass(frozen=True)
 class Controls:
     """Which controls each vector gets, at its largest dose or doses.
@@ -65,8 +68,8 @@ class Controls:
 
     def __post_init__(self) -> None:
         for option, value in (("random", self.random), ("sign", self.signs), ("permuted", self.permuted)):
-            if value < 0:
-                raise ValueError(f"steering.{option}_controls is {value}; accepted: 0 or more")
+            if not 0 <= value <= _MOST_CONTROLS:
+                raise ValueError(f"steering.{option}_controls is {value}; accepted: 0 or more, up to {_MOST_CONTROLS}")
         check_names("a control", self.files or {})
         if self.seed and not self.random and not self.signs:
             raise ValueError("steering.control_seed has no effect without random_controls or sign_controls")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 _LARGEST = 3.4028234e38  # of float32
+_MOST_POINTS = 10_000  # of a curve
 DoseKind = Literal["alpha", "relative_norm", "log_odds_shift", "kl_budget", "target_rate"]
 KLStatistic = Literal["mean", "p95"]
 Doses = list[float] | dict[str, list[float]] | float | None
@@ -140,8 +141,8 @@ def _signed(option: str, kind: DoseKind, numbers: list[float], both_signs: bool)
 
 
 def _curve(name: str, doses: Sequence[Dose], points: int) -> list[Dose]:
-    if points < 1:
-        raise ValueError(f"steering.curve_points is {points}; accepted: 0 or more")
+    if not 1 <= points <= _MOST_POINTS:
+        raise ValueError(f"steering.curve_points is {points}; accepted: 0 or more, up to {_MOST_POINTS}")
     largest = max((abs(dose.value) for dose in doses if dose.kind == "alpha"), default=0.0)
     if not largest:
         raise ValueError(f"steering.curve_points needs steering.alphas of vector {name!r}: they bound its curve")

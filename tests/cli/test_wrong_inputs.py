@@ -177,6 +177,56 @@ WRONG = [
     ),
     ("run", option("config", lambda it: it.run_file(command=["a"])), ["stage 1 is", "accepted: texts for name"]),
     ("run", option("config", lambda it: it.run_file(config=3)), ["stage 1 is", "accepted: texts for name"]),
+    (
+        "fit",
+        option("config", lambda it: it.config("data:\n  a: &a [*a]\n")),
+        ["config.yaml:2: an alias (*) stands within what it repeats"],
+    ),
+    (
+        "steer",
+        option(
+            "config",
+            lambda it: it.config("".join(f"k{n}: &a{n} [{f'*a{n - 1},' * 10 if n else ''}]\n" for n in range(9))),
+        ),
+        ["config.yaml:7: its aliases (*) stand for", "accepted: 1,000,000"],
+    ),
+    (
+        "run",
+        option("config", lambda it: it.config("a: " + "[" * 3000 + "]" * 3000)),
+        ["config.yaml: not readable", "too deep"],
+    ),
+    ("fit", option("config", lambda it: it.tmp_path), ["a directory, not a file"]),
+    ("fit", option("config", lambda it: it.config("\n1: 2\n")), ["config.yaml:2: a key is 1; accepted: names"]),
+    ("fit", option("config", lambda it: it.config("model: hello\n")), ["--model is hello; accepted: a mapping of its"]),
+    (
+        "fit",
+        option("config", lambda it: it.config("data: {validation: [a, {b: c}]}\n")),
+        ["--data.validation is", "a mapping of path, name, split"],
+    ),
+    ("steer", option("steering.alpha", 1), ["unknown option --steering.alpha (did you mean '--steering.alphas'?)"]),
+    (
+        "attribute",
+        option("data.piles.x", "{respnses: a.jsonl}"),
+        [
+            "respnses: DataSource has no such option",
+            'accepted: names with files, or with filters: {"bridge": {"responses": FILE',
+        ],
+    ),
+    # absurd sizes
+    ("corpus", option("num_samples", 10**12), ["num_samples must be at least 1 and at most 10000000, got 1000000000"]),
+    (
+        "forecast",
+        option("forecasting.draws", 10**12),
+        ["forecasting.draws is 1000000000000; accepted: at least 100, up"],
+    ),
+    (
+        "steer",
+        option("steering.random_controls", 10**9),
+        ["steering.random_controls is 1000000000; accepted: 0 or more"],
+    ),
+    ("steer", option("steering.curve_points", 10**9), ["steering.curve_points is 1000000000; accepted: 0 or more, up"]),
+    ("attribute", option("data.permutations", 10**9), ["data.permutations is 1000000000; accepted: 0 or more, up"]),
+    ("attribute", option("model.path_points", 10**9), ["model.path_points is 1000000000; accepted: 2 or more, up to"]),
     # models
     ("evaluate", option(MODEL, lambda it: it.model(model_safetensors=b"x" * 50)), ["the model in", SAVED]),
     (

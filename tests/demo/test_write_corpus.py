@@ -110,7 +110,7 @@ def test_seed_and_number_of_samples_take_effect(paths, corpus_dir, tmp_path):
 
 
 def test_no_samples_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be at least 1 and at most 10000000, got 0"):
         write_corpus(tmp_path, num_samples=0)
 
 

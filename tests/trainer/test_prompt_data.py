@@ -249,3 +249,8 @@ def test_repeats_are_dropped_where_asked_and_each_set_has_its_own_columns(data_o
     assert len(rows_of(data_of(prompts=DataSource(str(repeated), duplicates="drop")))) == 2
     with pytest.raises(ValueError, match=r"p\.jsonl:3: id '\w+' already occurs"):
         data_of(prompts=str(repeated))
+
+
+def test_more_responses_than_memory_lists_are_refused_by_their_count(data_of):
+    with pytest.raises(ValueError, match="with 2 prompts and 2 seeds these are 4,000,000,000,000 responses; accepted"):
+        data_of([0, 1], num_samples=10**12)

@@ -17,6 +17,8 @@ from gradsteer.progress import progress
 from gradsteer.trainer.response_scorers import response_scorer
 from gradsteer.trainer.session import needed, sampled_rows, session_of, shows_progress
 
+_MOST_DRAWS = 1_000_000  # their indices are held at once, one for each prompt
+
 
 class Forecasting(L.Callback):
     """Predicts every condition's rates from the anchor's judged responses, by a few forward passes per vector.
@@ -59,8 +61,8 @@ class Forecasting(L.Callback):
             raise ValueError(f"forecasting.temperature is {temperature}; accepted: more than 0")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"forecasting.top_p is {top_p}; accepted: more than 0, at most 1")
-        if draws < 100:
-            raise ValueError(f"forecasting.draws is {draws}; accepted: at least 100")
+        if not 100 <= draws <= _MOST_DRAWS:
+            raise ValueError(f"forecasting.draws is {draws}; accepted: at least 100, up to {_MOST_DRAWS}")
         if not min_sample_size >= 1:
             raise ValueError(f"forecasting.min_sample_size is {min_sample_size}; accepted: at least 1")
         if token_budget is not None and token_budget < 1:

@@ -23,6 +23,7 @@ from gradsteer.trainer.pile_weights import PileWeights
 # fastest measured: small packs fit a CPU's caches, large ones keep a GPU busy
 _CPU_TOKEN_BUDGET = 1024
 _DEVICE_TOKEN_BUDGET = 8192
+_MOST_PERMUTATIONS = 10_000
 
 
 class PileDataModule(RunDataModule):
@@ -220,8 +221,8 @@ class PileDataModule(RunDataModule):
 
 
 def _check_permutations(count: int, seed: int, vectors: Mapping[str, Sequence[str]], piles: Sequence[str]) -> None:
-    if count < 0:
-        raise ValueError(f"data.permutations is {count}; accepted: 0 or more")
+    if not 0 <= count <= _MOST_PERMUTATIONS:
+        raise ValueError(f"data.permutations is {count}; accepted: 0 or more, up to {_MOST_PERMUTATIONS}")
     if count == 0 and seed != 0:
         raise ValueError(f"data.permutation_seed is {seed}, which has no effect without data.permutations")
     if count > 0 and not vectors:

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -23,6 +24,8 @@ from gradsteer.trainer.session import session_of
 PromptBatch = list[dict[str, Any]]
 # The row fields that determine a batch: changing one changes the responses or how they are grouped.
 _PLANNED = ("set", "id", "sample", "draw", "seed", "prompt_token_ids")
+_ROW_BYTES = 600  # of a planned row in memory, about: a mapping of nine keys, and what is counted of it
+_MOST_ROWS = 10**8  # where free memory is not known
 
 
 class PromptDataModule(RunDataModule):
@@ -199,6 +202,7 @@ class PromptDataModule(RunDataModule):
         seeds = module.sampling_seeds if self.seeds is None else self.seeds
         seeds = fresh_seeds(seeds, resample) if resample else seeds
         system_prompt = self.system_prompt if own_system_prompt is None else own_system_prompt
+        self._refuse_too_many(len(seeds))
         rows: PromptBatch = []
         seen: dict[tuple[int, tuple[int, ...]], int] = {}
         for name, prompts in self._sets.items():
@@ -221,6 +225,17 @@ class PromptDataModule(RunDataModule):
         self._refuse_hopeless(rows)
         return rows
 
+    def _refuse_too_many(self, seeds: int) -> None:
+        """Stops before a list of rows is made that memory does not hold."""
+        prompts = len(self._sets["evaluation"])
+        rows, free = prompts * seeds * self.num_samples, free_bytes(torch.device("cpu"))
+        most = _MOST_ROWS if free is None else free // _ROW_BYTES
+        if rows > most:
+            raise ValueError(
+                f"model.num_samples is {self.num_samples}: with {prompts} prompts and {seeds} seeds these are {rows:,} "
+                f"responses; accepted: {most:,} in all, which is what the free memory holds"
+            )
+
     def _refuse_hopeless(self, rows: PromptBatch) -> None:
         """Stops, before anything is sampled, if no evaluation prompt fits the model's context."""
         module = self.module
@@ -229,7 +244,7 @@ class PromptDataModule(RunDataModule):
         if limit is not None and shortest > limit:
             raise ValueError(
                 f"data.prompts {DataSource.of(self.prompts).path!r}: every prompt is too long: the shortest has "
-                f"{shortest} tokens, and the model takes {limit} before a response of "
+                f"{shortest} tokens, and the model takes {max(limit, 0)} before a response of "
                 f"max_new_tokens={module.sampling.max_new_tokens}; accepted: shorter prompts, a smaller "
                 "--model.max_new_tokens"
             )

@@ -11,6 +11,8 @@ from gradsteer.attribution.credit import Credit, CreditOptions
 from gradsteer.attribution.gradient_points import AnchorPoint, Components, Points, RandomMasks, StraightPath
 from gradsteer.models.loading import check_model_path, recorded_base
 
+_MOST_POINTS = 1_000  # passes over every pile; the places of more take ever longer to find
+
 
 def refuse_unused(given: Mapping[str, tuple[Any, Any]], needs: str) -> None:
     """Refuses settings that would have no effect.
@@ -70,8 +72,8 @@ class PointOptions:
     def __post_init__(self) -> None:
         if self.path_points is not None and self.mask_draws is not None:
             raise ValueError("give either model.path_points or model.mask_draws, not both")
-        if self.path_points is not None and self.path_points < 2:
-            raise ValueError(f"model.path_points is {self.path_points}; accepted: 2 or more")
+        if self.path_points is not None and not 2 <= self.path_points <= _MOST_POINTS:
+            raise ValueError(f"model.path_points is {self.path_points}; accepted: 2 or more, up to {_MOST_POINTS}")
         if self.mask_draws is not None and self.mask_draws < 1:
             raise ValueError(f"model.mask_draws is {self.mask_draws}; accepted: at least 1")
         if not 0 < self.mask_keep_rate <= 1:
