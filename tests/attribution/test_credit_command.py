@@ -258,7 +258,7 @@ def test_an_interrupted_run_goes_on_with_the_same_credit(judged, foreseeable, wh
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_give_what_one_gives(judged, foreseeable, whole, tmp_path, strategy):
     line = words(judged, tmp_path, piles_of(foreseeable), *ADVANTAGE, dtype="float32")

@@ -13,6 +13,7 @@ from road import PATTERNS, QUIET, run, write_lines
 from test_configs import CONFIGS
 from test_pile_gradient import relative_error
 
+from gradsteer.forecast.calibration import Calibration
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
@@ -25,7 +26,7 @@ STRATEGIES = {
 OTHERS = [("packs", "fsdp"), ("attribute", "fsdp"), ("packs", "ddp")]
 NUMBERS = ("mean_token_loss", "loss_at_base", "loss_at_anchor", "along_path")
 # the work's digest tells the strategies apart; whether a seed was set is the test's own doing
-OF_THE_RUN = {"work_digest", "seed", "split_half_cosine", "split_half_cosine_by_layer", *NUMBERS}
+OF_THE_RUN = {"work_digest", "seed", "split_half_cosine", "split_half_cosine_by_layer", "calibration", *NUMBERS}
 
 
 def start_on_two(words, out, strategy, more=()):
@@ -84,6 +85,10 @@ def check_same_files(two, one, files):
         }
         for key in expected.keys() & set(NUMBERS):
             assert float(said[key]) == pytest.approx(float(expected[key]), rel=1e-5), key
+        if "calibration" in expected:
+            slopes = [Calibration.read(each) for each in (said, expected)]
+            assert slopes[0].slope == pytest.approx(slopes[1].slope, rel=1e-4)
+            assert slopes[0].standard_error == pytest.approx(slopes[1].standard_error, rel=1e-4)
 
 
 @pytest.fixture(scope="module")
