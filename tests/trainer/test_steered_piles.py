@@ -9,7 +9,7 @@ import pytest
 from judged import FRESH, lines_of
 from road import QUIET, run, write_lines
 from test_attribution_module import Averages, trainer_of
-from test_distributed import run_on_two
+from test_distributed import check_same_files, run_on_two
 from test_pile_gradient import relative_error
 
 from gradsteer.__main__ import main
