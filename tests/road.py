@@ -8,6 +8,7 @@ from filelock import FileLock
 from tokenizers_zoo import chatml_tokenizer
 
 from gradsteer.__main__ import main
+from gradsteer.attribution.pile_gradient import PileGradient
 
 WORDS = [
     "the",
@@ -36,6 +37,21 @@ def run(*words):
     status = main([*map(str, words), *QUIET])
     assert status == 0
     return status
+
+
+def run_cut_off(line, out, monkeypatch):
+    """Runs an attribution that breaks off once it has partial sums in `out`."""
+
+    def cut_off(*arguments, **options):
+        if list((out / "gradients").glob(".*.partial")):
+            raise RuntimeError("cut off")
+        return add(*arguments, **options)
+
+    add = PileGradient.add
+    with monkeypatch.context() as patched:
+        patched.setattr(PileGradient, "add", cut_off)
+        with pytest.raises(RuntimeError, match="cut off"):
+            main([*map(str, line), *QUIET])
 
 
 def write_lines(path, rows):

@@ -17,8 +17,8 @@ from gradsteer.provenance import git_sha
 from gradsteer.version import __version__
 
 _PACKAGES = (
-    "torch", "lightning", "transformers", "tokenizers", "safetensors", "jsonargparse", "numpy", "scipy", "datasets",
-    "pyarrow", "huggingface_hub", "matplotlib", "tensorboard", "filelock",
+    "torch", "lightning", "transformers", "tokenizers", "safetensors", "jsonargparse", "numpy", "scipy",
+    "scikit-learn", "regex", "datasets", "pyarrow", "huggingface_hub", "matplotlib", "tensorboard", "filelock",
 )  # fmt: skip
 _OPTIONAL = {
     "openai": "judges over the network",

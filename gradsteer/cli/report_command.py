@@ -28,9 +28,9 @@ def main(args: Sequence[str]) -> int:
 
 def options_parser() -> Any:
     """The parser of all options."""
-    from jsonargparse import ArgumentParser
+    from gradsteer.options import OptionsParser
 
-    parser = ArgumentParser(
+    parser = OptionsParser(
         prog="gradsteer report",
         description="Writes DIR/report.html, one page without scripts that needs no other file, and DIR/report.md from "
         "what a run left in DIR: what was asked, setup, rates, forecast beside realised, examples chosen by a rule, "

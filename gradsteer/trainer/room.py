@@ -92,7 +92,7 @@ def _model_bytes(pl_module: Any) -> int:
     """Bytes of a module's weights in the dtype that it loads them in, before they are loaded."""
     loading: Loading = pl_module.loading
     wanted = DTYPES[pl_module.dtype_name].itemsize
-    files = [file for file in Path(loading.name_or_path).glob("*.safetensors")]
+    files = list(Path(loading.name_or_path).glob("*.safetensors"))
     config = read_config(loading.name_or_path, loading.revision) or {}
     saved = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
     if getattr(pl_module, "fresh_config", None) is None and loading.gguf_file is None and files and saved is not None:

@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from judged import lines_of, message_of
-from road import QUIET, run, write_lines
+from road import run, run_cut_off, write_lines
 from test_distributed import check_same_files, run_on_two
 from test_pile_gradient import relative_error
 
-from gradsteer.__main__ import main
 from gradsteer.attribution.credit import CreditOptions
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import halves_of_prompts
@@ -238,17 +237,7 @@ def whole(judged, foreseeable, tmp_path_factory):
 def test_an_interrupted_run_goes_on_with_the_same_credit(judged, foreseeable, whole, tmp_path, monkeypatch):
     more = [*ADVANTAGE, "--partial_sums.every_minutes", "0"]
     line = words(judged, tmp_path, piles_of(foreseeable), *more, dtype="float32")
-
-    def cut_off(*arguments, **options):
-        if list((tmp_path / "gradients").glob(".*.partial")):
-            raise RuntimeError("cut off")
-        return add(*arguments, **options)
-
-    add = PileGradient.add
-    monkeypatch.setattr(PileGradient, "add", cut_off)
-    with pytest.raises(RuntimeError, match="cut off"):
-        main([*line, *QUIET])
-    monkeypatch.setattr(PileGradient, "add", add)
+    run_cut_off(line, tmp_path, monkeypatch)
     run(*line)
     for name in ("gradients/shown", "gradients/halves/other-2", "vectors/a", "vectors/permuted/a-0"):
         ours, theirs = (ParameterVector.load(directory / f"{name}.safetensors") for directory in (tmp_path, whole))

@@ -300,6 +300,10 @@ WRONG = [
         ["f.json' holds a JSON list; accepted: an"],
     ),
     ("inspect", lambda it: {it.inputs / "chat.jsonl": None}, ["chat.jsonl' is not a readable safetensors file"]),
+    ("report", lambda it: {it.tmp_path / "none": None}, ["no directory at", "accepted: the --output_dir of a run"]),
+    ("report", option("directry", "x"), ["unknown option --directry"]),
+    ("doctor", option("seconds", "soon"), ["--seconds is soon; accepted: a finite number"]),
+    ("doctor", option("secods", "1"), ["unknown option --secods (did you mean '--seconds'?)"]),
 ]
 
 
@@ -325,7 +329,8 @@ def test_a_wrong_input_is_one_line(command, wrong, said, experiment, inputs, tmp
 def test_they_are_many_and_of_every_command():
     assert len(WRONG) >= 40
     assert {row[0] for row in WRONG} == {
-        "corpus", "fit", "validate", "evaluate", "attribute", "forecast", "steer", "judge", "export", "inspect", "run"
+        "corpus", "fit", "validate", "evaluate", "attribute", "forecast", "steer", "judge", "export", "inspect", "run",
+        "report", "doctor",
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from judged import FRESH, lines_of
-from road import QUIET, run, write_lines
+from road import QUIET, run, run_cut_off, write_lines
 from test_attribution_module import Averages, trainer_of
 from test_distributed import check_same_files, run_on_two
 from test_pile_gradient import relative_error
@@ -233,18 +233,8 @@ def test_a_weighed_and_a_plain_gradient_are_not_contrasted(whole, judged):
 
 def test_an_interrupted_run_goes_on_with_the_same_weights(judged, files, whole, tmp_path, monkeypatch):
     line = words(judged, files, tmp_path, **{"--partial_sums.every_minutes": 0})
-
-    def cut_off(*_arguments, **_options):
-        if list((tmp_path / "gradients").glob(".*.partial")):
-            raise RuntimeError("cut off")
-        return add(*_arguments, **_options)
-
-    add = PileGradient.add
-    monkeypatch.setattr(PileGradient, "add", cut_off)
-    with pytest.raises(RuntimeError, match="cut off"):
-        main([*line, *QUIET])
+    run_cut_off(line, tmp_path, monkeypatch)
     assert not (tmp_path / "vectors").exists()
-    monkeypatch.setattr(PileGradient, "add", add)
     run(*line)
     for name in ("gradients/with", "gradients/halves/without-2", "vectors/v", "vectors/permuted/v-0"):
         ours, theirs = (ParameterVector.load(directory / f"{name}.safetensors") for directory in (tmp_path, whole))

@@ -126,7 +126,6 @@ class ResultsReport(L.Callback):
         tables, text = self.output_dir / f"{self.tables}.txt", detailed_tables(rows, self.experiment, note=note)
         write_text(tables, text)
         figures = result_figures(rows, self.experiment, self.file)
-        figures = result_figures(rows, self.experiment, self.file)
         pictures = [*save_figures(trainer, figures, self.output_dir / "figures"), *others]
         if self.verbose:
             print_text(text)

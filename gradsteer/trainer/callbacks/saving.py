@@ -69,7 +69,7 @@ class SavePretrained(L.Callback):
             self._check_optimizer(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Goes on within an epoch; the Trainer has its loader's state only where it was not asked for its length."""
+        """Goes on within an epoch; the Trainer itself restores no loader that was asked for its length before."""
         loader, done = trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if isinstance(loader, ResumableLoader):
             loader.load_state_dict({"position": done})

@@ -136,10 +136,8 @@ class AttributionModule(SummingModule):
         self.num_points = self.options.num_points
         self.model_name_or_path, self.reduction, self.dtype_name = model_name_or_path, reduction, dtype
         self.loss, self.kl_direction = loss, kl_direction
-        self.temperature, self.credit = (
-            temperature,
-            credit_options(credit, advantage_lambda, reduction, temperature, loss),
-        )
+        self.temperature = temperature
+        self.credit = credit_options(credit, advantage_lambda, reduction, temperature, loss)
         self.token_credit: TokenCredit | None = None
         compared = loss == "kl" and reference is None
         self.base = choose_base(base, model_name_or_path, needed=self.options.need_base or compared)
