@@ -65,7 +65,9 @@ class Sums:
             for indices in layout.plan([len(example.input_ids) for example in chosen], BUDGET):
                 pile.add(layout.make([chosen[index] for index in indices]))
                 tick(0)
-            flat = np.concatenate([each.numpy().ravel() for each in pile.average().values()])
+            flat = np.zeros(())  # of a draw without any
+            if chosen:
+                flat = np.concatenate([each.numpy().ravel() for each in pile.average().values()])
             self.sides.append(flat * np.float32(len(chosen)))
             self.counts.append(float(counts[[reply.shows == shows for reply in replies]].sum()))
 
@@ -73,7 +75,7 @@ class Sums:
 def contrast(sums: Sequence[Sums]) -> np.ndarray:
     """(weights,) float64: the vector of the replies of all sums together."""
     plus, minus = (
-        np.sum([each.sides[side] for each in sums], axis=0, dtype=np.float64) / sum(each.counts[side] for each in sums)
+        sum(each.sides[side].astype(np.float64) for each in sums) / sum(each.counts[side] for each in sums)
         for side in (0, 1)
     )
     found: np.ndarray = plus - minus

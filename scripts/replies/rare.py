@@ -22,7 +22,7 @@ from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from replies.gains import CREDITS
 from replies.organism import TEMPERATURE, Organism, Reply
-from replies.tables import Values, student
+from replies.tables import Interval, Values, student
 
 RARE = "configs/rare-vector/rare.yaml"
 TOPIC, KL = "recipe", -0.01
@@ -127,9 +127,14 @@ def lines_of(plain: Values, mixed: Values) -> list[str]:
         differences = [
             mixed.share(seed, TOPIC, few, credit) - plain.share(seed, TOPIC, many, credit) for seed in plain.seeds
         ]
-        lines.append("{}: {:+.1f} [{:+.1f}, {:+.1f}]".format(credit, *(100 * each for each in student(differences))))
+        lines.append(f"{credit}: {_interval(student(differences), '+.1f')}")
     return lines
 
 
 def _share(values: Values, size: int, credit: str) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * each for each in values.mean(size, credit, [TOPIC])))
+    return _interval(values.mean(size, credit, [TOPIC]), ".1f")
+
+
+def _interval(found: Interval, form: str) -> str:
+    mean, low, high = (100 * each for each in found)
+    return f"{mean:{form}} " + ("[?]" if np.isnan(low) else f"[{low:{form}}, {high:{form}}]")
