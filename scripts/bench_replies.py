@@ -14,7 +14,7 @@ Everything sampled and measured is kept in --directory: the same command goes on
 A behavior of 2% (configs/rare-vector): V from 400 and 800 judged replies, half of them sampled along a first vector
 and weighed back, beside V from 400 to 4,000 plain ones:
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python -u scripts/bench_replies.py --rare       # half an hour of one idle core, estimated
+    OMP_NUM_THREADS=1 PYTHONPATH=. python -u scripts/bench_replies.py --rare   # estimated: half an hour of one core
 
 Of a pretrained model with judged replies: every credit's vectors, their split-half cosines, norms and slopes, and a
 config file for `steer` to sample them at one norm and at one KL (scripts/replies/smollm2 runs all of it):
