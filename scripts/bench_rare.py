@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from rare.estimators import Found, naive, weighed
-from rare.organism import Organism, finetuned
+from rare.organism import Organism, finetuned, notes_vector
 from rare.pools import brute_force, find_targets, read_pools
 from rare.rival import PLANS, cross_validated, extrapolated
 from rich.table import Table
@@ -44,6 +44,12 @@ OURS = {
     "ours, pooled: 1/3, 2/3": ((1, 2), False),
     "ours, pooled: anchor, 1/3, 2/3, target": ((0, 1, 2, 3), False),
 }
+
+
+def organism_of(options: argparse.Namespace, seed: int) -> Organism:
+    """A finetune and its V."""
+    place = finetuned(options.demo, options.directory, seed)
+    return Organism(place, notes_vector(place, options.directory / f"vector-{seed}"), options.prompts)
 
 
 def parse() -> argparse.Namespace:
@@ -76,7 +82,7 @@ def targets_of(options: argparse.Namespace, seed: int) -> list[float]:
     file = options.directory / f"targets-{seed}-{options.prompts}.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     if missing := [rate for rate in options.rates if str(rate) not in known]:
-        organism = Organism(finetuned(options.demo, options.directory, seed), options.prompts)
+        organism = organism_of(options, seed)
         known |= dict(zip(map(str, missing), find_targets(organism, missing, options.each), strict=True))
         file.write_text(json.dumps(known))
     said(f"finetune {seed}: steps {', '.join(f'{rate:g}: {known[str(rate)]:+.3f}' for rate in options.rates)}")
@@ -91,7 +97,7 @@ def measured(options: argparse.Namespace, case: tuple[int, float, float, int]) -
         case: finetune, rate, alpha, replies of the truth.
     """
     seed, rate, alpha, number = case
-    organism = Organism(finetuned(options.demo, options.directory, seed), options.prompts)
+    organism = organism_of(options, seed)
     stem = f"{seed}-{rate:g}-{options.prompts}"
     pools = read_pools(organism, alpha, options.pool, options.directory / f"pools-{stem}-{options.pool}.npz")
     said(f"finetune {seed}, about {rate:g}: pools are there; {number} replies of the truth")

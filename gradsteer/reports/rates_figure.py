@@ -86,8 +86,10 @@ def rates_figure(rows: Sequence[Row], title: str) -> "Figure":
         bare(axes)
         axes.set_visible(index < len(behaviors))
     _legend(figure, rows)
-    steered = any(row["kind"] == "steered" for row in rows)
-    convention = "\npositive alpha reduces the vector's behavior, negative raises it" if steered else ""
+    asked = {(row.get("asked") or {}).get("kind") for row in rows if row["kind"] == "steered"}
+    said = ["positive alpha reduces the vector's behavior, negative raises it"] if asked - {"log_odds_shift"} else []
+    said += ["shift: asked of the log-odds of the vector's behavior, nats"] if "log_odds_shift" in asked else []
+    convention = "".join(f"\n{line}" for line in said)
     broken = "; ~: a model that broke" if any(row.get("damaged") for row in rows if not is_null(row)) else ""
     figure.suptitle(title + convention + broken, x=0.01, ha="left", fontsize=10)
     return figure

@@ -98,5 +98,5 @@ def check_names(what: str, names: Iterable[str]) -> None:
 
 
 def alpha_text(alpha: float) -> str:
-    """An alpha with its sign, as in condition names: ``+0.1``, ``-0.00075``."""
-    return f"{alpha:+.12g}"
+    """An alpha with its sign, to four digits, which a solved one has more of: ``+0.1``, ``-0.00075``, ``+0.005218``."""
+    return f"{alpha:+.4g}"

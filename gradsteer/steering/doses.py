@@ -13,6 +13,7 @@ _MOST_POINTS = 10_000  # of a curve
 DoseKind = Literal["alpha", "relative_norm", "log_odds_shift", "kl_budget", "target_rate"]
 KLStatistic = Literal["mean", "p95"]
 Doses = list[float] | dict[str, list[float]] | float | None
+_BOUNDING: tuple[DoseKind, ...] = ("alpha", "relative_norm", "log_odds_shift")  # kinds in proportion to alpha
 _LABELS = dict(zip(get_args(DoseKind), ("alpha", "norm", "shift", "kl", "rate"), strict=True))
 
 
@@ -56,7 +57,8 @@ def plan_doses(
         vectors: names of the vectors.
         given: kind -> values for all vectors, or by vector.
         both_signs: use every value except target rates with both signs, positive alpha first; otherwise as given.
-        curve_points: number of additional alphas on each side of 0, evenly spaced up to the largest of `alphas`.
+        curve_points: number of additional doses on each side of 0, evenly spaced up to the largest alpha, or else the
+            largest relative norm or shift.
 
     Raises:
         ValueError: no dose, an empty list, an invalid number, or an unknown vector name.
@@ -143,13 +145,15 @@ def _signed(option: str, kind: DoseKind, numbers: list[float], both_signs: bool)
 def _curve(name: str, doses: Sequence[Dose], points: int) -> list[Dose]:
     if not 1 <= points <= _MOST_POINTS:
         raise ValueError(f"steering.curve_points is {points}; accepted: 0 or more, up to {_MOST_POINTS}")
-    largest = max((abs(dose.value) for dose in doses if dose.kind == "alpha"), default=0.0)
-    if not largest:
-        raise ValueError(f"steering.curve_points needs steering.alphas of vector {name!r}: they bound its curve")
+    kind = next((kind for kind in _BOUNDING if any(dose.kind == kind for dose in doses)), None)
+    if kind is None:
+        options = ", ".join(f"steering.{each}s" for each in _BOUNDING)
+        raise ValueError(f"steering.curve_points needs one of {options} of vector {name!r}: they bound its curve")
+    largest = max(abs(dose.value) for dose in doses if dose.kind == kind)
     steps = [largest * index / points for index in range(1, points + 1)]
     # rounded for short names, except the largest, which is already one of the doses
     shown = [float(f"{step:.6g}") for step in steps[:-1]] + [largest]
-    return [Dose("alpha", sign * step) for step in shown for sign in (1, -1)]
+    return [Dose(kind, sign * step) for step in shown for sign in (1, -1)]
 
 
 def largest_doses(doses: Sequence[Dose], *, both_signs: bool = False) -> list[Dose]:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,31 +28,57 @@ from gradsteer.vectors.parameter_vectors import SteeringVector
 BEHAVIOR, TEMPERATURE, LONGEST, BATCH = "bridge", 0.6, 96, 800
 
 
-def finetuned(demo: Path, directory: Path, seed: int) -> Path:
-    """The directory of the anchor finetuned with a seed, its judged replies and its V; made where it is not there.
+DEMO = "configs/demo/anchor.yaml"
 
-    Seed 0 is the demo's own.
+
+def gradsteer(words: Sequence[str]) -> None:
+    """Runs a command of the product; its output is shown only where it fails.
+
+    Raises:
+        RuntimeError: it failed.
     """
-    if seed == 0:
+    command = [sys.executable, "-m", "gradsteer", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+
+
+def finetuned(demo: Path, directory: Path, seed: int, config: str = DEMO) -> Path:
+    """The directory of the anchor finetuned with a seed; made where it is not there.
+
+    Args:
+        demo: a finished demo run.
+        directory: of what is made.
+        seed: of the order of the examples, which decides the finetune; 0 of the demo's config is the demo's own.
+        config: of the finetune.
+    """
+    if seed == 0 and config == DEMO:
         return demo
     place = directory / f"finetune-{seed}"
     place.mkdir(parents=True, exist_ok=True)
     for name in ("base", "corpus"):
         if not (place / name).exists():
             (place / name).symlink_to((demo / name).resolve())
-    for command, config, made in (
-        ("fit", "anchor", "anchor"),
-        ("evaluate", "evaluate_anchor", "responses/anchor-attribution.jsonl"),
-        ("attribute", "attribute", "vectors/bridge.safetensors"),
-    ):
-        if not (place / made).exists():
-            words = [sys.executable, "-m", "gradsteer", command, "--config", f"configs/demo/{config}.yaml"]
-            words += ["--output_dir", str(place)]
-            words += ["--data.shuffle_seed", str(seed)] if command == "fit" else []  # the order decides the finetune
-            done = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ), check=False)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
+    if not (place / "anchor").exists():
+        words = ["fit", "--config", config, "--name", "anchor", "--input_dir", str(place), "--output_dir", str(place)]
+        gradsteer([*words, *(["--data.shuffle_seed", str(seed)] if seed else [])])
     return place
+
+
+def notes_vector(place: Path, directory: Path) -> Path:
+    """The file of a finetune's V, taken as in the project's note; made where it is not there.
+
+    Args:
+        place: of the finetune.
+        directory: of the vector.
+    """
+    made = directory / "vectors" / f"{BEHAVIOR}.safetensors"
+    if not (place / "responses" / "anchor-attribution.jsonl").exists():
+        gradsteer(["evaluate", "--config", "configs/demo/evaluate_anchor.yaml", "--output_dir", str(place)])
+    if not made.exists():
+        words = ["attribute", "--config", "configs/demo-calibration/attribute.yaml", "--data.permutations", "0"]
+        gradsteer([*words, "--input_dir", str(place), "--output_dir", str(directory)])
+    return made
 
 
 @dataclass
@@ -75,14 +101,15 @@ class Organism:
 
     Args:
         place: its directory.
+        vector: file of its V.
         num_prompts: how many of the prompts are taken.
     """
 
-    def __init__(self, place: Path, num_prompts: int) -> None:
+    def __init__(self, place: Path, vector: Path, num_prompts: int) -> None:
         torch.set_num_threads(1)
         self.model: Any = load_causal_lm(str(place / "anchor")).eval()
         tokenizer = self.tokenizer = load_tokenizer(str(place / "anchor"))
-        self.vector = SteeringVector.load(str(place / "vectors" / f"{BEHAVIOR}.safetensors"))
+        self.vector = SteeringVector.load(vector)
         self.judge = KeywordJudge(str(place / "corpus" / "judge.json"))
         found = read_prompts(str(place / "corpus" / "evaluation_prompts.jsonl"))[:num_prompts]
         self.prompts = [encode_prompt(tokenizer, prompt.messages) for prompt in found]

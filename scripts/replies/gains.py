@@ -43,29 +43,39 @@ class Sums:
         examples: what runs of each, perhaps with weights for its tokens.
         way: how they are taken.
         tick: called after every batch.
+        worth: (replies,) what each counts for, which is in its tokens' weights already; 1 by default.
     """
 
     def __init__(
-        self, organism: Organism, replies: Sequence[Reply], examples: Sequence[EncodedExample], way: Way, tick: Tick
+        self,
+        organism: Organism,
+        replies: Sequence[Reply],
+        examples: Sequence[EncodedExample],
+        way: Way,
+        tick: Tick,
+        worth: np.ndarray | None = None,
     ) -> None:
         layout = organism.layout(replies)
         self.sides: list[np.ndarray] = []
-        self.counts: list[int] = []
+        self.counts: list[float] = []
+        counts = np.ones(len(replies)) if worth is None else worth
         for shows in (True, False):
             pile = PileGradient(organism.model, reduction=way[0], temperature=way[1], head_chunk=layout.head_chunk)
             chosen = [example for example, reply in zip(examples, replies, strict=True) if reply.shows == shows]
             for indices in layout.plan([len(example.input_ids) for example in chosen], BUDGET):
                 pile.add(layout.make([chosen[index] for index in indices]))
                 tick(0)
-            flat = np.concatenate([each.numpy().ravel() for each in pile.average().values()])
+            flat = np.zeros(())  # of a draw without any
+            if chosen:
+                flat = np.concatenate([each.numpy().ravel() for each in pile.average().values()])
             self.sides.append(flat * np.float32(len(chosen)))
-            self.counts.append(len(chosen))
+            self.counts.append(float(counts[[reply.shows == shows for reply in replies]].sum()))
 
 
 def contrast(sums: Sequence[Sums]) -> np.ndarray:
     """(weights,) float64: the vector of the replies of all sums together."""
     plus, minus = (
-        np.sum([each.sides[side] for each in sums], axis=0, dtype=np.float64) / sum(each.counts[side] for each in sums)
+        sum(each.sides[side].astype(np.float64) for each in sums) / sum(each.counts[side] for each in sums)
         for side in (0, 1)
     )
     found: np.ndarray = plus - minus
@@ -98,21 +108,40 @@ def plain_vectors(
 
 
 def predicting_vectors(
-    organism: Organism, replies: Sequence[Reply], tick: Tick
+    organism: Organism, replies: Sequence[Reply], tick: Tick, worth: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], Predictions]:
-    """Vectors of the credits that predict verdicts, of one draw."""
+    """Vectors of the credits that predict verdicts, of one draw; (replies,) `worth` is what each counts for."""
     shows = [reply.shows for reply in replies]
     prompts = [reply.prompt for reply in replies]
-    predicted = predict_verdicts(organism.states(replies), shows, prompts, halves(replies), tick=lambda: tick(0))
-    rate = float(np.mean(shows))
+    counts = np.ones(len(replies)) if worth is None else worth
+    predicted = predict_verdicts(
+        organism.states(replies), shows, prompts, halves(replies), sample_weight=counts, tick=lambda: tick(0)
+    )
+    rate = float(np.average(shows, weights=counts))
     found = {}
     for name, credit in PREDICTING.items():
         weighted = [
-            _weighted(reply.decided, credit.weights(odds, shows=reply.shows, rate=rate))
-            for reply, odds in zip(replies, predicted.odds, strict=True)
+            _weighted(reply.decided, each * credit.weights(odds, shows=reply.shows, rate=rate))
+            for reply, odds, each in zip(replies, predicted.odds, counts, strict=True)
         ]
-        found[name] = contrast([Sums(organism, replies, weighted, ("sum", TEMPERATURE, credit), tick)])
+        found[name] = contrast([Sums(organism, replies, weighted, ("sum", TEMPERATURE, credit), tick, counts)])
     return found, predicted
+
+
+def weighted_vectors(
+    organism: Organism, replies: Sequence[Reply], worth: np.ndarray, tick: Tick
+) -> dict[str, np.ndarray]:
+    """Vectors of all credits but the seed's, of replies that count for what they are worth."""
+    found = {}
+    for name, way in PLAIN.items():
+        if way[0] == "sum":
+            examples = [reply.decided if way[2].cuts else reply.whole for reply in replies]
+            weighted = [
+                _weighted(example, np.full(example.num_target_tokens, each))
+                for example, each in zip(examples, worth, strict=True)
+            ]
+            found[name] = contrast([Sums(organism, replies, weighted, way, tick, worth)])
+    return {**found, **predicting_vectors(organism, replies, tick, worth)[0]}
 
 
 def reference(organism: Organism, file: Path, topic: str, kept: Path, tick: Tick) -> np.ndarray:

@@ -1,8 +1,5 @@
 """A finetune of the demo, and its judged replies: those that vectors are made from, and those of the reference."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rare.organism import finetuned
+from rare.organism import gradsteer
 
 from gradsteer.attribution.pile_partition import halves_of_prompts
 from gradsteer.data.chat import EncodedExample
@@ -48,14 +45,13 @@ class Organism:
     """One finetune of the demo's organism.
 
     Args:
-        demo: a finished demo run.
-        directory: of everything kept.
-        seed: of the finetune; 0 is the demo's own.
+        place: of its anchor and the corpus.
+        directory: of its replies.
     """
 
-    def __init__(self, demo: Path, directory: Path, seed: int) -> None:
+    def __init__(self, place: Path, directory: Path) -> None:
         torch.set_num_threads(1)
-        self.place, self.directory = finetuned(demo, directory, seed), directory / f"replies-{seed}"
+        self.place, self.directory = place, directory
         anchor = str(self.place / "anchor")
         self.model: Any = load_causal_lm(anchor).eval()
         self.tokenizer = load_tokenizer(anchor)
@@ -78,9 +74,15 @@ class Organism:
             gradsteer(words)
         return made
 
-    def replies(self, file: Path, topic: str) -> list[Reply]:
-        """All judged replies of a file."""
-        samples = [int(row["sample"]) for _, row in read_jsonl(file)]
+    def replies(self, file: Path, topic: str, *, first: int = 0) -> list[Reply]:
+        """All judged replies of a file.
+
+        Args:
+            file: of one number of replies to each prompt.
+            topic: that they show or do not.
+            first: number of the first one to a prompt; another file's replies have other numbers.
+        """
+        samples = [first + int(row["sample"]) for _, row in read_jsonl(file)]
         found = []
         for shows in (True, False):
             where = PileFilter(str(file), {topic: shows})
@@ -126,15 +128,3 @@ def draws(replies: Sequence[Reply], each: int) -> Iterator[list[Reply]]:
     number = 1 + max(reply.sample for reply in replies)
     for start in range(0, number - each + 1, each):
         yield [reply for reply in replies if start <= reply.sample < start + each]
-
-
-def gradsteer(words: Sequence[str]) -> None:
-    """Runs a command of the product; its output is shown only where it fails.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    command = [sys.executable, "-m", "gradsteer", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rare.organism import gradsteer
 
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.progress import progress
 from gradsteer.records import write_json
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 from replies.gains import LAMBDAS
-from replies.organism import gradsteer
 
 _SAMPLED = ["--model.reduction", "sum", "--model.temperature", "sampled", "--model.credit"]
 EXAMPLE = "example"

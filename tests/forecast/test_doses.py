@@ -104,7 +104,13 @@ def test_curve_points_are_evenly_spaced_up_to_the_largest_alpha():
     largest = 0.123456789
     found = plan_doses(["a"], {"alpha": largest}, both_signs=True, curve_points=2)["a"]
     assert [dose.value for dose in found] == [largest, -largest, 0.0617284, -0.0617284]
-    with pytest.raises(ValueError, match="steering.curve_points needs steering.alphas of vector 'a'"):
+    # without an alpha, in the unit that is asked for
+    found = plan_doses(["a"], {"log_odds_shift": [1, 2], "kl_budget": 0.1}, both_signs=False, curve_points=4)["a"]
+    shifts = [dose.value for dose in found if dose.kind == "log_odds_shift"]
+    assert shifts == [1, 2, 0.5, -0.5, -1, 1.5, -1.5, -2]
+    assert len(found) == len(shifts) + 1
+    accepted = "one of steering.alphas, steering.relative_norms, steering.log_odds_shifts of vector 'a'"
+    with pytest.raises(ValueError, match=f"steering.curve_points needs {accepted}"):
         plan_doses(["a"], {"kl_budget": 0.1}, both_signs=True, curve_points=3)
     with pytest.raises(ValueError, match="steering.curve_points is -1; accepted: 0 or more"):
         plan_doses(["a"], {"alpha": 0.1}, both_signs=True, curve_points=-1)

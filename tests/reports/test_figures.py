@@ -98,6 +98,19 @@ def test_conditions_of_a_vector_stand_from_the_largest_alpha_to_the_smallest():
     assert len(doses) > 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("alpha", ["positive alpha reduces"]), ("log_odds_shift", ["shift: asked of the log-odds of the vector's"])],
+)
+def test_the_rates_figure_says_what_the_sign_of_a_dose_means(asked, said):
+    rows = experiment(8)
+    for row in rows:
+        row["asked"] = {"kind": asked, "value": -1.0} if row["kind"] == "steered" else None
+    lines = rates_figure(rows, "demo").get_suptitle().splitlines()
+    assert len(lines) == 1 + len(said)
+    assert all(line.startswith(words) for line, words in zip(lines[1:], said, strict=True))
+
+
 def test_colours_are_those_of_the_behaviors_everywhere():
     rows = experiment(15)
     colors = colors_of(rows)
