@@ -109,8 +109,8 @@ def commands(experiment, inputs, tmp_path_factory):
         "[odd, even]", "--data.halves", "true", "--data.permutations", 1,
     ]  # fmt: skip
     forecast = [
-        "forecast", *anchor, "--forecasting.responses", experiment / "responses" / "first.jsonl", "--steering.vectors.a",
-        experiment / "vectors" / "a.safetensors", "--steering.alphas", "[0.02, 0.05]", "--steering.curve_points", 3,
+        "forecast", *anchor, "--forecasting.responses", experiment / "responses" / "first.jsonl", "--steering.alphas",
+        "[0.02, 0.05]", "--steering.vectors.a", experiment / "vectors" / "a.safetensors", "--steering.curve_points", 3,
         "--steering.seed_faithful", "true",
     ]  # fmt: skip
     return {
