@@ -63,18 +63,28 @@ class Pack:
         return cls(input_ids, position_ids, targets, predictors, owners, lengths, weights=weights)
 
     def part(self, start: int, stop: int) -> Self:
-        """A pack of some of the segments, from start up to stop; all are whole."""
-        assert not any(self.shared)
-        first, last = sum(self.lengths[:start]), sum(self.lengths[:stop])
+        """A pack of some of the segments, from start up to stop; the first is whole, whatever it shares here."""
+        starts = [0, *accumulate(self.lengths)]
+        first, last = starts[start], starts[stop]
         mine = (self.owners >= start) & (self.owners < stop)
+        lengths, shared = list(self.lengths[start:stop]), list(self.shared[start:stop])
+        prompt = slice(0, 0)
+        if any(shared[:1]):
+            whole = starts[max(place for place in range(start) if not self.shared[place])]
+            prompt = slice(whole, whole + shared[0])
+            lengths[0], shared[0] = lengths[0] + shared[0], 0
+        size = prompt.stop - prompt.start
+        predictors = self.predictors[mine]
+        before = predictors < first  # in the prompt
         return type(self)(
-            self.input_ids[:, first:last],
-            self.position_ids[:, first:last],
+            torch.cat([self.input_ids[:, prompt], self.input_ids[:, first:last]], dim=1),
+            torch.cat([self.position_ids[:, prompt], self.position_ids[:, first:last]], dim=1),
             self.targets[mine],
-            self.predictors[mine] - first,
+            torch.where(before, predictors - prompt.start, predictors - first + size),
             self.owners[mine] - start,
-            self.lengths[start:stop],
-            weights=None if self.weights is None else self.weights[mine],
+            tuple(lengths),
+            tuple(shared),
+            None if self.weights is None else self.weights[mine],
         )
 
     @property

@@ -142,7 +142,7 @@ class TokenCredit:
         model, trainer = self.module.model, self.trainer
         by_ids = {tuple(example.input_ids): example for example in examples}
         distinct = list(by_ids.values())
-        plan = layout.plan([len(example.input_ids) for example in distinct], self.data.budget())
+        plan = layout.plan_examples(distinct, self.data.budget())
         plan += [[]] * (-len(plan) % trainer.world_size)
         mine = share_of_rank(plan, trainer.global_rank, trainer.world_size)
         _check_room(sum(e.num_target_tokens for e in distinct), model.config.get_text_config().hidden_size, trainer)

@@ -513,7 +513,8 @@ def test_an_example_in_several_piles_is_computed_once(encoded, at_points):
     computed = [*x, *(example for example in y if example not in x)]
     assert len(computed) == len(x) + len(y) - 2
     assert sum(examples for *_, examples in batches) == 2 * len(computed)  # once at either point
-    assert sum(tokens for _, tokens, _ in batches) == 2 * sum(len(example.input_ids) for example in computed)
+    # replies to one prompt read it once
+    assert sum(tokens for _, tokens, _ in batches) < 2 * sum(len(example.input_ids) for example in computed)
     assert sum(examples for counted, _, examples in batches if counted) == len(computed)
     assert "2 examples are in several piles: computed once" in said
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_pile_gradient import ROUNDING, autograd_oracle, relative_error
 from test_scoring import RESPONSES, direction_of, encoded, exact_log_probs, small_llama
+from test_shared_prompts import replies_to
 from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.attribution.pile_gradient import PileGradient
@@ -16,6 +17,7 @@ from gradsteer.data.piles import Pile
 from gradsteer.evaluation.mixtures import mixture_log_density
 from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.forecast.slopes import CrossFittedSlopes
+from gradsteer.models.shared_prompts import pack_shared
 from gradsteer.steering.weight_steering import steered
 
 WEIGHTS = [1, 3, 2, 0, 1, 2, 4]
@@ -46,6 +48,20 @@ def test_a_weight_is_as_many_examples(reduction):
     one_by_one.add(collate(examples, 0), weights=[0.1 * weight for weight in WEIGHTS])
     assert relative_error(one_by_one.average(), found.average()) < ROUNDING
     assert relative_error(summed(model, examples, reduction=reduction).average(), found.average()) > 0.05
+
+
+@pytest.mark.parametrize("reduction", ["example", "token", "sum"])
+def test_prompts_read_once_change_no_gradient_however_packs_are_cut(reduction):
+    """A reply's gradient runs through its prompt, too, whichever replies it shares it with."""
+    model, prompts = tiny_llama(), [[5, 6, 7, 8], [5, 6, 7, 8, 9]]
+    examples = [each for seed, prompt in enumerate(prompts) for each in replies_to(prompt, [4, 1, 6, 3], seed=seed)]
+    expected = autograd_oracle(model, examples, reduction)
+    for most_tokens in (1000, 9, 0):
+        pile = PileGradient(model, reduction=reduction)
+        pile.most_tokens = most_tokens
+        pile.add(pack_shared(examples))
+        assert relative_error(pile.average(), expected) < ROUNDING
+        assert pile.totals.num_tokens == sum(example.num_target_tokens for example in examples)
 
 
 def test_squares_are_weighted_likewise():

@@ -42,6 +42,21 @@ def test_what_a_pack_holds():
     assert seen == [[0, 1, 2], [0, 1], [0, 1, 3, 4], [5, 6], [7, 8, 9]]
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 2), (0, 7), (1, 3), (1, 4), (2, 7), (4, 5), (5, 7)])
+def test_a_part_of_a_pack_is_the_pack_of_that_part(start, stop):
+    """A part that begins within a group reads the prompt itself."""
+    examples = [*replies_to([5, 6, 7], [2, 1, 4, 3]), *replies_to([5, 6], [3, 1], seed=1), *replies_to([8], [2])]
+    examples = [replace(each, weights=[float(place) for place in each.input_ids]) for each in examples]
+    whole, own = pack_shared(examples), pack_shared(examples[start:stop])
+    part = whole.part(start, stop)
+    for name in ("input_ids", "position_ids", "targets", "predictors", "owners", "weights"):
+        assert torch.equal(getattr(part, name), getattr(own, name)), name
+    assert (part.lengths, part.shared) == (own.lengths, own.shared)
+    model = tiny_llama()
+    with attending(model, part):
+        assert torch.isfinite(pack_losses(model, part)[0]).all()
+
+
 def test_one_reply_a_prompt_is_a_plain_pack_without_what_follows_its_last_predictor():
     examples = ragged_examples(5)
     shared = pack_shared(examples)

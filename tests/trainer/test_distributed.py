@@ -108,7 +108,13 @@ def commands(experiment, inputs, tmp_path_factory):
         "attribute", *anchor, "--data.piles", json.dumps(piles), "--vectors.v", "[odd, single]", "--vectors.w",
         "[odd, even]", "--data.halves", "true", "--data.permutations", 1,
     ]  # fmt: skip
+    forecast = [
+        "forecast", *anchor, "--forecasting.responses", experiment / "responses" / "first.jsonl", "--steering.alphas",
+        "[0.02, 0.05]", "--steering.vectors.a", experiment / "vectors" / "a.safetensors", "--steering.curve_points", 3,
+        "--steering.seed_faithful", "true",
+    ]  # fmt: skip
     return {
+        "forecast": forecast,
         # every example is a pack of its own, so that an odd pile has an odd number of them
         "attribute": [*attribute, "--data.token_budget", 1],
         "packs": [*attribute, "--data.token_budget", 40],
@@ -180,3 +186,31 @@ def test_evaluate_on_two_processes_writes_the_same_bytes(commands, tmp_path, nam
     for file in ("responses/anchor.jsonl", "evaluations/anchor.json"):
         assert (two / file).read_bytes() == (tmp_path / file).read_bytes()
     assert {path.name for path in (two / "responses").iterdir()} == {"anchor.jsonl", ".sampled", ".locks"}
+
+
+# a tiny model rarely ends within so few tokens
+@pytest.mark.filterwarnings("ignore:forecast. .* were cut at the length limit")
+def test_a_curve_on_two_processes_equals_one(commands, tmp_path):
+    """Nodes and the alpha left out: each process scores its share of the responses."""
+    run(*commands["forecast"], "--output_dir", tmp_path)
+    run_on_two(commands["forecast"], tmp_path, "ddp")
+    two, one = (json.loads((place / "forecast.json").read_text()) for place in (tmp_path / "two", tmp_path))
+    check_close(two["forecast"]["curves"], one["forecast"]["curves"])
+    assert one["forecast"]["curves"]
+    check_close(two["conditions"], one["conditions"])
+
+
+def check_close(ours, theirs):
+    """Two values of JSON are the same but for the last digits of their numbers."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            check_close(ours[key], theirs[key])
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for pair in zip(ours, theirs, strict=True):
+            check_close(*pair)
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    else:
+        assert ours == theirs

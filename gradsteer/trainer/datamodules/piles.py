@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -15,6 +16,7 @@ from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
 from gradsteer.data.sources import SPELLED, Columns, DataSource
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
 from gradsteer.models.packing import plan_packs
+from gradsteer.models.shared_prompts import plan_shared
 from gradsteer.steering.conditions import check_names
 from gradsteer.trainer.credit_checks import check_credit, loss_temperature
 from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
@@ -200,15 +202,29 @@ class PileDataModule(RunDataModule):
         """
         loaders = []
         for part in self.parts:
-            lengths = [len(example.input_ids) for example in part.examples]
-            # squared gradients are taken one example at a time, at the anchor's own weights
-            batches = plan_batches(lengths, 1) if part.squares else plan_packs(lengths, self.budget())
+            batches = self._plan(part)
             batches += [[]] * (-len(batches) % self.running.world_size)
             points = [None] if part.squares else range(self.module.num_points)
             # examples are looked up when their batch comes: their weights are not there yet
             visits = [{"indices": indices, "point": point} for point in points for indices in self.share(batches)]
             loaders.append(batch_loader(visits))
         return loaders
+
+    def _plan(self, part: Part) -> list[list[int]]:
+        """Shares a part's examples out over batches."""
+        lengths = [len(example.input_ids) for example in part.examples]
+        if part.squares:  # taken one example at a time, at the anchor's own weights
+            return plan_batches(lengths, 1)
+        return plan_shared(part.examples, self.budget()) if self.shares_prompts else plan_packs(lengths, self.budget())
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether replies to one prompt come together, so that a pack reads it once.
+
+        Not where the prompt's tokens count in the loss, and not where weights are split over processes: a model that
+        does not take shared prompts goes on in smaller batches, which these would have to do together.
+        """
+        return self.loss_mask != "full" and not isinstance(self.running.strategy, ModelParallelStrategy)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leaves the examples alone; packs and padded batches are built on the device later."""

@@ -235,6 +235,7 @@ class AttributionModule(SummingModule):
             reference=self.reference_model,
             pad_token_id=int(self.tokenizer.pad_token_id),
             packing=self.packing == "auto",
+            shared_prompts=self._datamodule().shares_prompts,
         )
         if layout.warning is not None:
             rank_zero_warn(f"{type(self.model).__name__}: {layout.warning}")
@@ -288,6 +289,8 @@ class AttributionModule(SummingModule):
         )
         if self.batch_layout.one_by_one:
             pile.most_tokens = 0
+        elif self._datamodule().shares_prompts and not self.batch_layout.shared_prompts:
+            pile.most_tokens = self._datamodule().budget()  # batches were planned as if prompts were shared
         return pile
 
     def _work_digest(self, index: int) -> str:
@@ -309,6 +312,7 @@ class AttributionModule(SummingModule):
         num_batches = int(self.trainer.num_test_batches[index])
         split = is_split_model(self.model)
         layout = [self._datamodule().budget(), self.batch_layout.packs, num_batches, self.trainer.world_size, split]
+        layout += [self.batch_layout.shared_prompts]
         return text_digest(json.dumps(layout))[:32]
 
     def describe(self, wanted: Wanted) -> dict[str, str]:
