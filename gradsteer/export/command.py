@@ -214,7 +214,9 @@ def _adapter(request: "Request", values: dict[str, Any], directory: Path) -> dic
     if judged is not None:
         parts = (kept.at(rank) for rank in ranks)
         pad = int(steering.tokenizer.pad_token_id)
-        derivative, shares = effects(steering.model, steering.vector, parts, judged, pad_token_id=pad)
+        derivative, shares = effects(
+            steering.model, steering.vector, parts, judged, num_parts=len(ranks), pad_token_id=pad
+        )
         for row, share in zip(table, shares, strict=True):
             row["effect"] = share
     report = {

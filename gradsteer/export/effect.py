@@ -14,6 +14,7 @@ from gradsteer.data.piles import PileFilter, read_pile
 from gradsteer.evaluation.importance_sampling import mean_difference
 from gradsteer.forecast.derivatives import log_prob_derivatives
 from gradsteer.forecast.scoring import ResponseScorer
+from gradsteer.progress import progress
 from gradsteer.records import read_jsonl, resolve_resource
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
@@ -90,7 +91,13 @@ def read_judged(path: str, behavior: str, tokenizer: "PreTrainedTokenizerBase", 
 
 
 def effects(
-    model: Any, vector: ParameterVector, parts: Iterable[ParameterVector], judged: Judged, *, pad_token_id: int
+    model: Any,
+    vector: ParameterVector,
+    parts: Iterable[ParameterVector],
+    judged: Judged,
+    *,
+    num_parts: int,
+    pad_token_id: int,
 ) -> tuple[float, list[float | None]]:
     """The share of a vector's first-order effect that parts of it have.
 
@@ -103,6 +110,7 @@ def effects(
         parts: what is left of V, such as its matrices at some rank; each may be as large as the model, so a generator
             is welcome.
         judged: responses with and without the behavior.
+        num_parts: how many there are, for the progress.
         pad_token_id: of the tokenizer.
 
     Returns:
@@ -125,5 +133,11 @@ def effects(
             found[rows], _ = log_prob_derivatives(model, scorer, direction, changes=_CHANGES)
         return mean_difference(found, shown, ~shown, np.arange(len(shown)))[0]
 
-    whole = derivative(vector)
-    return whole, [derivative(part) / whole if whole else None for part in parts]
+    with progress(f"effect on {judged.behavior}", 1 + num_parts, unit="direction") as tick:
+        whole = derivative(vector)
+        shares: list[float | None] = []
+        for part in parts:
+            tick()
+            shares.append(derivative(part) / whole if whole else None)
+        tick()
+    return whole, shares
