@@ -86,7 +86,8 @@ def parse() -> argparse.Namespace:
     options.pool = options.pool or options.sizes[-1]
     if options.quick:
         options.seeds, options.sizes, options.draws = options.seeds[:2], [100, 200, 400], [2, 2, 1]
-        options.reference, options.pool = BLOCKS * NUM_PROMPTS, options.sizes[-1]
+        options.reference = BLOCKS * NUM_PROMPTS
+        options.pool = max(options.sizes[-1], smallest_pool() if options.rare else 0)
     if len(options.draws) != len(options.sizes):
         parser.error(f"--draws has {len(options.draws)} numbers for {len(options.sizes)} sizes")
     if options.sizes != sorted(set(options.sizes)) or min(options.draws) < 1:
@@ -95,9 +96,16 @@ def parse() -> argparse.Namespace:
         parser.error(f"--sizes holds {wrong[0]}; accepted: multiples of {NUM_PROMPTS}, the number of prompts")
     if options.reference < BLOCKS * NUM_PROMPTS or options.reference % (BLOCKS * NUM_PROMPTS):
         parser.error(f"--reference is {options.reference}; accepted: multiples of {BLOCKS * NUM_PROMPTS}")
+    if options.rare and options.pool < smallest_pool():
+        parser.error(f"--pool is {options.pool}; accepted: at least {smallest_pool()}, of which the mixed draws are")
     if (options.model is None) != (options.responses is None):
         parser.error("--model and --responses go together")
     return options
+
+
+def smallest_pool() -> int:
+    """Replies that the mixed draws of every size take from the pool."""
+    return NUM_PROMPTS * max(first * draws for first, _, draws in MIXES.values())
 
 
 class Case:
@@ -236,6 +244,9 @@ def said_of(mixed: list[dict[str, Any]]) -> list[str]:
         rows = {(row["seed"], row["draw"]): row for row in mixed if row["size"] == size}
         shows = [row["shows"] for row in rows.values() if row["credit"]]
         effective = [row["effective"] for row in rows.values() if row["credit"]]
+        if not shows:
+            lines.append(f"{size:,} replies, half of them samples: none of {len(rows)} draws had a first vector")
+            continue
         counted = f"{np.mean(effective):.1f} ({min(effective):.1f} to {max(effective):.1f})"
         lines.append(
             f"{size:,} replies, half of them samples: {np.mean(shows):.0f} show it ({min(shows)} to {max(shows)}) and "

@@ -17,13 +17,15 @@ def prompt_of(example: EncodedExample) -> tuple[int, ...]:
     return tuple(example.input_ids[: _start_of_reply(example)])
 
 
-def plan_shared(examples: Sequence[EncodedExample], token_budget: int) -> list[list[int]]:
+def plan_shared(examples: Sequence[EncodedExample], token_budget: int, *, backward: bool = False) -> list[list[int]]:
     """Fills packs with whole groups of replies to one prompt, as `plan_packs`.
 
     Args:
         examples: prompts with their replies.
         token_budget: the most tokens in a pack, a group's prompt counted once. A larger group is split; every part
             reads the prompt again.
+        backward: count the prompt for every reply: for the backward pass each keeps its keys and values. Such packs are
+            within the budget where prompts are not shared, too.
 
     Returns:
         The indices into `examples`, each once, those of a group next to each other; the fullest packs first.
@@ -37,9 +39,14 @@ def plan_shared(examples: Sequence[EncodedExample], token_budget: int) -> list[l
     parts, sizes = [], []
     for prompt, members in groups.items():
         replies = [len(examples[index].input_ids) - len(prompt) for index in members]
-        for part in plan_packs(replies, max(1, token_budget - len(prompt))):
+        if backward:
+            split = plan_packs([len(prompt) + reply for reply in replies], token_budget)
+        else:
+            split = plan_packs(replies, max(1, token_budget - len(prompt)))
+        for part in split:
             parts.append([members[place] for place in part])
-            sizes.append(len(prompt) + sum(replies[place] for place in part))
+            times = len(part) if backward else 1
+            sizes.append(times * len(prompt) + sum(replies[place] for place in part))
     return [[index for part in pack for index in parts[part]] for pack in plan_packs(sizes, token_budget)]
 
 

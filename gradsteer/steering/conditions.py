@@ -98,5 +98,5 @@ def check_names(what: str, names: Iterable[str]) -> None:
 
 
 def alpha_text(alpha: float) -> str:
-    """An alpha with its sign, to four digits, which a solved one has more of: ``+0.1``, ``-0.00075``, ``+0.005218``."""
+    """An alpha as it is shown, with its sign and to four digits (a solved one has more): ``+0.1``, ``-0.00075``."""
     return f"{alpha:+.4g}"

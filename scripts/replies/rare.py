@@ -2,7 +2,9 @@
 
 The finetune, the first vector and the samples along it are those of configs/rare-vector, for each draw anew; what the
 samples are worth at the model itself (`attribute --data.sampled_along`) is computed here, since `attribute` refuses a
-pile of fewer than 30 effective replies and this is to say what such a pile is worth.
+pile of fewer than 30 effective replies and this is to say what such a pile is worth. A draw whose first replies do not
+show the behavior has no first vector and is left out, which favours the samples slightly. The step is made from the
+very replies that are then weighed with its density.
 """
 
 import json
@@ -68,9 +70,9 @@ def draw_mixed(organism: Organism, pool: Path, place: Path, first: range, along:
         (place / "rare").symlink_to((organism.place / "anchor").resolve())
     rows = [row for _, row in read_jsonl(pool) if row["sample"] in first]
     (place / _FIRST).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = organism.replies(place / _FIRST, TOPIC)
-    if not any(reply.shows for reply in own):
+    if not any(row["verdicts"][TOPIC] for row in rows):
         return None
+    own = organism.replies(place / _FIRST, TOPIC)
     where = ["--input_dir", str(organism.place), "--output_dir", str(place)]
     vector = place / "vectors" / f"{TOPIC}.safetensors"
     if not vector.exists():

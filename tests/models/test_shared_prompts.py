@@ -9,6 +9,7 @@ from tiny_models import VOCABULARY, ragged_examples, tiny_llama
 
 from gradsteer.data.chat import EncodedExample
 from gradsteer.models.batches import BatchLayout
+from gradsteer.models.memory import saved_bytes
 from gradsteer.models.packing import Pack, attending, pack_losses
 from gradsteer.models.packing_check import why_not_packs, why_not_shared
 from gradsteer.models.segment_attention import NAME
@@ -87,6 +88,24 @@ def test_plans_keep_groups_whole_and_split_those_above_the_budget(budget):
     assert (len(read) == len(prompts)) == once
     with pytest.raises(ValueError, match="token_budget is 0; accepted: at least 1"):
         plan_shared(examples, 0)
+
+
+@pytest.mark.parametrize("budget", [1, 14, 30, 1000])
+def test_plans_for_the_backward_pass_hold_what_plain_packs_may(budget):
+    """Every reply keeps keys and values of its prompt for the backward pass, which costs less than the prompt did."""
+    prompts = [[5] * 9, [5] * 3, [9] * 4]
+    examples = [each for seed, p in enumerate(prompts) for each in replies_to(p, [2, 3, 5, 1], seed=seed)]
+    plan = plan_shared(examples, budget, backward=True)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(examples)))
+    model = tiny_llama()
+    for batch in plan:
+        chosen = [examples[index] for index in batch]
+        assert sum(len(each.input_ids) for each in chosen) <= budget or len(batch) == 1
+        kept = []
+        for pack in (pack_shared(chosen), Pack.of(chosen)):
+            with attending(model, pack):
+                kept.append(saved_bytes(lambda pack=pack: pack_losses(model, pack)))
+        assert kept[0] <= kept[1]
 
 
 MODELS = [

@@ -142,15 +142,15 @@ def _judge(records: Records) -> Iterator[Fact]:
 
 
 def _doses(records: Records) -> Iterator[Fact]:
-    doses: dict[str, dict[str, Row]] = {}
+    doses: dict[str, dict[float, Row]] = {}
     for row in records.rows:
         if row["kind"] == "steered" and row["alpha"]:
             name = " | ".join([str(row["vector"]), *row["transforms"]]) + (" on base" if row["model"] == "base" else "")
-            doses.setdefault(name, {})[alpha_text(row["alpha"])] = row
+            doses.setdefault(name, {})[row["alpha"]] = row
     for name, found in doses.items():
         norms = [abs(row["relative_norm"]) for row in found.values() if row["relative_norm"] is not None]
         largest = f"at most {number_text(max(norms), '.2g', 100)}% of the weights' norm" if norms else ""
-        yield f"doses of {name}", _joined(f"alpha {', '.join(found)}", largest)
+        yield f"doses of {name}", _joined(f"alpha {', '.join(map(alpha_text, found))}", largest)
 
 
 def _code(records: Records) -> Iterator[Fact]:

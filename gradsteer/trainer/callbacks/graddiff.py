@@ -14,7 +14,6 @@ from gradsteer.attribution.graddiff import Batches, ContrastGradient, graddiff
 from gradsteer.attribution.gradient_store import Assembly
 from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.piles import Pile
-from gradsteer.models.packing import plan_packs
 from gradsteer.progress import progress
 from gradsteer.records import text_digest
 from gradsteer.trainer.session import data_of, is_trial, session_of, shows_progress
@@ -133,7 +132,7 @@ class GradDiffBaseline(L.Callback):
             return
         data = data_of(trainer)
         piles = {pile.name: pile for pile in data.piles}
-        plus, minus = (_batches(piles[pile], data.budget()) for pile in self.contrasts[name])
+        plus, minus = (_batches(piles[pile], data) for pile in self.contrasts[name])
         pile, make_batch = pl_module.fresh_pile(), pl_module.batch_layout.make
         first = {key: tensor.to(pile.sums.buffers[key]) for key, tensor in vector.items()}
         with progress(
@@ -179,8 +178,8 @@ def _by_vector(alpha: float | Mapping[str, float] | None, vectors: Mapping[str, 
     return {name: float(value) for name, value in alphas.items()}
 
 
-def _batches(pile: Pile, token_budget: int) -> Batches:
-    packs = plan_packs([len(example.input_ids) for example in pile.examples], token_budget)
+def _batches(pile: Pile, data: Any) -> Batches:
+    packs = data.plan(pile.examples)
     return [([pile.examples[index] for index in pack], [pile.sources[index] for index in pack]) for pack in packs]
 
 

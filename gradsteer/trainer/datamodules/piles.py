@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from gradsteer.attribution.permutations import permuted_parts
 from gradsteer.attribution.pile_partition import Part, plan_parts
 from gradsteer.data.batching import plan_batches
+from gradsteer.data.chat import EncodedExample
 from gradsteer.data.encoding import advice_on
 from gradsteer.data.piles import Pile, PileFilter, read_pile
 from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
@@ -202,7 +203,9 @@ class PileDataModule(RunDataModule):
         """
         loaders = []
         for part in self.parts:
-            batches = self._plan(part)
+            # squared gradients are taken one example at a time, at the anchor's own weights
+            lengths = [len(example.input_ids) for example in part.examples]
+            batches = plan_batches(lengths, 1) if part.squares else self.plan(part.examples)
             batches += [[]] * (-len(batches) % self.running.world_size)
             points = [None] if part.squares else range(self.module.num_points)
             # examples are looked up when their batch comes: their weights are not there yet
@@ -210,21 +213,20 @@ class PileDataModule(RunDataModule):
             loaders.append(batch_loader(visits))
         return loaders
 
-    def _plan(self, part: Part) -> list[list[int]]:
-        """Shares a part's examples out over batches."""
-        lengths = [len(example.input_ids) for example in part.examples]
-        if part.squares:  # taken one example at a time, at the anchor's own weights
-            return plan_batches(lengths, 1)
-        return plan_shared(part.examples, self.budget()) if self.shares_prompts else plan_packs(lengths, self.budget())
+    def plan(self, examples: Sequence[EncodedExample]) -> list[list[int]]:
+        """Shares examples out over batches, the largest first; gives their indices."""
+        if self.shares_prompts:
+            return plan_shared(examples, self.budget(), backward=True)
+        return plan_packs([len(example.input_ids) for example in examples], self.budget())
 
     @property
     def shares_prompts(self) -> bool:
         """Whether replies to one prompt come together, so that a pack reads it once.
 
-        Not where the prompt's tokens count in the loss, and not where weights are split over processes: a model that
-        does not take shared prompts goes on in smaller batches, which these would have to do together.
+        Not without packs, where the prompt's tokens count in the loss, or where weights are split over processes.
         """
-        return self.loss_mask != "full" and not isinstance(self.running.strategy, ModelParallelStrategy)
+        split = isinstance(self.running.strategy, ModelParallelStrategy)
+        return self.loss_mask != "full" and self.module.packing == "auto" and not split
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leaves the examples alone; packs and padded batches are built on the device later."""

@@ -69,9 +69,9 @@ class AttributionModule(SummingModule):
         parameters: which parameters get gradients, all by default. Globs over their names, "layer:1", "layer:0-3",
             "layer:embedding", "kind:attention|mlp|embedding|norm|head"; a leading "!" excludes, as in ["!layer:1"].
             Other parameters cost no time or memory, and steering leaves them unchanged.
-        packing: "auto" concatenates sequences, each attending only to itself, if a check confirms that no token of one
-            changes another (not so of recurrent layers); "off" pads batches of similar lengths, or runs one sequence at
-            a time where padding would change it. Affects speed, not the gradients.
+        packing: "auto" concatenates sequences, each attending to itself and its prompt, if a check confirms that no
+            token of one changes another (not so of recurrent layers); "off" pads batches of similar lengths, or runs
+            one sequence at a time where padding would change it. Affects speed, not the gradients.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower, same
             gradients.
         dtype: dtype of the weights: float32, bfloat16, float16 (loses small gradients) or float64. Sums are kept in
@@ -289,8 +289,6 @@ class AttributionModule(SummingModule):
         )
         if self.batch_layout.one_by_one:
             pile.most_tokens = 0
-        elif self._datamodule().shares_prompts and not self.batch_layout.shared_prompts:
-            pile.most_tokens = self._datamodule().budget()  # batches were planned as if prompts were shared
         return pile
 
     def _work_digest(self, index: int) -> str:
@@ -312,7 +310,7 @@ class AttributionModule(SummingModule):
         num_batches = int(self.trainer.num_test_batches[index])
         split = is_split_model(self.model)
         layout = [self._datamodule().budget(), self.batch_layout.packs, num_batches, self.trainer.world_size, split]
-        layout += [self.batch_layout.shared_prompts]
+        layout += [self._datamodule().shares_prompts, self.batch_layout.shared_prompts]
         return text_digest(json.dumps(layout))[:32]
 
     def describe(self, wanted: Wanted) -> dict[str, str]:

@@ -19,7 +19,7 @@ from gradsteer.attribution.partial_sums import PartialSum
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Part, Wanted
 from gradsteer.attribution.reductions import PileTotals, Reduction
-from gradsteer.models.batches import BatchLayout, lengths_of
+from gradsteer.models.batches import BatchLayout
 from gradsteer.trainer.session import data_of
 
 
@@ -94,11 +94,12 @@ class SummingModule(L.LightningModule):
                 part = self.parts[dataloader_idx]
                 # a rank that has run out of examples joins the collectives with a sequence without labels
                 made = self.batch_layout.make([part.examples[index] for index in batch["indices"]])
+                num_tokens = sum(len(part.examples[index].input_ids) for index in batch["indices"])  # each its prompt
                 sources = [part.sources[index] for index in batch["indices"]] or ["padding"]
                 weights = None if part.weights is None else [part.weights[index] for index in batch["indices"]]
                 outputs["norm"] = pile.add(made, sources=sources, weights=weights, **self._setting)
                 outputs["loss"] = pile.totals.mean_token_loss
-                outputs["progress"] = self._progress(batch["point"], sum(lengths_of(made)), pile.totals)
+                outputs["progress"] = self._progress(batch["point"], num_tokens, pile.totals)
             if is_last:
                 self.leave_point()
                 outputs["sums"] = self._finish_part() if self._resume_at < sys.maxsize else None
