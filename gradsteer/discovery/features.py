@@ -51,7 +51,7 @@ class Preconditioner:
         """
         if not ridge > 0:
             raise ValueError(f"ridge is {ridge}; accepted: more than 0")
-        if how == "none":
+        if how == "none" or not len(sketches):
             return cls(None, unit)
         if how == "diagonal":
             moments = np.square(sketches).mean(axis=0)

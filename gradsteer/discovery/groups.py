@@ -19,6 +19,7 @@ from gradsteer.discovery.features import unit_rows
 Method = Literal["average", "ward", "kmeans", "hdbscan"]
 NO_GROUP = -1
 _DIMENSIONS = 40
+_ROUNDING = 1e-9  # of a cosine
 _NEARLY = 0.05  # below the best stability
 
 
@@ -75,7 +76,8 @@ class Groups:
         number: that was asked of the clustering.
         stability: number -> stability, of all that were tried.
         centroids: (groups, features) mean features of each one's responses, of norm 1.
-        reach: (groups,) the least cosine with the centroid that a new response of the group has.
+        reach: (groups,) the least cosine with the centroid that a later response of the group has: 2.5% of its own have
+            less with the centroid of the others.
     """
 
     labels: np.ndarray
@@ -99,7 +101,7 @@ def nearest(features: np.ndarray, centroids: np.ndarray, reach: np.ndarray | Non
     cosines = unit_rows(features) @ centroids.T
     found = cosines.argmax(axis=1)
     best = cosines.max(axis=1)
-    outside = (np.abs(features).sum(axis=1) == 0) | (False if reach is None else best < reach[found])
+    outside = (np.abs(features).sum(axis=1) == 0) | (False if reach is None else best < reach[found] - _ROUNDING)
     return np.where(outside, NO_GROUP, found)
 
 
@@ -135,8 +137,7 @@ def group(
     count = int(labels.max()) + 1
     means = [features[labels == each].mean(axis=0) for each in range(count)]
     centroids = unit_rows(np.array(means).reshape(count, features.shape[1]))
-    cosines = [unit_rows(features[labels == each]) @ centroids[each] for each in range(count)]
-    reach = np.array([float(np.quantile(each, 0.025)) for each in cosines])
+    reach = np.array([float(np.quantile(_own_cosines(features[labels == each]), 0.025)) for each in range(count)])
     return Groups(labels, number, stability, centroids, reach)
 
 
@@ -164,12 +165,21 @@ def stability_of(features: np.ndarray, prompts: np.ndarray, number: int, options
 
 
 def _silhouette(features: np.ndarray, number: int, options: Grouping) -> float:
-    """The mean silhouette of a number of groups, by cosine distances; of the responses that are in one."""
-    from sklearn.metrics import silhouette_score
+    """The mean silhouette of a number of groups, by cosine distances; a response that is in none has 0."""
+    from sklearn.metrics import silhouette_samples
 
     labels = _by_size(_clusters(features, number, options), options.min_size)
     placed = labels >= 0
-    return float(silhouette_score(features[placed], labels[placed], metric="cosine")) if labels.max() > 0 else -1.0
+    if labels.max() < 1:
+        return 0.0
+    return float(silhouette_samples(features[placed], labels[placed], metric="cosine").sum() / len(labels))
+
+
+def _own_cosines(members: np.ndarray) -> np.ndarray:
+    """(members,) each one's cosine with the centroid of the others: in their own one it would be too near."""
+    others = unit_rows(members.sum(axis=0) - members)
+    found: np.ndarray = (unit_rows(members) * others).sum(axis=1)
+    return found
 
 
 def _reduced(features: np.ndarray) -> np.ndarray:
