@@ -36,9 +36,8 @@ def map_figure(
             if chosen.any():
                 who = "" if side else ", base"
                 label = f"{'no group' if number < 0 else names[number]}{who} ({int(chosen.sum())})"
-                axes.scatter(
-                    *points[chosen].T, s=14, marker=marker, color=colour, alpha=0.6, linewidths=0.7, label=label
-                )
+                across, up = points[chosen].T
+                axes.scatter(across, up, s=14, marker=marker, color=colour, alpha=0.6, linewidths=0.7, label=label)
     bare(axes)
     axes.set_xlabel("first principal component of the features", fontsize=9)
     axes.set_ylabel("second", fontsize=9)

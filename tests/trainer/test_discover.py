@@ -17,7 +17,7 @@ from gradsteer.vectors.parameter_vectors import SteeringVector
 # the tiny models say noise: a group is whatever half of it is, and taught or not does not matter
 LOOSE = ["--discovery.threshold", "-100", "--discovery.number", 2, "--discovery.min_size", 2, "--discovery.swaps", 0]
 LOOSE += ["--discovery.keep_topics", "true", "--discovery.size", 100, "--discovery.shifts", "[0.2]"]
-LOOSE += ["--discovery.features", "gradient"]
+LOOSE += ["--discovery.features", "gradient", "--discovery.method", "ward"]
 
 
 def line(experiment, out, *more):
