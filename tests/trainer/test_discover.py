@@ -12,6 +12,8 @@ from gradsteer.discovery import material
 from gradsteer.discovery.group_file import GroupFile
 from gradsteer.discovery.judge import GroupJudge
 from gradsteer.judges import Exchange
+from gradsteer.reports.discovery_figures import discovery_figures
+from gradsteer.reports.discovery_tables import forecasts_table, groups_table
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
 # the tiny models say noise: a group is whatever half of it is, and taught or not does not matter
@@ -51,9 +53,8 @@ def test_it_leaves_groups_rows_vectors_forecasts_and_pictures(found):
         assert sum(row["verdicts"][group["name"]] for row in rows) == group["anchor"]["num_positive"]
         assert sum(record["layers"][group["name"]].values()) == pytest.approx(1)
     assert {row["vector"] for row in record["forecasts"]} == {*names}
-    assert {path.name for path in (found / "figures").glob("discovery-*.png")} == {
-        "discovery-map.png", "discovery-layers.png",
-    }  # fmt: skip
+    assert [name for name, _ in discovery_figures(record)] == ["discovery-map", "discovery-layers"]
+    assert all(table(record) is not None for table in (groups_table, forecasts_table))
     assert not (found / "discovery" / ".unfinished").exists()
 
 
@@ -92,11 +93,13 @@ def test_the_judge_places_responses_as_discover_did(found):
         GroupJudge(str(found)).check()
 
 
-def test_the_same_command_does_nothing_and_one_that_was_cut_off_goes_on(
-    experiment, found, tmp_path, capsys, monkeypatch
-):
+def test_the_same_command_does_nothing(experiment, found, capsys):
     run(*line(experiment, found))
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_that_was_cut_off_goes_on_and_batches_do_not_matter(experiment, found, tmp_path, monkeypatch):
     calls = []
     real = material.ResponseReader.sketches
 
