@@ -365,7 +365,7 @@ def test_bad_values_are_refused_with_the_accepted_form(experiment, tmp_path, cap
     assert said in refusal(capsys, *line(experiment, "steer", tmp_path, **changes))
 
 
-_JUDGES = "HybridJudge, KeywordJudge, LocalJudge, OpenAIJudge, or a judge of your own by its import path"
+_JUDGES = "HybridJudge, KeywordJudge, LocalJudge, OpenAIJudge, GroupJudge, or a judge of your own by its import path"
 
 
 @pytest.mark.parametrize(
