@@ -11,7 +11,7 @@ SHARED = {"version", "records", "locks", "progress", "provenance", "config_files
 ENTRANCES = {"__init__", "__main__"}  # they hand on to whatever a command or a name needs
 ORDER = [
     "data", "models", "vectors", "steering", "attribution", "generation", "evaluation", "reports", "forecast", "judges",
-    "trainer", "cli", "export", "demo",
+    "discovery", "trainer", "cli", "export", "demo",
 ]  # fmt: skip
 
 

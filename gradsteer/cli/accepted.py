@@ -21,5 +21,6 @@ def accepted(key: str) -> str | None:
     if name == "judge":
         judges = {judge: getattr(gradsteer.judges, judge) for judge in gradsteer.judges.__all__}
         own = [judge for judge, it in judges.items() if hasattr(it, "fingerprint") and not inspect.isabstract(it)]
+        own.append("GroupJudge")  # which steer and evaluate know, too, of a later package
         return f"{', '.join(own)}, or a judge of your own by its import path, such as my_package.MyJudge"
     return _ACCEPTED.get(name)

@@ -105,6 +105,19 @@ COMMANDS: dict[str, Command] = {
             outputs=("gradients", "vectors"),
         ),
         Command(
+            "discover",
+            "what a finetune taught, without a judge: groups of responses, a vector of each, and its forecast",
+            module="gradsteer.trainer.modules.discovery:DiscoveryModule",
+            data="gradsteer.trainer.datamodules.responses:ResponseDataModule",
+            callbacks={"discovery": "gradsteer.trainer.callbacks.discovery:Discovery"},
+            defaults={
+                "trainer.enable_checkpointing": False,
+                "trainer.enable_model_summary": False,
+                "trainer.inference_mode": False,
+            },
+            outputs=("discovery/discovery.json",),
+        ),
+        Command(
             "forecast",
             "behavior rates of any condition from judged responses and forward passes: nothing is sampled",
             module="gradsteer.trainer.modules.forecast:ForecastModule",

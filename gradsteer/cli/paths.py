@@ -14,7 +14,7 @@ _OUTPUT = "{output_dir}"
 # the options that name files or directories that a command reads
 _READ = re.compile(
     r"(^|\.)(model_name_or_path|gguf_file|config|tokenizer|train|validation|prompts|heldout|base|reference|responses)$"
-    r"|(^|\.)(benign_prompts|harmful_prompts|labelled|rubrics|file|path)$|^evaluation\.judge\..*\bmodel$"
+    r"|(^|\.)(benign_prompts|harmful_prompts|labelled|rubrics|file|path)$|^evaluation\.judge\..*\b(model|directory)$"
     r"|(^|\.)(precondition|second_moment|vector_file|patterns|sampled_along)$|^steering\.forecast$"
     r"|^(steering\.vectors|steering\.control_vectors|data\.piles)\.[^.]+$"
 )

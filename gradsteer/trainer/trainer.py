@@ -15,8 +15,8 @@ from gradsteer.trainer.trainer_options import check_watched, naming_options
 class GradsteerTrainer(L.Trainer):
     """Lightning's Trainer, with this project's commands as methods.
 
-    Attribute, evaluate, forecast and steer run on the test loop, which visits every data loader once and in order.
-    The datamodules split their batches over the ranks themselves, without repeats, so there is no distributed sampler.
+    All commands but fit run on the test loop, which visits every data loader once and in order. The datamodules
+    split their batches over the ranks themselves, without repeats, so there is no distributed sampler.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,6 +61,12 @@ class GradsteerTrainer(L.Trainer):
         """Samples responses from a model, judges them and reports the behavior rates."""
         self._refuse_split_weights("evaluate")
         self._refuse_a_part("evaluate")
+        self.test(model, datamodule=datamodule, verbose=False)
+
+    def discover(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Finds groups of responses that a finetune taught, their vectors and forecasts, without a judge."""
+        self._refuse_split_weights("discover")
+        self.test_loop.inference_mode = False  # gradients are taken inside
         self.test(model, datamodule=datamodule, verbose=False)
 
     def forecast(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:

@@ -144,6 +144,11 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     forecasting = ["responses", "temperature", "top_p", "draws", "seed", "min_sample_size", "token_budget"]
     forecasting += ["control_slopes", "allow_other_dtype"]
 
+    responses = ["base", "columns", "heldout", "max_length", "responses", "token_budget", *rendering]
+    discovering = ["base", "features", "keep_topics", "least_stability", "method", "min_size", "most", "note", "number"]
+    discovering += ["precondition", "reach", "repeats", "ridge", "seed", "shifts", "size", "sketch_seed", "swaps"]
+    discovering += ["threshold", "token_weights", "unit_norm"]
+
     def group(name, options):
         return [f"--{name}", *(f"--{name}.{option}" for option in options)]
 
@@ -165,6 +170,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
             *group("writing", writing),
             *group("graddiff", ["alpha", "steps"]),
         ],
+        "discover": [*common, *group("model", loading), *group("data", responses), *group("discovery", discovering)],
         "forecast": [
             *(*common, *group("model", loading), *group("forecasting", forecasting), *group("steering", steering)),
             *("--report", "--report.note", *group("data", rendering)),
@@ -359,7 +365,7 @@ def test_bad_values_are_refused_with_the_accepted_form(experiment, tmp_path, cap
     assert said in refusal(capsys, *line(experiment, "steer", tmp_path, **changes))
 
 
-_JUDGES = "HybridJudge, KeywordJudge, LocalJudge, OpenAIJudge, or a judge of your own by its import path"
+_JUDGES = "HybridJudge, KeywordJudge, LocalJudge, OpenAIJudge, GroupJudge, or a judge of your own by its import path"
 
 
 @pytest.mark.parametrize(

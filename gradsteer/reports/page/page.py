@@ -13,9 +13,10 @@ from markupsafe import Markup
 from gradsteer.generation.response_store import ResponseStore
 from gradsteer.records import write_text
 from gradsteer.reports.comparison_table import comparison_table
+from gradsteer.reports.discovery_tables import DISCOVERY_TABLES
 from gradsteer.reports.page.commands import replay_commands
 from gradsteer.reports.page.examples import LONGEST, Examples, Responses, by_prompt, choose_examples
-from gradsteer.reports.page.pictures import Layers, Picture, draw, draw_forecast, inlined, read_layers
+from gradsteer.reports.page.pictures import Layers, Picture, draw, draw_discovery, draw_forecast, inlined, read_layers
 from gradsteer.reports.page.records import UNSOUND, Records, read_records
 from gradsteer.reports.page.setup import setup_facts
 from gradsteer.reports.page.tables import METRICS, PageTable, nulls_table, page_table, summary_table
@@ -73,7 +74,7 @@ def write_page(
     records = read_records(directory)
     layers = read_layers(records) if layers is None else layers
     drawn = draw(records, layers) if pictures is None else {path.stem: path for path in pictures}
-    drawn |= draw_forecast(records)
+    drawn |= draw_forecast(records) | draw_discovery(records)
     context = _context(records, layers, {name: inlined(path) for name, path in drawn.items()}, patterns_of)
     written = []
     for name in (HTML, MARKDOWN):
@@ -109,6 +110,7 @@ def _context(
         "agreement": attempt("how near the forecasts came", partial(agreement_lines, rows)) or [],
         "forecast": table("the forecast", partial(forecast_table, forecast, "")) if forecast else None,
         "warnings": _warnings(records),
+        "discovery": _discovery(records),
         "examples": _examples(records, patterns_of),
         "longest": LONGEST,
         "layer_sentences": attempt("layers", lambda: list(layer_sentences(layers))) or [],
@@ -120,6 +122,40 @@ def _context(
         "pictures": pictures,
     }
     return {**context, "not_there": list(dict.fromkeys(records.not_there))}
+
+
+def _discovery(records: Records) -> dict[str, Any] | None:
+    """What discover found: tables in the order of the page, and typical responses in parts."""
+    record = records.discovery
+    if record is None:
+        return None
+    captions = (
+        "Groups of responses, and whether the finetune taught them",
+        "Stability by number of groups",
+        "N-grams that grew most against the base's responses, with counts",
+        "The two judges of each group: nearest centroid, and patterns",
+        "Forecast rates in %, with 95% intervals; nothing was sampled",
+    )
+    tables = [
+        (caption, records.attempt(caption, lambda build=build: page_table(build(record))))  # type: ignore[misc]
+        for caption, build in zip(captions, DISCOVERY_TABLES, strict=True)
+    ]
+    typical = records.attempt("typical responses", partial(_typical, record)) or []
+    return {"tables": [each for each in tables if each[1] is not None], "groups": typical}
+
+
+def _typical(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": str(group["name"]),
+            "title": str(group["title"]),
+            "responses": [
+                [{"text": str(part["text"])[:LONGEST], "in_span": bool(part["in_span"])} for part in parts]
+                for parts in group["typical"]
+            ],
+        }
+        for group in record["groups"]
+    ]
 
 
 def _warnings(records: Records) -> list[str]:

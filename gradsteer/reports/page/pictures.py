@@ -14,6 +14,7 @@ from PIL import Image
 from gradsteer.progress import progress
 from gradsteer.records import replacing
 from gradsteer.reports.curves import forecast_figure
+from gradsteer.reports.discovery_figures import discovery_figures
 from gradsteer.reports.figure_style import DPI
 from gradsteer.reports.figures import result_figures
 from gradsteer.reports.layer_figure import layer_figure
@@ -107,6 +108,17 @@ def draw_forecast(records: Records) -> dict[str, Path]:
         return {}
     path = records.attempt("figures/forecast.png", partial(_saved, records, "forecast", figure))
     return {} if path is None else {"forecast": path}
+
+
+def draw_discovery(records: Records) -> dict[str, Path]:
+    """Likewise of what discover found."""
+    if records.discovery is None:
+        return {}
+    record, drawn = records.discovery, {}
+    for name, figure in records.attempt("the map of responses", lambda: list(discovery_figures(record))) or []:
+        if (path := records.attempt(f"figures/{name}.png", partial(_saved, records, name, figure))) is not None:
+            drawn[name] = path
+    return drawn
 
 
 def _saved(records: Records, name: str, figure: "Figure") -> Path:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.reports.comparison_table import comparison_table
+from gradsteer.reports.discovery_tables import DISCOVERY_TABLES
 from gradsteer.reports.nulls import nulls_by_vector
 from gradsteer.reports.predictions import forecast_table, predictions_table
 from gradsteer.reports.results import FORMAT_VERSION
@@ -32,7 +33,7 @@ UNSOUND = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
     SafetensorError, yaml.YAMLError,
 )  # fmt: skip
-COMMANDS = ("corpus", "fit", "evaluate", "attribute", "forecast", "steer")
+COMMANDS = ("corpus", "fit", "evaluate", "attribute", "discover", "forecast", "steer")
 MOST_CONDITIONS = 400
 _LARGEST = 64 * 2**20  # bytes of a record
 _LONGEST = 200  # characters of what is said of a broken record
@@ -73,6 +74,7 @@ class Records:
         results: results.json, its conditions sound; None where there is none.
         forecast: forecast.json, likewise.
         evaluations: name -> evaluations/NAME.json, likewise.
+        discovery: discovery/discovery.json; None where there is none.
         configs: what the commands were run with, in the order of the stages.
         vectors: name -> metadata of vectors/NAME.safetensors.
         not_there: what a finished run has and this directory has not, or not in order.
@@ -82,6 +84,7 @@ class Records:
     results: dict[str, Any] | None = None
     forecast: dict[str, Any] | None = None
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    discovery: dict[str, Any] | None = None
     configs: list[SavedConfig] = field(default_factory=list)
     vectors: dict[str, dict[str, str]] = field(default_factory=dict)
     not_there: list[str] = field(default_factory=list)
@@ -94,7 +97,8 @@ class Records:
     @property
     def first(self) -> dict[str, Any]:
         """The report that says most of the run: of the results, or the forecast, or an evaluation."""
-        return next((each for each in (self.results, self.forecast, *self.evaluations.values()) if each), {})
+        known = (self.results, self.forecast, *self.evaluations.values(), self.discovery)
+        return next((each for each in known if each), {})
 
     def attempt(self, what: str, build: Callable[[], Found]) -> Found | None:
         """What `build` gives; None where a record does not hold what it needs, which is then said."""
@@ -125,6 +129,9 @@ def read_records(directory: Path) -> Records:
     for path in sorted((directory / "evaluations").glob("[!.]*.json")):
         if (found := _report(records, f"evaluations/{path.name}", "")) is not None:
             records.evaluations[path.stem] = found
+    path = directory / "discovery" / "discovery.json"
+    if path.is_file():
+        records.discovery = records.attempt("discovery/discovery.json", partial(_discovery, path))
     records.configs = _configs(records)
     for path in vector_files(directory):
         header = records.attempt(f"vectors/{path.name}", partial(ParameterVector.read_header, path))
@@ -133,7 +140,7 @@ def read_records(directory: Path) -> Records:
     if not (records.vectors or records.configs or records.first):
         raise ValueError(
             f"{str(directory)!r} holds nothing of a run; accepted: the --output_dir of fit, evaluate, attribute, "
-            "forecast or steer, finished or not"
+            "discover, forecast or steer, finished or not"
         )
     if not records.vectors:
         records.not_there.append("vectors/: no steering vectors here (gradsteer attribute)")
@@ -167,6 +174,16 @@ def _report(records: Records, name: str, otherwise: str) -> dict[str, Any] | Non
         if not isinstance(found.get(key, {}), dict):
             del found[key]
     return {**found, "conditions": rows}
+
+
+def _discovery(path: Path) -> dict[str, Any]:
+    """What discover found; raises where its tables cannot be made of it."""
+    found = json.loads(_text(path))
+    if not isinstance(found, dict) or (found.get("format"), found.get("kind")) != (FORMAT_VERSION, "discovery"):
+        raise ValueError(f"not a record of discover, format {FORMAT_VERSION}")
+    for table in DISCOVERY_TABLES:
+        table(found)
+    return found
 
 
 def _sound(records: Records, name: str, listed: Sequence[Any]) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from gradsteer.data.encoding import encode_examples
 from gradsteer.data.response_rows import cluster_of, is_unanswered, withholds
 from gradsteer.data.sources import DataSource
 from gradsteer.data.template_options import template_options
+from gradsteer.discovery.judge import GroupJudge  # noqa: F401 (the command line knows it by its short name)
 from gradsteer.evaluation.coherence import Coherence
 from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.judge_error import JudgeError
@@ -50,8 +51,8 @@ class JudgeEvaluation(L.Callback):
     Args:
         judge: the judge class and its arguments, for example --evaluation.judge KeywordJudge
             --evaluation.judge.patterns '{"bridge": ["golden gate"]}'. Available: KeywordJudge, OpenAIJudge (any
-            OpenAI-compatible server, see base_url), HybridJudge (patterns first) and LocalJudge (a model on this
-            machine).
+            OpenAI-compatible server, see base_url), HybridJudge (patterns first), LocalJudge (a model on this
+            machine) and GroupJudge (the groups that discover found).
         heldout: chat data or raw text (same formats as for fit) on which to measure each condition's perplexity and
             its KL divergence from the anchor: on the assistant's tokens, or on all tokens of raw text. Not measured by
             default.
