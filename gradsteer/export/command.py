@@ -61,6 +61,10 @@ class ExportOptions:
             verdicts.
         trust_remote_code: run code that comes with the model.
         gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
+        adapter_base: of a model that is an adapter: what it was trained on, where that is another than it says.
+        adapter_reading: of a model that is an adapter: merged into its base (the default), or adapter: its own tensors
+            are the parameters, as the vector's were. Then --format adapter writes the steered adapter itself, exact
+            and of the same rank, on the adapter's base.
         allow_other_model: take a vector that was made on other weights.
     """
 
@@ -83,6 +87,8 @@ class ExportOptions:
     behavior: str | None = None
     trust_remote_code: bool = False
     gguf_file: str | None = None
+    adapter_base: str | None = None
+    adapter_reading: Literal["merged", "adapter"] = "merged"
     allow_other_model: bool = False
 
 
@@ -104,7 +110,10 @@ def main(args: Sequence[str]) -> int:
     from gradsteer.cli.warning_filters import quieten
     from gradsteer.export.inputs import Request
 
-    named = ("model", "vector", "alpha", "base", "trust_remote_code", "gguf_file", "allow_other_model")
+    named = (
+        *("model", "vector", "alpha", "base", "trust_remote_code", "gguf_file", "allow_other_model"),
+        *("adapter_base", "adapter_reading"),
+    )
     request = Request(transforms=options.transforms or (), **{name: options[name] for name in named})
     request.check()
     read = {f"--{name}": options[name] for name in ("model", "vector", "base", "responses")}

@@ -90,7 +90,7 @@ class RoomCheck(L.Callback):
 
 def _model_bytes(pl_module: Any) -> int:
     """Bytes of a module's weights in the dtype that it loads them in, before they are loaded."""
-    loading: Loading = pl_module.loading
+    loading: Loading = pl_module.loading.base_loading or pl_module.loading
     wanted = DTYPES[pl_module.dtype_name].itemsize
     files = list(Path(loading.name_or_path).glob("*.safetensors"))
     config = read_config(loading.name_or_path, loading.revision) or {}

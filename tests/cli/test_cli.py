@@ -120,6 +120,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     """A snapshot: a renamed or lost flag breaks configs; a new one is added here on purpose."""
     common = ["--experiment", "--input_dir", "--output_dir", "--overwrite"]
     loading = ["attn_implementation", "dtype", "gguf_file", "model_name_or_path", "revision", "trust_remote_code"]
+    tuned, loading = [*loading, "adapter_base"], [*loading, "adapter_base", "adapter_reading", "quantization"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
     prompts = ["batch_size", "columns", "duplicates", "max_prompts", "prompts", "split", "system_prompt"]
     rendering = ["system_role", "template_kwargs"]
@@ -151,9 +152,9 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     expected = {
         "fit": [
             *(*common, "--name", "--saving.checkpoint_minutes", "--saving.second_moment"),
-            *(*group("model", loading + tuning), *group("data", chat)),
+            *(*group("model", tuned + tuning), *group("data", chat)),
         ],
-        "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
+        "validate": [*common, *group("model", tuned + tuning), *group("data", chat)],
         "evaluate": [*common, "--name", "--dry_run", *evaluation, *group("report", ["note", "verbose"])],
         "attribute": [
             *common,
@@ -194,7 +195,7 @@ def test_the_flags_of_export_are_those_that_others_rely_on():
 
     steering = ["allow_other_model", "alpha", "base", "gguf_file", "model", "transforms", "trust_remote_code", "vector"]
     writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed", "rounded_anchor"]
-    adapter = ["behavior", "min_energy", "rank", "ranks", "responses"]
+    adapter = ["behavior", "min_energy", "rank", "ranks", "responses", "adapter_base", "adapter_reading"]
     assert set(flags(options_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
 
 

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.attribution.pile_partition import FISHER
-from gradsteer.models.loading import record_base
+from gradsteer.models.base_record import record_base
 from gradsteer.provenance import provenance
 from gradsteer.records import replacing_directory
 from gradsteer.trainer.datamodules.batches import ResumableLoader

@@ -57,6 +57,8 @@ class FinetuneModule(L.LightningModule):
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
         gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
+        adapter_base: where the base model is an adapter, which is merged: the model that it was trained on, a hub id
+            (with @REVISION, if not the one that the adapter records) or a directory. Default: the one that it names.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class FinetuneModule(L.LightningModule):
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
         gguf_file: str | None = None,
+        adapter_base: str | None = None,
     ) -> None:
         super().__init__()
         if (model_name_or_path is None) == (config is None):
@@ -94,6 +97,7 @@ class FinetuneModule(L.LightningModule):
             str(model_name_or_path or tokenizer),
             *(dtype, revision, trust_remote_code, attn_implementation),
             gguf_file=gguf_file,
+            adapter_base=adapter_base,
         )
         if model_name_or_path is not None:
             self.loading.check()
@@ -108,7 +112,9 @@ class FinetuneModule(L.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.dtype_name = dtype
         self.tokenizer = load_tokenizer(
-            self.loading if tokenizer is None else replace(self.loading, name_or_path=tokenizer, gguf_file=None)
+            self.loading
+            if tokenizer is None
+            else replace(self.loading, name_or_path=tokenizer, gguf_file=None, adapter_base=None)
         )
         self.model: Any = None
         self.val_loss = MeanMetric()
