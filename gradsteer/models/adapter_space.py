@@ -33,18 +33,19 @@ class _AdapterSpace:
         return next(own)
 
 
-def in_adapter_space(wrapped: Any, base_fingerprint: str, tensors: Mapping[str, Tensor]) -> Any:
+def in_adapter_space(wrapped: Any, base_fingerprint: str, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """Makes an adapter's tensors the only parameters of the model that it is attached to; the base is frozen.
 
     Args:
         wrapped: see `gradsteer.models.adapter_weights.attach`.
         base_fingerprint: of the base; the model's covers both.
-        tensors: of the adapter's file; whole modules take their base's dtype, which may round them.
+        tensors: of the adapter's file, where it has one: whole modules take their base's dtype, which may round them.
     """
     model = wrapped.get_base_model().requires_grad_(False)
     model.__class__ = type(type(model).__name__, (_AdapterSpace, type(model)), {"__module__": type(model).__module__})
-    whole = {name: f"base_model.model.{name.replace(_WHOLE, '.')}" for name, _ in model.named_parameters()}
-    stands_on(model, base_fingerprint, {name: tensors[key] for name, key in whole.items() if _WHOLE in name})
+    whole = [name for name, _ in model.named_parameters() if _WHOLE in name and tensors is not None]
+    exact = {name: (tensors or {})[f"base_model.model.{name.replace(_WHOLE, '.')}"] for name in whole}
+    stands_on(model, base_fingerprint, exact)
     return model
 
 

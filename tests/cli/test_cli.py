@@ -129,7 +129,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     chat = ["batch_size", "columns", "group_by_length", "loss_mask", "max_length", "shuffle_seed", "train"]
     chat += ["train_split", "validation", "validation_split", *rendering]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
-    tuning += ["warmup_steps", "lr_reference_width"]
+    tuning += ["warmup_steps", "lr_reference_width", "lora", "quantization"]
     piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "permutation_seed", "permutations", "piles"]
     piles += ["token_budget", "allow_other_dtype", "sampled_along", *rendering]
     attributing = ["calibrate", "slope_responses", "gradient_checkpointing", "packing", "parameters", "reduction"]
