@@ -107,6 +107,9 @@ def main(args: Sequence[str]) -> int:
         options[name] = None if options[name] is None else os.path.expanduser(options[name])
     values = _of_format(options)
     _check_values(options, values)
+    in_space = options.adapter_reading == "adapter"
+    if in_space:
+        _check_space(options)
     from gradsteer.cli.warning_filters import quieten
     from gradsteer.export.inputs import Request
 
@@ -120,7 +123,7 @@ def main(args: Sequence[str]) -> int:
     target = check_target(options.to, overwrite=options.overwrite, inputs=read)
     quieten()
     with replacing_directory(target) as directory:
-        write = _model if options.format == "model" else _adapter
+        write = _model if options.format == "model" else _steered_adapter if in_space else _adapter
         report = write(request, values, directory)
         write_json(directory / REPORT, {**report, **provenance()})
     if report["generation_config"]:
@@ -175,6 +178,37 @@ def _check_values(options: Any, values: dict[str, Any]) -> None:
         raise ValueError(f"--min_energy is {values['min_energy']}; accepted: from 0 to 1")
     if values["behavior"] is not None and values["responses"] is None:
         raise ValueError(f"--behavior is {values['behavior']!r}, which needs --responses FILE")
+
+
+def _check_space(options: Any) -> None:
+    """Refuses what is not asked of an adapter that is exact."""
+    if options.format == "model":
+        raise ValueError(
+            "--format is 'model', and --adapter_reading adapter: the steered adapter is exact as --format adapter "
+            "writes it, and peft's merge_and_unload makes a model of it and its base; accepted: --format adapter, or "
+            "--adapter_reading merged with a vector of the merged weights"
+        )
+    for name, (form, _) in _OF_FORMAT.items():
+        if form == "adapter" and options[name] is not None:
+            raise ValueError(
+                f"--{name} is {options[name]!r}, which has no effect with --adapter_reading adapter: the steered "
+                "adapter has the rank that it had, and nothing is lost"
+            )
+
+
+def _steered_adapter(request: "Request", values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    del values
+    from gradsteer.export.steered_adapter import write_steered_adapter
+
+    steering = request.load()
+    report = {**steering.described(), **write_steered_adapter(steering, request.loading, directory)}
+    print(
+        f"steered adapter of rank {report['rank']} on {report['base']}, exact; its weights differ from the first-order "
+        f"step by {report['step_error']:.3g} of it"
+    )
+    for limit in report["vllm_limits"]:
+        print(f"warning: vLLM: {limit}")
+    return report
 
 
 def _model(request: "Request", values: dict[str, Any], directory: Path) -> dict[str, Any]:

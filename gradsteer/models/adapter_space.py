@@ -56,7 +56,13 @@ def is_in_adapter_space(model: nn.Module) -> bool:
 
 def all_weights(model: Any) -> dict[str, Tensor]:
     """Every weight of a model by name, tied ones once, frozen ones too."""
-    return {name: p.detach() for name, p in nn.Module.named_parameters(model)}
+    return {name: parameter.detach() for name, parameter in nn.Module.named_parameters(model)}
+
+
+def dequantized_bytes(model: nn.Module) -> int:
+    """Bytes of the largest weight of a quantised base in full, which each of its layers makes for a moment."""
+    states = [getattr(p, "quant_state", None) for _, p in nn.Module.named_parameters(model)]
+    return max((state.shape.numel() * state.dtype.itemsize for state in states if state is not None), default=0)
 
 
 class Pair(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsteer.models.adapters import Adapter, vocabulary_note
+from gradsteer.models.fingerprints import changed
 
 NAME = "default"  # peft's own for an adapter that is alone
 _OWN = tuple(f".{part}." for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"))
@@ -118,6 +119,7 @@ def merged(wrapped: Any) -> Any:
             outward.weight = inward.weight
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = tied
+    changed(model)
     return model.requires_grad_(True)
 
 

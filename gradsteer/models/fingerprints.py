@@ -80,6 +80,12 @@ def model_fingerprint(model: nn.Module) -> str:
     return _KNOWN[model][1]
 
 
+def changed(model: nn.Module) -> None:
+    """Notes that the weights are others now, where a library has written to them past their version counters."""
+    _KNOWN.pop(model, None)
+    _ROUNDED.pop(model, None)
+
+
 def restored(model: nn.Module, fingerprint: str, versions: Mapping[str, tuple[int, int]], names: set[str]) -> None:
     """Notes that the weights are byte for byte those of `fingerprint` again, as leaving a steered model says.
 

@@ -111,7 +111,9 @@ class FinetuneModule(L.LightningModule):
         )
         if quantization is not None and lora is None:
             raise ValueError(f"model.quantization is {quantization!r}, which has no effect without model.lora")
-        self.lora, self.num_trained, self.base_fingerprint = lora, None, None
+        self.lora = lora
+        self.num_trained: int | None = None
+        self.base_fingerprint: str | None = None
         if model_name_or_path is not None:
             self.loading.check()
         parse_dtype(dtype)

@@ -21,6 +21,7 @@ from gradsteer.generation.memory import FittingParts, SamplingFootprint, footpri
 from gradsteer.generation.sampling import check_seeds, num_known_ids
 from gradsteer.generation.served import served_otherwise
 from gradsteer.models.adapter_loading import Quantization, Reading
+from gradsteer.models.adapter_space import all_weights
 from gradsteer.models.loading import DTYPES
 from gradsteer.progress import progress
 from gradsteer.trainer.modules.model import ModelModule
@@ -107,7 +108,7 @@ class GenerationModule(ModelModule):
         model = self.loading.without_values() if self.model is None else self.model
         return footprint_of(
             self.model_config,
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            num_parameters=sum(weight.numel() for weight in all_weights(model).values()),
             dtype=DTYPES[self.dtype_name],
             loaded=self.model is not None,
         )
