@@ -158,7 +158,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
         "evaluate": [*common, "--name", "--dry_run", *evaluation, *group("report", ["note", "verbose"])],
         "attribute": [
             *common,
-            "--vectors",
+            *("--vectors", "--dry_run"),
             "--partial_sums",
             "--partial_sums.every_minutes",
             *group("model", loading + attributing),

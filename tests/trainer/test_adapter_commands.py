@@ -59,6 +59,14 @@ def test_gradients_and_vectors_are_the_adapters_tensors(place):
     assert "split_half_cosine" in vector.metadata
 
 
+def test_a_dry_run_prints_the_plan_and_sums_nothing(place, inputs, caplog):
+    with caplog.at_level("INFO"):
+        run("attribute", "--model.model_name_or_path", place / "adapter", *SPACE, "--data.piles.chat",
+            inputs / "chat.jsonl", "--output_dir", place / "planned", "--dry_run", "true")  # fmt: skip
+    assert "memory plan on cpu (estimates): weights" in caplog.text
+    assert not list((place / "planned").rglob("*.safetensors"))
+
+
 def test_kl_to_the_base_and_the_path_from_it(place, inputs):
     line = [
         "attribute",

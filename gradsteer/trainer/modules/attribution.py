@@ -25,6 +25,7 @@ from gradsteer.models.train_mode import checkpoint_activations, train_without_dr
 from gradsteer.provenance import provenance
 from gradsteer.records import text_digest
 from gradsteer.trainer.credit import TokenCredit
+from gradsteer.trainer.dry_run import DryRunDoneError
 from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base, credit_options, refuse_unused
 from gradsteer.trainer.modules.memory_plan import attribution_plan
 from gradsteer.trainer.modules.summing import SummingModule
@@ -95,6 +96,7 @@ class AttributionModule(SummingModule):
             does. Default: as many as keep all slopes together within the time of the gradients, at least 50; for a
             vector or two that is as a rule all of them. A quarter of the responses doubles the slope's standard error,
             which is printed and goes to the vector's file.
+        dry_run: stop when the memory plan is printed (set by --dry_run).
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class AttributionModule(SummingModule):
         quantization: Quantization | None = None,
         calibrate: bool | None = None,
         slope_responses: int | None = None,
+        dry_run: bool = False,
     ) -> None:
         super().__init__()
         self.loading = Loading(
@@ -135,7 +138,7 @@ class AttributionModule(SummingModule):
         )
         self.loading.check()
         self.calibrate = True if calibrate is None and slope_responses is not None else calibrate
-        self.slope_responses = slope_responses
+        self.slope_responses, self.dry_run = slope_responses, dry_run
         if calibrate is False:
             refuse_unused({"model.slope_responses": (slope_responses, None)}, "model.calibrate")
         if slope_responses is not None and slope_responses < MIN_RESPONSES:
@@ -240,6 +243,8 @@ class AttributionModule(SummingModule):
             self.token_credit = TokenCredit(self.trainer, self, self.credit)
             self.token_credit.give(self.batch_layout)
         self._plan_memory()
+        if self.dry_run:
+            raise DryRunDoneError
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
         self.layouts = [self._layout(index) for index in range(len(self.parts))]
 
