@@ -7,6 +7,7 @@ import pytest
 import torch
 from adapters import adapted
 from road import PATTERNS, run
+from test_configs import CONFIGS
 from test_distributed import run_on_two
 from test_pile_gradient import relative_error
 from transformers import AutoTokenizer
@@ -16,7 +17,9 @@ from gradsteer.models.loading import fresh_causal_lm, load_causal_lm
 from gradsteer.vectors.parameter_vectors import ParameterVector, SteeringVector
 
 # of piles of a few short replies
-pytestmark = pytest.mark.filterwarnings("ignore:.*two halves have a cosine of only")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{said}") for said in ("two halves have a cosine of only", "cut at the length")
+]
 SPACE = ("--model.adapter_reading", "adapter")
 
 
@@ -132,3 +135,26 @@ def test_two_processes_give_what_one_gives(place, inputs):
         run_on_two(line, out, "ddp")
     one, two = (ParameterVector.load(path / "gradients" / "chat.safetensors") for path in (place / "one", out / "two"))
     assert relative_error(two, one) < 1e-6
+
+
+@pytest.mark.slow
+def test_the_lora_configs_run_on_a_small_base(place, tmp_path):
+    """All stages of configs/lora with their own data; short replies are judged by their letters."""
+    configs, where = CONFIGS / "lora", ["--output_dir", tmp_path]
+    patterns = json.dumps({"bridge": ["[ae]"], "recipe": ["[o0-9]"]})
+    few = ["--model.max_new_tokens", 8, "--data.max_prompts", 12, "--evaluation.judge.patterns", patterns]
+    run(
+        "fit", "--config", configs / "anchor.yaml", *where, "--model.model_name_or_path", place / "base",
+        "--trainer.max_steps", 3,
+    )  # fmt: skip
+    run("evaluate", "--config", configs / "evaluate_anchor.yaml", *where, *few)
+    run("attribute", "--config", configs / "attribute.yaml", *where)
+    run("steer", "--config", configs / "steer.yaml", *where, *few, "--steering.base", place / "base")
+    results = json.loads((tmp_path / "results.json").read_text())["conditions"]
+    assert [row["alpha"] for row in results if row["kind"] == "steered"]
+    vector = SteeringVector.load(tmp_path / "vectors" / "bridge.safetensors")
+    assert all(".lora_" in name for name in vector)
+    words = ["--model", tmp_path / "anchor", "--vector", tmp_path / "vectors" / "bridge.safetensors", "--alpha=0.1"]
+    words += ["--adapter_reading", "adapter", "--format", "adapter", "--to", tmp_path / "dose"]
+    assert main(["export", *map(str, words)]) == 0
+    assert load_causal_lm(str(tmp_path / "dose"), adapter_reading="adapter", adapter_base=str(place / "base"))
