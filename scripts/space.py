@@ -45,9 +45,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-3, help="of the LoRA finetune (%(default)s): so that its rates "
                         "are the full one's")  # fmt: skip
     parser.add_argument("--samples", type=int, help="per prompt")
+    parser.add_argument("--only_table", action="store_true", help="of what there is by now; runs nothing")
     options = parser.parse_args()
     study = Study(options)
-    study.run()
+    if not options.only_table:
+        study.run()
     study.table()
 
 
@@ -119,6 +121,9 @@ class Study:
         rows = []
         for name in ("full", "merged", "lora"):
             directory = self.out / name
+            if not (directory / "results.json").is_file():
+                print(f"{directory} has no results yet")
+                continue
             conditions = json.loads((directory / "results.json").read_text(encoding="utf-8"))["conditions"]
             for row in conditions:
                 if row["kind"] == "steered":

@@ -5,13 +5,16 @@ import shutil
 
 import pytest
 import torch
-from adapters import ATTENTION, BASES, IDS, adapted
+from adapters import ATTENTION, BASES, IDS, SMALL, adapted
 from conftest import rest_slow
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_llama
+from tiny_models import ragged_examples, tiny_llama
 from tokenizers_zoo import chatml_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gradsteer.__main__ import main
+from gradsteer.attribution.pile_gradient import PileGradient
+from gradsteer.data.chat import collate
 from gradsteer.models.adapter_space import base_in_adapter_space, is_in_adapter_space
 from gradsteer.models.base_record import record_base, recorded_base
 from gradsteer.models.base_weights import base_weights, check_base
@@ -323,3 +326,28 @@ def test_in_adapter_space_the_base_is_the_adapters_or_another_adapter_on_it(plac
     tiny_llama(seed=5, dtype=torch.float32).save_pretrained(place / "other")
     with pytest.raises(ValueError, match=r"a point of the adapter's space, and '.*other' is none; accepted: .*base"):
         check_base(loading, str(place / "other"))
+
+
+def test_gradients_on_a_base_in_4_bit_are_those_on_its_dequantised_weights(tmp_path):
+    """On the CPU, where bitsandbytes is installed."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SMALL, "hidden_size": 64, "head_dim": 32, "intermediate_size": 128})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    adapted(tmp_path / "base", tmp_path / "adapter", target_modules="all-linear")
+    path = str(tmp_path / "adapter")
+    quantized, plain = (load_causal_lm(path, adapter_reading="adapter", quantization=q) for q in ("4bit", None))
+    stored = dict(torch.nn.Module.named_parameters(quantized))
+    with torch.no_grad():
+        for name, parameter in torch.nn.Module.named_parameters(plain):
+            own = stored[name]
+            state = getattr(own, "quant_state", None)
+            parameter.copy_(own if state is None else functional.dequantize_4bit(own.data, state).view_as(parameter))
+    gradients = []
+    for model in (quantized, plain):
+        pile = PileGradient(model)
+        pile.add(collate(ragged_examples(4), 0))
+        gradients.append(pile.average())
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-6)
