@@ -139,7 +139,7 @@ class Study:
             lines.append(
                 {
                     "vector": row["vector"], "space": space, "alpha": f"{row['alpha']:.3g}",
-                    "KL": f"{row['metrics']['kl_to_anchor']:.4f}",
+                    "held-out KL": f"{row['metrics']['kl_to_anchor']:.4f}",
                     "forecast %": "-" if predicted is None else f"{100 * predicted:.1f}",
                     "realised %": _interval([rate[key] for key in ("rate", "ci_low", "ci_high")], 100),
                     "change": _interval([change[key] for key in ("difference", "ci_low", "ci_high")], 100),
