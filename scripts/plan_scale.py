@@ -80,6 +80,41 @@ def least(model: Any, gib: int, *, checkpointing: bool, tokens: int = TOKENS) ->
     return None
 
 
+def adapted(model: Any, rank: int, cards: tuple[int, ...] = (24, 80)) -> list[list[str]]:
+    """Rows of the adapter's table: a 4-bit base with a LoRA on all linear layers, by card and tokens at once."""
+    quantised = sum(p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight"))
+    rest = sum(p.numel() for p in model.parameters()) - quantised
+    largest = max(p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight"))
+    own = sum(rank * sum(p.shape) for name, p in model.named_parameters() if name.endswith("proj.weight"))
+    rows = []
+    for gib in cards:
+        for tokens in (TOKENS, 2048, 512):
+            parts = {
+                # 4 bits and a scale of float32 for 64 of them; the embedding and the head stay in bfloat16
+                "base": round(quantised * (0.5 + 4 / 64)) + 2 * rest,
+                "adapter": 4 * own,
+                "sums": 4 * own,
+                "one weight in full": 2 * largest,
+                "activations": round(tokens * adapter_activation_bytes(model.config, rank)),
+                "logits": 3 * 4 * model.config.vocab_size * max(64, HEAD_ENTRIES // model.config.vocab_size),
+            }
+            total = sum(parts.values())
+            fits = "yes" if total <= USABLE * gib * 2**30 else "no"
+            rows.append([f"{gib} GB", str(tokens), *(size(part) for part in parts.values()), size(total), fits])
+    return rows
+
+
+def adapter_activation_bytes(config: Any, rank: int) -> float:
+    """Bytes a token with checkpointing, as `activation_bytes`, and in the block at hand what the adapters add.
+
+    peft turns each linear layer's input into float32 for its matrix A, and keeps A's output: of 7 layers a block, 5 h,
+    1 q and 1 f inputs of 4 bytes and 7 ranks.
+    """
+    heads = config.num_attention_heads * config.head_dim
+    extra = 4 * (5 * config.hidden_size + heads + config.intermediate_size + 7 * rank)
+    return activation_bytes(config, 2, checkpointing=True) + extra
+
+
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     print(f"{title}\n")
@@ -136,6 +171,11 @@ def main() -> None:
                 rows.append([name, "on" if on else "off", str(tokens), *(str(n or "none") for n in found)])
     title = f"Cards at least (powers of two; 1 means no FSDP2; {USABLE:.0%} of the memory counted as usable)"
     table(title, ["model", "checkpointing", "tokens at once", *CARDS], rows)
+
+    header = ["card", "tokens at once", "base", "adapter", "sums", "one weight in full", "activations", "logits"]
+    for name in ("8B", "70B"):
+        title = f"{name} in an adapter's space: a 4-bit base, rank 16 on all linear layers, checkpointing on, one card"
+        table(title, [*header, "total", "fits"], adapted(models[name], 16))
 
     rows = []
     for name in models:

@@ -22,7 +22,7 @@ _PACKAGES = (
 )  # fmt: skip
 _OPTIONAL = {
     "openai": "judges over the network",
-    "peft": "export of adapters",
+    "peft": "adapters, read, trained and exported",
     "gguf": "GGUF files",
     "sentencepiece": "some tokenizers",
     "tiktoken": "some tokenizers",

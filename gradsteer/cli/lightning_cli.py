@@ -114,19 +114,20 @@ class GradsteerCLI(LightningCLI):
             default=False,
             help="replace what another configuration of this command left in output_dir.",
         )
-        if "preflight" in command.callbacks:
-            parser.add_argument(
-                "--dry_run",
-                type=bool,
-                default=False,
-                help="only print how much would be sampled, and an estimate of the judging cost.",
-            )
         parser.add_lightning_class_args(load(command.module), "model")
         parser.add_lightning_class_args(load(command.data), "data")
         for group, target in command.options.items():
             parser.add_class_arguments(load(target), group)
         for group, target in command.callbacks.items():
             parser.add_lightning_class_args(load(target), group)
+        if {"preflight.dry_run", "model.dry_run"} & {action.dest for action in parser._actions}:
+            parser.add_argument(
+                "--dry_run",
+                type=bool,
+                default=False,
+                help="evaluate, steer: only print how much would be sampled, and an estimate of the judging cost. "
+                "attribute: only load the model and print the memory plan.",
+            )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         for action in parser._actions:
             if DataSource.__name__ in str(getattr(action, "_typehint", "")):
@@ -263,7 +264,7 @@ def _shared_output_dir(output_dir: str | None, experiment: str) -> str:
 def _link(parser: LightningArgumentParser, command: Command) -> None:
     """Gives the groups their share of the common options, so that each is said once."""
     options = {action.dest for action in parser._actions}
-    for group in command.callbacks:
+    for group in (*command.callbacks, "model"):
         if f"{group}.output_dir" in options:
             parser.link_arguments(("output_dir", "experiment"), f"{group}.output_dir", compute_fn=_shared_output_dir)
         for shared in ("experiment", "name", "overwrite", "dry_run"):

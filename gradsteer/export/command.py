@@ -61,6 +61,10 @@ class ExportOptions:
             verdicts.
         trust_remote_code: run code that comes with the model.
         gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
+        adapter_base: of a model that is an adapter: what it was trained on, where that is another than it says.
+        adapter_reading: of a model that is an adapter: merged into its base (the default), or adapter: its own tensors
+            are the parameters, as the vector's were. Then --format adapter writes the steered adapter itself, exact
+            and of the same rank, on the adapter's base.
         allow_other_model: take a vector that was made on other weights.
     """
 
@@ -83,6 +87,8 @@ class ExportOptions:
     behavior: str | None = None
     trust_remote_code: bool = False
     gguf_file: str | None = None
+    adapter_base: str | None = None
+    adapter_reading: Literal["merged", "adapter"] = "merged"
     allow_other_model: bool = False
 
 
@@ -101,17 +107,23 @@ def main(args: Sequence[str]) -> int:
         options[name] = None if options[name] is None else os.path.expanduser(options[name])
     values = _of_format(options)
     _check_values(options, values)
+    in_space = options.adapter_reading == "adapter"
+    if in_space:
+        _check_space(options)
     from gradsteer.cli.warning_filters import quieten
     from gradsteer.export.inputs import Request
 
-    named = ("model", "vector", "alpha", "base", "trust_remote_code", "gguf_file", "allow_other_model")
+    named = (
+        *("model", "vector", "alpha", "base", "trust_remote_code", "gguf_file", "allow_other_model"),
+        *("adapter_base", "adapter_reading"),
+    )
     request = Request(transforms=options.transforms or (), **{name: options[name] for name in named})
     request.check()
     read = {f"--{name}": options[name] for name in ("model", "vector", "base", "responses")}
     target = check_target(options.to, overwrite=options.overwrite, inputs=read)
     quieten()
     with replacing_directory(target) as directory:
-        write = _model if options.format == "model" else _adapter
+        write = _model if options.format == "model" else _steered_adapter if in_space else _adapter
         report = write(request, values, directory)
         write_json(directory / REPORT, {**report, **provenance()})
     if report["generation_config"]:
@@ -166,6 +178,37 @@ def _check_values(options: Any, values: dict[str, Any]) -> None:
         raise ValueError(f"--min_energy is {values['min_energy']}; accepted: from 0 to 1")
     if values["behavior"] is not None and values["responses"] is None:
         raise ValueError(f"--behavior is {values['behavior']!r}, which needs --responses FILE")
+
+
+def _check_space(options: Any) -> None:
+    """Refuses what is not asked of an adapter that is exact."""
+    if options.format == "model":
+        raise ValueError(
+            "--format is 'model', and --adapter_reading adapter: the steered adapter is exact as --format adapter "
+            "writes it, and peft's merge_and_unload makes a model of it and its base; accepted: --format adapter, or "
+            "--adapter_reading merged with a vector of the merged weights"
+        )
+    for name, (form, _) in _OF_FORMAT.items():
+        if form == "adapter" and options[name] is not None:
+            raise ValueError(
+                f"--{name} is {options[name]!r}, which has no effect with --adapter_reading adapter: the steered "
+                "adapter has the rank that it had, and nothing is lost"
+            )
+
+
+def _steered_adapter(request: "Request", values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    del values
+    from gradsteer.export.steered_adapter import write_steered_adapter
+
+    steering = request.load()
+    report = {**steering.described(), **write_steered_adapter(steering, request.loading, directory)}
+    print(
+        f"steered adapter of rank {report['rank']} on {report['base']}, exact; its weights differ from the first-order "
+        f"step by {report['step_error']:.3g} of it"
+    )
+    for limit in report["vllm_limits"]:
+        print(f"warning: vLLM: {limit}")
+    return report
 
 
 def _model(request: "Request", values: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """What an export starts from: the anchor, the vector with its transforms, alpha."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gradsteer.generation.served import served_otherwise
-from gradsteer.models.loading import Loading, check_model_path, load_causal_lm, load_tokenizer, recorded_base
+from gradsteer.models.adapter_loading import Reading
+from gradsteer.models.base_record import recorded_base
+from gradsteer.models.base_weights import base_weights, check_base
+from gradsteer.models.loading import Loading, check_model_path, load_causal_lm, load_tokenizer
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.parameter_vectors import SteeringVector
 from gradsteer.vectors.transforms import apply_transforms, needs_diff, parse_transform
@@ -70,6 +75,8 @@ class Request:
         base: of the weight diff, where a transform needs it; None: as fit recorded it in the model's directory.
         trust_remote_code: run code that comes with the models.
         gguf_file: a GGUF file in the model's directory or hub repository; None: its own weights.
+        adapter_base: of a model that is an adapter; None: as the adapter says it.
+        adapter_reading: of an adapter: merged, or its own tensors as the parameters.
         allow_other_model: take a vector that was made on other weights.
     """
 
@@ -80,6 +87,8 @@ class Request:
     base: str | None = None
     trust_remote_code: bool = False
     gguf_file: str | None = None
+    adapter_base: str | None = None
+    adapter_reading: Reading = "merged"
     allow_other_model: bool = False
 
     def check(self) -> None:
@@ -100,12 +109,16 @@ class Request:
             raise ValueError(f"--base is {self.base!r}, and no transform needs the weight diff; leave it out")
         if self._need_diff:
             check_model_path(self._base())
+            check_base(self.loading, self._base())
         SteeringVector.read_header(self.vector)
 
     @property
     def loading(self) -> Loading:
         """How the anchor is loaded."""
-        return Loading(self.model, trust_remote_code=self.trust_remote_code, gguf_file=self.gguf_file)
+        return Loading(
+            self.model, trust_remote_code=self.trust_remote_code, gguf_file=self.gguf_file,
+            adapter_base=self.adapter_base, adapter_reading=self.adapter_reading,
+        )  # fmt: skip
 
     @property
     def _need_diff(self) -> bool:
@@ -134,8 +147,12 @@ class Request:
             raise ValueError(f"--vector {self.vector}: {error}{hint}") from error
         diff = None
         if self._need_diff:
-            base = load_causal_lm(self.loading.of(self._base(), trusted=True))
-            diff = WeightDiff.between(named_weights(model), named_weights(base))
+            named = self._base()
+
+            def load() -> Mapping[str, Tensor]:
+                return named_weights(load_causal_lm(self.loading.of(named, trusted=True)))
+
+            diff = WeightDiff.between(named_weights(model), base_weights(model, self.loading, named, load))
         transformed = apply_transforms(vector, diff, self.transforms)
         labels = [parse_transform(spec)[0] for spec in self.transforms]
         norm = transformed.norm()

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from gradsteer.models.adapters import refuse_adapter
 from gradsteer.models.loaded_weights import check_loaded
 from gradsteer.models.loading import check_model_path, load_tokenizer, parse_dtype
-from gradsteer.models.sources import refuse_adapter
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 # what decides a model's answers: weights, configuration, tokenizer, chat template, code
@@ -24,6 +24,8 @@ def check_source(name: str, device: str, dtype: str) -> None:
     Raises:
         ValueError: If there is no such directory, or the device or the dtype is unknown.
     """
+    if Path(name).is_dir():
+        refuse_adapter(name)
     check_model_path(name)
     if device.split(":")[0] not in _DEVICES:
         raise ValueError(f"device is {device!r}; accepted: {', '.join(_DEVICES)}, or one of several, such as cuda:1")

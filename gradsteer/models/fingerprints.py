@@ -11,6 +11,7 @@ from gradsteer.models.parallel import settle, shard, whole
 
 _State = tuple[tuple[int, int], ...]
 _ROUNDED: "WeakKeyDictionary[nn.Module, tuple[str, str]]" = WeakKeyDictionary()
+_BASES: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[_State, str]]" = WeakKeyDictionary()
 
 
@@ -41,7 +42,26 @@ def rounded_from(model: nn.Module, original: str) -> None:
 
     So a vector made in half precision belongs to the same model as one made in float32.
     """
-    _ROUNDED[model] = (weights_digest(dict(model.named_parameters())), original)
+    _ROUNDED[model] = (_digest(model), original)
+
+
+def stands_on(model: nn.Module, base: str, exact: Mapping[str, Tensor]) -> None:
+    """Notes that a model's parameters are steps from weights of another fingerprint, which its own then covers.
+
+    Args:
+        model: at its own weights.
+        base: the other fingerprint.
+        exact: what some parameters were rounded from, if they were.
+    """
+    _BASES[model] = base
+    if exact:
+        rounded_from(model, _digest(model, exact))
+
+
+def _digest(model: nn.Module, exact: Mapping[str, Tensor] | None = None) -> str:
+    own = weights_digest({**dict(model.named_parameters()), **(exact or {})})
+    base = _BASES.get(model)
+    return own if base is None else hashlib.sha256(f"{base} {own}".encode()).hexdigest()[:32]
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -54,10 +74,16 @@ def model_fingerprint(model: nn.Module) -> str:
     state = _state(model)
     known = _KNOWN.get(model)
     if known is None or known[0] != state:
-        digest = weights_digest(dict(model.named_parameters()))
+        digest = _digest(model)
         rounded, original = _ROUNDED.get(model, ("", ""))
         _KNOWN[model] = (state, original if digest == rounded else digest)
     return _KNOWN[model][1]
+
+
+def changed(model: nn.Module) -> None:
+    """Notes that the weights are others now, where a library has written to them past their version counters."""
+    _KNOWN.pop(model, None)
+    _ROUNDED.pop(model, None)
 
 
 def restored(model: nn.Module, fingerprint: str, versions: Mapping[str, tuple[int, int]], names: set[str]) -> None:

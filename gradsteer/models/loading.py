@@ -1,8 +1,7 @@
 """Loading models and tokenizers from a hub id or a local directory."""
 
-import json
-import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,26 @@ from huggingface_hub.utils import validate_repo_id  # public, not listed
 
 from gradsteer.data.chat import ensure_chat_template
 from gradsteer.data.prompt_check import complete_template
+from gradsteer.models.adapter_loading import (
+    Quantization,
+    Reading,
+    base_loading,
+    check_adapter,
+    check_options,
+    quantized_options,
+    tokenizer_loading,
+    with_adapter,
+)
+from gradsteer.models.adapters import Adapter, read_adapter
 from gradsteer.models.fingerprints import model_fingerprint, rounded_from
 from gradsteer.models.gguf import check_gguf, dequantized_gguf, gguf_tokenizer
 from gradsteer.models.loaded_weights import check_loaded
 from gradsteer.models.reading import ACCEPTED, reading
-from gradsteer.models.sources import check_kind, dequantizing, read_config, refuse_adapter
+from gradsteer.models.sources import check_kind, dequantizing, quantized_as, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BASE_RECORD = "gradsteer.json"  # in an anchor's directory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -46,6 +55,10 @@ class Loading:
         trust_remote_code: run code that ships with the model.
         attn_implementation: by its transformers name; None for the model's default.
         gguf_file: a GGUF file in the directory or hub repository, to be dequantised.
+        adapter_base: base of an adapter, where it is another than the adapter says; a hub id may end in @REVISION.
+        adapter_reading: how an adapter is read: see `gradsteer.models.adapter_loading`.
+        quantization: of an adapter's base in its own reading, by bitsandbytes.
+        frozen: the weights take no gradients and no steps, so that they may stay quantised.
     """
 
     name_or_path: str
@@ -54,34 +67,73 @@ class Loading:
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     gguf_file: str | None = None
+    adapter_base: str | None = None
+    adapter_reading: Reading = "merged"
+    quantization: Quantization | None = None
+    frozen: bool = False
 
-    def of(self, name_or_path: str, *, trusted: bool = False) -> "Loading":
-        """Another model in the same dtype and attention; revision, file and trust in code belong to this one alone."""
+    def of(self, name_or_path: str, *, trusted: bool = False, frozen: bool = False) -> "Loading":
+        """Another model in the same dtype and attention; revision, file and trust in code belong to this one alone.
+
+        Args:
+            name_or_path: hub id or directory.
+            trusted: its code may run, if this one's may.
+            frozen: it takes no gradients, and may be quantised as this one's base is.
+        """
         trust = self.trust_remote_code and trusted
-        return Loading(name_or_path, self.dtype, None, trust, self.attn_implementation)
+        quantization = self.quantization if frozen else None
+        return Loading(
+            *(name_or_path, self.dtype, None, trust, self.attn_implementation), quantization=quantization,
+            frozen=quantization is not None,
+        )  # fmt: skip
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The adapter that the name stands for; None where it is a model."""
+        return None if self.gguf_file is not None else read_adapter(self.name_or_path, self.revision)
+
+    @cached_property
+    def base_loading(self) -> "Loading | None":
+        """How the base of an adapter is loaded; None of a model."""
+        return None if self.adapter is None else base_loading(self, self.adapter)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return read_config(self.name_or_path, self.revision) or {}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights are quantised and stay so."""
+        return self.frozen and (self.quantization is not None or "bitsandbytes" in (quantized_as(self._settings) or ""))
 
     def check(self) -> None:
         """Refuses what can be seen without reading a weight.
 
         Raises:
-            ValueError: an unknown dtype, no such directory, an adapter, weights that stay quantised, a model that is
-                no causal LM, or attention that this machine or the model does not have.
+            ValueError: an unknown dtype, no such directory, an adapter that does not fit its base, weights that stay
+                quantised, a model that is no causal LM, or attention that this machine or the model does not have.
         """
         parse_dtype(self.dtype)
         check_model_path(self.name_or_path, gguf_file=self.gguf_file)
+        check_options(self)
         if self.gguf_file is not None:
             check_gguf(self.name_or_path, self.gguf_file, self.revision)
             return
-        refuse_adapter(self.name_or_path, self.revision)
-        config = read_config(self.name_or_path, self.revision)
-        if config is not None:
+        if self.adapter is not None:
+            check_adapter(self, self.adapter)
+            return
+        config = self._settings
+        if config:
             check_kind(self.name_or_path, config)
-            dequantizing(self.name_or_path, config)
+            if not self.is_quantized:
+                dequantizing(self.name_or_path, config)
         if self.attn_implementation is not None:
             self._check_attention(self.attn_implementation)
 
     def config(self) -> Any:
-        """The model's config, without its weights."""
+        """The model's config, without its weights; of an adapter its base's."""
+        if self.base_loading is not None:
+            return self.base_loading.config()
         from transformers import AutoConfig
 
         with reading("config", self.name_or_path):
@@ -90,7 +142,7 @@ class Loading:
             )
 
     def without_values(self, **options: Any) -> Any:
-        """The model on the meta device: its parts and their shapes, and no weights.
+        """The model on the meta device: its parts and their shapes, and no weights; of an adapter its base.
 
         Args:
             options: of from_config.
@@ -114,7 +166,7 @@ class Loading:
         """Options of from_pretrained that give the weights in full precision."""
         if self.gguf_file is not None:
             return {**self._file(), **dequantized_gguf()}
-        asked = dequantizing(self.name_or_path, read_config(self.name_or_path, self.revision) or {})
+        asked = dequantizing(self.name_or_path, self._settings)
         return {} if asked is None else {"quantization_config": asked}
 
     def _check_attention(self, wanted: str) -> None:
@@ -131,14 +183,15 @@ class Loading:
 
 
 def check_model_path(name_or_path: str, *, gguf_file: str | None = None) -> None:
-    """Refuses a local path that is not a model directory, before anything heavy starts.
+    """Refuses a local path that is neither a model's nor an adapter's directory, before anything heavy starts.
 
     Raises:
-        ValueError: the value looks like a path and is not a directory with a ``config.json``, or it holds an adapter.
+        ValueError: the value looks like a path and is not a directory with a ``config.json`` or a plain adapter.
     """
     path = Path(name_or_path)
     if path.is_dir():
-        refuse_adapter(name_or_path)
+        if gguf_file is None and read_adapter(name_or_path) is not None:
+            return
         if gguf_file is None and not (path / "config.json").is_file():
             found = sorted(file.name for file in path.glob("*.gguf"))
             hint = f" (it holds {found[0]!r}: give it as gguf_file)" if found else ""
@@ -169,7 +222,8 @@ def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenize
     """
     from transformers import AutoTokenizer
 
-    loading = source if isinstance(source, Loading) else Loading(source, **options)
+    named = source if isinstance(source, Loading) else Loading(source, **options)
+    loading = tokenizer_loading(named)
     name = loading.name_or_path
     if not Path(name).is_dir():
         check_model_path(name)
@@ -185,7 +239,13 @@ def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenize
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {name!r} has neither a padding nor an end-of-sequence token")
         tokenizer.pad_token = tokenizer.eos_token
-    rows = (read_config(name, loading.revision) or {}).get("vocab_size")
+    base = named.base_loading
+    rows = (loading if base is None else base)._settings.get("vocab_size")
+    if base is not None and loading is named and isinstance(rows, int) and len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer of the adapter {named.name_or_path!r} has {len(tokenizer)} tokens, its base "
+            f"{base.name_or_path!r} {rows} rows: the vocabulary was resized in the finetune; accepted: the merged model"
+        )
     if isinstance(rows, int) and tokenizer.pad_token_id >= rows > (tokenizer.eos_token_id or rows):
         tokenizer.pad_token = tokenizer.eos_token
     ensure_chat_template(tokenizer)
@@ -197,22 +257,33 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
     """A causal LM in eval mode, on the CPU, in the given dtype (recent checkpoints are bfloat16 unless told).
 
     Args:
-        source: of the model.
+        source: of the model, or of an adapter, which is merged or read in its own space.
         options: of `Loading`, where the source is a name.
 
     Raises:
         ValueError: see `Loading.check`, or the weights are not those of the model.
     """
+    loading = source if isinstance(source, Loading) else Loading(source, **options)
+    loading.check()
+    adapter = loading.adapter
+    model = _loaded(loading) if adapter is None else with_adapter(loading, adapter, _loaded)
+    if adapter is not None and loading.adapter_reading == "merged":
+        _round(model, DTYPES[loading.dtype])
+    model.train(False)
+    return model
+
+
+def _loaded(loading: Loading) -> Any:
+    """A model in its dtype, where it does not stay quantised."""
     from transformers import AutoModelForCausalLM
 
     factory: Any = AutoModelForCausalLM  # typed in part only
-    loading = source if isinstance(source, Loading) else Loading(source, **options)
-    loading.check()
-    name, wanted, undoing = loading.name_or_path, DTYPES[loading.dtype], loading.weight_options()
+    name, wanted = loading.name_or_path, DTYPES[loading.dtype]
+    quantized = loading.is_quantized
+    undoing = quantized_options(loading.quantization, wanted) if quantized else loading.weight_options()
     # the checkpoint's own values, which half precision may round
-    exactly = wanted if wanted.itemsize >= 4 else torch.float32 if undoing else "auto"
+    exactly = wanted if wanted.itemsize >= 4 or quantized else torch.float32 if undoing else "auto"
     options = {} if loading.attn_implementation is None else {"attn_implementation": loading.attn_implementation}
-    model: PreTrainedModel
     with reading("model", name):
         model, notes = factory.from_pretrained(
             name,
@@ -225,58 +296,28 @@ def load_causal_lm(source: str | Loading, **options: Any) -> "PreTrainedModel":
             **options,
         )
     check_loaded(name, model, notes)
-    if undoing:  # saving would undo what loading did: weights quantised again, in a config without it
+    if undoing and not quantized:  # saving would undo what loading did: weights quantised again, in a config without it
         model._weight_conversions = None
-    if any(parameter.dtype != wanted for parameter in model.parameters()):
-        original = model_fingerprint(model)  # of the checkpoint's own values
-        _round_weights(model, wanted)
-        rounded_from(model, original)
-    model.train(False)
+    if not quantized:
+        _round(model, wanted)
     return model
 
 
-def _round_weights(model: Any, dtype: torch.dtype) -> None:
+def _round(model: Any, dtype: torch.dtype) -> None:
     """Casts what a checkpoint holds; tables that a model makes for itself stay as from_pretrained leaves them.
 
     Rounded frequencies of a rotary embedding, for example, turn the positions of a long sequence by up to 0.4%.
     """
+    if all(parameter.dtype == dtype for parameter in model.parameters()):
+        return
+    original = model_fingerprint(model)  # of the checkpoint's own values
     saved = model.state_dict()
     computed = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
     model.to(dtype)
     for name, buffer in model.named_buffers():
         if name in computed:
             buffer.data = computed[name]
-
-
-def record_base(base: str, anchor: Path) -> None:
-    """Notes in a model's directory what it was finetuned from; `recorded_base` reads it."""
-    path = Path(base)
-    recorded = base
-    if path.is_dir():
-        try:
-            recorded = Path(os.path.relpath(path, anchor)).as_posix()
-        except ValueError:  # on another drive of Windows, which no path leads to
-            recorded = str(path.absolute())
-    (anchor / BASE_RECORD).write_text(json.dumps({"base": recorded}) + "\n", encoding="utf-8")
-
-
-def recorded_base(anchor: str) -> str | None:
-    """What a model in a directory was finetuned from, as `fit` recorded it there; None where it does not say.
-
-    A directory is recorded by its path from the anchor's, so that both may be moved together.
-    """
-    path = Path(anchor) / BASE_RECORD
-    if not path.is_file():
-        return None
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["base"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f'{str(path)!r} is not of the form {{"base": DIR_OR_HUB_ID}}') from error
-    if not isinstance(recorded, str):
-        raise ValueError(f'{str(path)!r} is not of the form {{"base": DIR_OR_HUB_ID}}')
-    beside = Path(os.path.normpath(Path(anchor) / recorded))
-    # a path is meant from the anchor's directory, never from wherever the command runs
-    return str(beside) if beside.is_dir() or recorded.startswith(".") else recorded
+    rounded_from(model, original)
 
 
 def fresh_causal_lm(config_file: str, *, dtype: str = "float32") -> "PreTrainedModel":

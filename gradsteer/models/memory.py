@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsteer.data.chat import EncodedExample, collate
+from gradsteer.models.adapter_space import all_weights
 from gradsteer.models.layers import layer_of
 from gradsteer.models.losses import example_losses
 from gradsteer.models.packing import Pack, attending, pack_losses
@@ -210,7 +211,7 @@ def plan_memory(
     chunk = min(head_chunk or labelled_tokens, labelled_tokens)
     sums = sum(parameter.numel() * (8 if parameter.dtype == torch.float64 else 4) for parameter in covered.values())
     device = next(model.parameters()).device
-    weights = -(-_bytes(everything.values()) // shards)
+    weights = -(-_bytes(all_weights(model).values()) // shards)
     if shards == 1:
         gathered, gradients = 0, _gradients_in_flight(model, covered, chunked=chunk < labelled_tokens)
     else:

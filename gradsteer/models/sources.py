@@ -1,4 +1,4 @@
-"""What a model's files hold, seen before any weight is read: adapters, quantised weights, models of another kind."""
+"""What a model's files hold, seen before any weight is read: quantised weights, models of another kind."""
 
 import re
 from pathlib import Path
@@ -10,29 +10,6 @@ from gradsteer.records import read_json
 _DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 _OTHER_KINDS = re.compile("(MaskedLM|Classification|QuestionAnswering|MultipleChoice|RewardModel)$")
 _LONGEST = 80
-
-
-def refuse_adapter(name: str, revision: str | None = None) -> None:
-    """Refuses a directory or hub id that holds an adapter, which transformers would attach without a word.
-
-    Raises:
-        ValueError: names the base that the adapter is for, and how to merge the two.
-    """
-    if Path(name).is_dir():
-        found = Path(name) / "adapter_config.json"
-    else:
-        from transformers.utils.peft_utils import find_adapter_config_file
-
-        found = Path(find_adapter_config_file(name, revision=revision) or "")
-    if not found.is_file():
-        return
-    settings = read_json(found)
-    base = f"{settings.get('peft_type') or 'adapter'} on {settings.get('base_model_name_or_path')!r}"[:_LONGEST]
-    raise ValueError(
-        f"{name!r} holds an adapter (adapter_config.json: {base}), not a model: gradients and steps are of a model's "
-        f"own weights; accepted: the merged model, peft.AutoPeftModelForCausalLM.from_pretrained({name!r})"
-        ".merge_and_unload().save_pretrained(DIRECTORY), with its tokenizer and without adapter_config.json"
-    )
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -82,17 +59,26 @@ def dequantizing(name: str, config: dict[str, Any]) -> Any:
     Raises:
         ValueError: they are quantised in a way that is not undone here; names it.
     """
+    shown = quantized_as(config)
+    if shown is None:
+        return None
+    if shown in _DEQUANTIZED:
+        import transformers
+
+        return getattr(transformers, _DEQUANTIZED[shown])(dequantize=True)
+    raise ValueError(
+        f"the weights of {name!r} are quantised ({shown}): they take neither gradients nor small steps; accepted: the "
+        f"unquantised original, or quantised as {' or '.join(_DEQUANTIZED)}, which is dequantised when it is loaded"
+    )
+
+
+def quantized_as(config: dict[str, Any]) -> str | None:
+    """How a checkpoint is quantised: the method, with its bits where it says them; None where it is not."""
     said = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
     if not said:
         return None
     method = said.get("quant_method") or ("bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(said) else "unknown")
     if method in _DEQUANTIZED:
-        import transformers
-
-        return getattr(transformers, _DEQUANTIZED[method])(dequantize=True)
+        return str(method)
     bits = said.get("bits") or said.get("w_bit") or (4 if said.get("load_in_4bit") else None)
-    shown = f"{str(method)[:_LONGEST]}{f', {bits} bits' if isinstance(bits, int) else ''}"
-    raise ValueError(
-        f"the weights of {name!r} are quantised ({shown}): they take neither gradients nor small steps; accepted: the "
-        f"unquantised original, or quantised as {' or '.join(_DEQUANTIZED)}, which is dequantised when it is loaded"
-    )
+    return f"{str(method)[:_LONGEST]}{f', {bits} bits' if isinstance(bits, int) else ''}"

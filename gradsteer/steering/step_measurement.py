@@ -59,11 +59,13 @@ class Measurable(NamedTuple):
         moved: the weights that V covers, generated one at a time.
         originals: all weights of the model without any step, this process's shards.
         model: the model.
+        sums: gives each measured tensor's name and `sums_of` it; of an adapter's matrices, of the weights they make up.
     """
 
     moved: Iterable[MovedWeight]
     originals: Iterable[Tensor]
     model: nn.Module
+    sums: Callable[[Iterable[MovedWeight], nn.Module, float], Iterable[tuple[str, Tensor]]]
 
 
 class _Figures(NamedTuple):
@@ -138,6 +140,12 @@ class AppliedStep:
         return self._figures
 
 
+def sums_by_tensor(moved: Iterable[MovedWeight], model: nn.Module, alpha: float) -> Iterator[tuple[str, Tensor]]:
+    """`sums_of` every moved tensor."""
+    del model
+    return ((weight.name, sums_of(weight, alpha)) for weight in moved)
+
+
 def pieces(*tensors: Tensor, size: int = PIECE) -> Iterator[tuple[Tensor, ...]]:
     """Views of the same entries of several tensors, in row-major order.
 
@@ -161,12 +169,13 @@ def pieces(*tensors: Tensor, size: int = PIECE) -> Iterator[tuple[Tensor, ...]]:
 @torch.no_grad()
 def _measure(measurable: Measurable, alpha: float) -> _Figures:
     rows, names = [], []
-    for weight in measurable.moved:
-        rows.append(_sums(weight, alpha))
-        names.append(weight.name)
+    found = measurable.sums(measurable.moved, measurable.model, alpha)
+    for name, sums in found:
+        rows.append(sums)
+        names.append(name)
     squares = [_squares(original) for original in measurable.originals]
     # one table, and so one reduction, for all tensors: a row each, and ||theta||^2
-    table = torch.zeros(len(rows) + 1, 5, dtype=torch.float64)
+    table = torch.zeros(len(rows) + 1, 6, dtype=torch.float64)
     for row, sums in zip(table, rows, strict=False):
         row.copy_(sums)
     table[-1, 0] = sum(squares)
@@ -174,25 +183,30 @@ def _measure(measurable: Measurable, alpha: float) -> _Figures:
         table = sum_over_shards(table, next(measurable.model.parameters())).cpu()
     theta_squares = float(table[-1, 0])
     total = table[:-1].sum(0).tolist()
-    relative = math.copysign(math.sqrt(total[2] / theta_squares), alpha) if theta_squares and total[2] else 0.0
+    relative = math.copysign(math.sqrt(total[5] / theta_squares), alpha) if theta_squares and total[5] else 0.0
     by_tensor = {name: _figures(row) for name, row in zip(names, table[:-1].tolist(), strict=True)}
     return _Figures(_figures(total), by_tensor, relative)
 
 
 def _no_step(names: Iterable[str]) -> _Figures:
-    return _Figures(_figures((0.0,) * 5), {name: _figures((0.0,) * 5) for name in names}, 0.0)
+    return _Figures(_figures((0.0,) * 6), {name: _figures((0.0,) * 6) for name in names}, 0.0)
 
 
 def _figures(sums: Sequence[float]) -> TensorStep:
-    along, error, intended, changed, entries = sums
+    along, error, intended, changed, entries, _ = sums
     if intended == 0:
         return TensorStep(None, None, None)
     return TensorStep(along / intended, math.sqrt(error / intended), changed / entries)
 
 
-def _sums(weight: MovedWeight, alpha: float) -> Tensor:
-    """``<applied, intended>``, ``||error||^2``, ``||intended||^2``, number of changed entries, number of entries."""
-    sums = torch.zeros(5, dtype=torch.float64, device=exact_device(weight.after.device))
+def sums_of(weight: MovedWeight, alpha: float) -> Tensor:
+    """What a step is measured by, of one tensor.
+
+    Returns:
+        (6,) ``<applied, intended>``, ``||error||^2``, ``||intended||^2``, numbers of changed entries and of entries,
+        and ``||intended||^2`` of the parameters, which differs where they are matrices that make up a weight.
+    """
+    sums = torch.zeros(6, dtype=torch.float64, device=exact_device(weight.after.device))
     tensors = (weight.start, weight.before, weight.after, weight.direction)
     earlier = [direction for direction, _ in weight.earlier]
     for start, before, after, direction, *directions in pieces(*tensors, *earlier):
@@ -205,7 +219,7 @@ def _sums(weight: MovedWeight, alpha: float) -> Tensor:
         sums[1] += (applied - intended).square_().sum()
         sums[2] += intended.square_().sum()
         sums[3] += for_float64((after != before).sum())
-    sums[4] = weight.after.numel()
+    sums[4], sums[5] = weight.after.numel(), sums[2]
     return sums.cpu()
 
 

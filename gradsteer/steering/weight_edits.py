@@ -13,10 +13,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from gradsteer.models.adapter_space import is_in_adapter_space
 from gradsteer.models.fingerprints import model_fingerprint, restored, weight_versions
 from gradsteer.models.parallel import is_split, settle, shard, shard_like
+from gradsteer.steering.adapter_steps import sums_in_weight_space
 from gradsteer.steering.rounding import HALF_PRECISIONS, rounded_by, rounding_generator, stochastic_round
-from gradsteer.steering.step_measurement import PIECE, Measurable, MovedWeight, pieces
+from gradsteer.steering.step_measurement import PIECE, Measurable, MovedWeight, pieces, sums_by_tensor
 
 Change = Callable[[str, Tensor], Tensor]
 
@@ -276,4 +278,6 @@ def look_at(model: nn.Module, step: Edit) -> Measurable:
             yield MovedWeight(name, start, earlier, before, now, direction)
 
     originals = (edited.originals.get(name, shard(parameter.detach())) for name, parameter in parameters.items())
-    return Measurable(moved(), originals, model)
+    if is_in_adapter_space(model):
+        return Measurable(moved(), originals, model, sums_in_weight_space)
+    return Measurable(moved(), originals, model, sums_by_tensor)

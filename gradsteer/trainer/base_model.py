@@ -1,6 +1,7 @@
 """Reading the base model beside the anchor, and the weight diff between the two."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from gradsteer.models.adapter_space import is_in_adapter_space
+from gradsteer.models.base_weights import base_weights
 from gradsteer.models.checkpoints import CheckpointWeights
-from gradsteer.models.loading import load_causal_lm
+from gradsteer.models.loading import Loading, load_causal_lm
 from gradsteer.vectors.weight_diff import DELTA, WeightDiff, named_weights
 
 
@@ -27,15 +30,25 @@ def read_base(
     Returns:
         The base's weights by name, the diff, and the diff's file.
     """
-    half = pl_module.dtype_name in ("bfloat16", "float16")
-    trust = pl_module.loading.trust_remote_code  # remote code may rename parameters when it loads them
-    weights: Any = None if trust else CheckpointWeights.try_open(base)
-    if weights is None:  # the revision is the anchor's, not the base's
-        weights = named_weights(load_causal_lm(base, trust_remote_code=trust))
-    # rounded minus exact weights would be partly rounding noise, so read the anchor's own file if possible
-    own_file = half and not trust and pl_module.loading.gguf_file is None
-    exact = CheckpointWeights.try_open(pl_module.model_name_or_path) if own_file else None
-    diff = WeightDiff.streamed(named_weights(pl_module.model) if exact is None else exact, weights)
+    loading: Loading = pl_module.loading
+    trust = loading.trust_remote_code  # remote code may rename parameters when it loads them
+
+    def load() -> Mapping[str, Tensor]:
+        opened = None if trust else CheckpointWeights.try_open(base)
+        # the revision is the anchor's, not the base's
+        return named_weights(load_causal_lm(base, trust_remote_code=trust)) if opened is None else opened
+
+    weights = base_weights(pl_module.model, loading, base, load)
+    anchor: Mapping[str, Tensor] = named_weights(pl_module.model)
+    if pl_module.dtype_name in ("bfloat16", "float16") and not is_in_adapter_space(pl_module.model):
+        # rounded minus exact weights would be partly rounding noise, so read the anchor's own ones if possible
+        if loading.adapter is not None:
+            anchor = named_weights(load_causal_lm(replace(loading, dtype="float32")))
+        elif not trust and loading.gguf_file is None:
+            anchor = CheckpointWeights.try_open(loading.name_or_path) or anchor
+    diff = WeightDiff.streamed(anchor, weights)
+    if loading.adapter is not None:
+        diff.metadata["adapter_rank"] = str(loading.adapter.rank)
     path = output_dir / "vectors" / f"{DELTA}.safetensors"
     if trainer.is_global_zero:
         diff.save(path)

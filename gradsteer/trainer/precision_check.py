@@ -63,6 +63,9 @@ def check_precision(
             "parallelism), and the comparison needs a whole copy of them"
         )
         return []
+    if getattr(pl_module.loading.base_loading, "is_quantized", False):
+        rank_zero_warn("what a step does is not compared with float32: the base is quantised, and has no weights in it")
+        return []
     by_size = sorted(sized, key=lambda each: abs(each[2].relative_norm))
     chosen = [by_size[-1]] if len(by_size) == 1 else [by_size[-1], by_size[0]]
     source, examples, temperature = _text(trainer, pl_module)

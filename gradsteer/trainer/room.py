@@ -43,12 +43,14 @@ class RoomCheck(L.Callback):
         if is_trial(trainer):
             return
         model = _model_bytes(pl_module)
-        numbers = model // DTYPES[pl_module.dtype_name].itemsize
-        written = {name: part for name, part in self._written(trainer, pl_module, model, numbers).items() if part}
+        numbers = _trained(pl_module)
+        own = model if numbers is None else _SUMMED * numbers  # an adapter's tensors are in float32
+        numbers = model // DTYPES[pl_module.dtype_name].itemsize if numbers is None else numbers
+        written = {name: part for name, part in self._written(trainer, pl_module, own, numbers).items() if part}
         loaded = {"the model": model}
         if self.command == "fit":
             keeps = "Adam" in str(self.options["model"]["optimizer"])
-            loaded |= {"its gradients": model, "the optimizer's moments": _ADAM * numbers * keeps}
+            loaded |= {"its gradients": own, "the optimizer's moments": _ADAM * numbers * keeps}
         there = next(each for each in (self.directory.absolute(), *self.directory.absolute().parents) if each.exists())
         free, device = shutil.disk_usage(there).free, trainer.strategy.root_device
         memory = available_bytes(device, held=0)
@@ -90,13 +92,14 @@ class RoomCheck(L.Callback):
 
 def _model_bytes(pl_module: Any) -> int:
     """Bytes of a module's weights in the dtype that it loads them in, before they are loaded."""
-    loading: Loading = pl_module.loading
+    loading: Loading = pl_module.loading.base_loading or pl_module.loading
     wanted = DTYPES[pl_module.dtype_name].itemsize
+    bits = {None: 8 * wanted, "4bit": 4, "8bit": 8}[loading.quantization]
     files = list(Path(loading.name_or_path).glob("*.safetensors"))
     config = read_config(loading.name_or_path, loading.revision) or {}
     saved = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
     if getattr(pl_module, "fresh_config", None) is None and loading.gguf_file is None and files and saved is not None:
-        return sum(file.stat().st_size for file in files) * wanted // saved.itemsize
+        return sum(file.stat().st_size for file in files) * bits // (8 * saved.itemsize)
     if getattr(pl_module, "fresh_config", None) is not None:
         import torch
 
@@ -105,7 +108,16 @@ def _model_bytes(pl_module: Any) -> int:
     else:
         model = loading.without_values()
     numbers: int = sum(parameter.numel() for parameter in model.parameters())
-    return numbers * wanted
+    return numbers * bits // 8
+
+
+def _trained(pl_module: Any) -> int | None:
+    """Numbers that take gradients where they are an adapter's; None where they are the whole model's."""
+    loading: Loading = pl_module.loading
+    if loading.adapter is not None and loading.adapter_reading == "adapter":
+        return sum(tensor.numel() for tensor in loading.adapter.shapes().values())
+    found: int | None = getattr(pl_module, "num_trained", None)
+    return found
 
 
 def _listed(parts: Mapping[str, int]) -> str:

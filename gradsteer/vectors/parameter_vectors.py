@@ -5,13 +5,14 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from gradsteer.models.adapter_weights import is_adapters
 from gradsteer.models.exact import doubled, for_float64
 from gradsteer.models.layers import layer_of, sum_squares_by_layer
 from gradsteer.records import replacing
@@ -128,6 +129,7 @@ class ParameterVector(Mapping[str, Tensor]):
                 raise ValueError(
                     f"this {self.kind} does not fit the model: it has a parameter {name!r} {tuple(tensor.shape)}, "
                     f"the model ({type(model).__name__}, {len(parameters)} parameters) has none of that name"
+                    f"{_space(self, parameters)}"
                 )
             if tensor.shape != parameters[name].shape:
                 raise ValueError(
@@ -240,6 +242,15 @@ def _check_header(source: Path, metadata: Mapping[str, str], kind: str) -> None:
         raise ValueError(f"{str(source)!r} has {found}; this gradsteer reads version {FORMAT_VERSION!r}")
     if kind != ParameterVector.kind and metadata.get("kind") != kind:
         raise ValueError(f"{str(source)!r} holds a {metadata.get('kind')!r}; a {kind!r} was asked for")
+
+
+def _space(names: Iterable[str], parameters: Iterable[str]) -> str:
+    """A hint where one side is an adapter's tensors and the other a model's weights."""
+    ours, theirs = (any(map(is_adapters, each)) for each in (names, parameters))
+    if ours == theirs:
+        return ""
+    which = "an adapter's space (--model.adapter_reading adapter)", "whole weights (--model.adapter_reading merged)"
+    return f": it lives in {which[not ours]}, the model in {which[ours]}"
 
 
 class PileAverage(ParameterVector):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from gradsteer.models.adapter_weights import is_adapters
 from gradsteer.nearest import did_you_mean
 from gradsteer.vectors.elementwise import diff_weighting, only, rescaled, sign_agreement, sign_restricted, top_k
 from gradsteer.vectors.parameter_vectors import SteeringVector
@@ -86,6 +87,7 @@ TRANSFORMS: dict[str, Transform] = {
         *(low_rank, diff_subspaces, diff_projection, orthogonal_to, norm_matched),
     )
 }
+_OF_MATRICES = ("low_rank", "diff_subspaces", "diff_projection")
 _ALWAYS_BY_DIFF = ("diff_weighting", "sign_agreement", "diff_subspaces", "diff_projection")
 
 
@@ -143,10 +145,20 @@ def _shown(value: Any) -> Any:
 
 
 def apply_transforms(vector: SteeringVector, diff: WeightDiff | None, specs: Sequence[TransformSpec]) -> SteeringVector:
-    """Applies transforms in order."""
+    """Applies transforms in order.
+
+    Raises:
+        ValueError: a transform of a weight's own matrix, for a vector in an adapter's space; or see the transform.
+    """
     original = vector
     for spec in specs:
-        _, transform, arguments = parse_transform(spec)
+        name, transform, arguments = _read(spec)
+        if name in _OF_MATRICES and any(map(is_adapters, vector)):
+            raise ValueError(
+                f"transform {name!r} looks at a weight's matrix, and this vector is of the two matrices that an "
+                "adapter makes it of; accepted: another transform, or a vector of the merged weights "
+                "(--model.adapter_reading merged)"
+            )
         if "original" in inspect.signature(transform).parameters:
             arguments["original"] = original
         vector = transform(vector, diff, **arguments)

@@ -12,8 +12,9 @@ from test_attribution_options import encoded, gradient, line, masked, models, pi
 from test_pile_gradient import autograd_oracle, relative_error
 
 from gradsteer.attribution.partial_sums import PartialSum
+from gradsteer.models.base_record import recorded_base
 from gradsteer.models.fingerprints import weights_digest
-from gradsteer.models.loading import load_causal_lm, load_tokenizer, recorded_base
+from gradsteer.models.loading import load_causal_lm, load_tokenizer
 from gradsteer.steering.weight_steering import steered
 from gradsteer.trainer.callbacks.vectors import VectorWriter
 from gradsteer.trainer.datamodules.piles import PileDataModule

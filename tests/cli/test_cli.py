@@ -120,6 +120,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     """A snapshot: a renamed or lost flag breaks configs; a new one is added here on purpose."""
     common = ["--experiment", "--input_dir", "--output_dir", "--overwrite"]
     loading = ["attn_implementation", "dtype", "gguf_file", "model_name_or_path", "revision", "trust_remote_code"]
+    tuned, loading = [*loading, "adapter_base"], [*loading, "adapter_base", "adapter_reading", "quantization"]
     sampling = ["max_new_tokens", "num_samples", "sampling_seed", "temperature", "top_p"]
     prompts = ["batch_size", "columns", "duplicates", "max_prompts", "prompts", "split", "system_prompt"]
     rendering = ["system_role", "template_kwargs"]
@@ -128,7 +129,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     chat = ["batch_size", "columns", "group_by_length", "loss_mask", "max_length", "shuffle_seed", "train"]
     chat += ["train_split", "validation", "validation_split", *rendering]
     tuning = ["config", "final_lr_fraction", "gradient_checkpointing", "optimizer", "schedule", "tokenizer"]
-    tuning += ["warmup_steps", "lr_reference_width"]
+    tuning += ["warmup_steps", "lr_reference_width", "lora", "quantization"]
     piles = ["columns", "fisher", "halves", "loss_mask", "max_length", "permutation_seed", "permutations", "piles"]
     piles += ["token_budget", "allow_other_dtype", "sampled_along", *rendering]
     attributing = ["calibrate", "slope_responses", "gradient_checkpointing", "packing", "parameters", "reduction"]
@@ -156,13 +157,13 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
     expected = {
         "fit": [
             *(*common, "--name", "--saving.checkpoint_minutes", "--saving.second_moment"),
-            *(*group("model", loading + tuning), *group("data", chat)),
+            *(*group("model", tuned + tuning), *group("data", chat)),
         ],
-        "validate": [*common, *group("model", loading + tuning), *group("data", chat)],
+        "validate": [*common, *group("model", tuned + tuning), *group("data", chat)],
         "evaluate": [*common, "--name", "--dry_run", *evaluation, *group("report", ["note", "verbose"])],
         "attribute": [
             *common,
-            "--vectors",
+            *("--vectors", "--dry_run"),
             "--partial_sums",
             "--partial_sums.every_minutes",
             *group("model", loading + attributing),
@@ -200,7 +201,7 @@ def test_the_flags_of_export_are_those_that_others_rely_on():
 
     steering = ["allow_other_model", "alpha", "base", "gguf_file", "model", "transforms", "trust_remote_code", "vector"]
     writing = ["config", "format", "overwrite", "to", "dtype", "rounding", "seed", "rounded_anchor"]
-    adapter = ["behavior", "min_energy", "rank", "ranks", "responses"]
+    adapter = ["behavior", "min_energy", "rank", "ranks", "responses", "adapter_base", "adapter_reading"]
     assert set(flags(options_parser())) == {f"--{name}" for name in (*steering, *writing, *adapter)}
 
 

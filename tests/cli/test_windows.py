@@ -9,7 +9,7 @@ import pytest
 
 from gradsteer.cli import stage_process
 from gradsteer.config_files import read_config
-from gradsteer.models.loading import record_base, recorded_base
+from gradsteer.models.base_record import record_base, recorded_base
 from gradsteer.records import write_json
 from gradsteer.steering.conditions import check_name, check_names, slug_of
 

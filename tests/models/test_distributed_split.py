@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gradsteer.data.chat import collate
 from gradsteer.data.piles import PileFilter
+from gradsteer.models.base_record import record_base
 from gradsteer.models.fingerprints import model_fingerprint, weights_digest
-from gradsteer.models.loading import load_tokenizer, record_base
+from gradsteer.models.loading import load_tokenizer
 from gradsteer.models.parallel import (
     is_split,
     is_split_model,

@@ -1,4 +1,4 @@
-"""Which checkpoints are refused by name: adapters, quantised ones, other kinds of models, weights that do not match."""
+"""Which checkpoints are refused by name: quantised ones, other kinds of models, weights that do not match."""
 
 import json
 
@@ -18,9 +18,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from gradsteer.__main__ import main
-from gradsteer.models.loading import Loading, check_model_path, load_causal_lm
-from gradsteer.models.sources import refuse_adapter
+from gradsteer.judges.local_loading import check_source
+from gradsteer.models.adapters import refuse_adapter
+from gradsteer.models.loading import Loading, load_causal_lm
 
 SMALL = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 FP4 = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])  # E2M1, by its 4 bits
@@ -120,33 +120,12 @@ def test_an_encoder_that_does_not_say_what_it_was_trained_for(tmp_path):
     load_causal_lm(rewritten(tmp_path, is_decoder=True))
 
 
-def test_adapters_are_refused_by_name(llama_at, tmp_path, capsys):
-    path, prompts = llama_at(), tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "Hi"}\n')
+def test_an_adapter_is_refused_where_a_whole_model_is_needed(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
     with pytest.raises(ValueError, match=r"LORA on 'owner/base'.*merge_and_unload"):
-        check_model_path(path)  # as of a base, a reference, a judge's model
-    (tmp_path / "config.json").unlink()
-    words = ("--data.prompts", prompts, "--evaluation.judge", "KeywordJudge", "--output_dir", tmp_path / "out")
-    words += ("--evaluation.judge.patterns", '{"a": ["a"]}')
-    assert main([*map(str, ("evaluate", "--model.model_name_or_path", path, *words))]) == 2
-    assert "holds an adapter (adapter_config.json: LORA on 'owner/base'), not a model" in capsys.readouterr().err
-
-
-def test_an_adapter_of_the_hub_is_seen_before_it_is_attached(tmp_path, monkeypatch):
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
-    asked = []
-
-    def find(name, revision=None):
-        asked.append((name, revision))
-        return str(tmp_path / "adapter_config.json")
-
-    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", find)
-    with pytest.raises(ValueError, match="'owner/some-lora' holds an adapter"):
-        refuse_adapter("owner/some-lora", "v1")
-    with pytest.raises(ValueError, match="'owner/some-lora' holds an adapter"):
-        Loading("owner/some-lora").check()
-    assert asked == [("owner/some-lora", "v1"), ("owner/some-lora", None)]
+        refuse_adapter(str(tmp_path))
+    with pytest.raises(ValueError, match=r"LORA on 'owner/base'.*merge_and_unload"):
+        check_source(str(tmp_path), "cpu", "auto")  # a judge's model
 
 
 @pytest.mark.parametrize(

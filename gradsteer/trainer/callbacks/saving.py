@@ -8,7 +8,9 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.attribution.pile_partition import FISHER
-from gradsteer.models.loading import record_base
+from gradsteer.models.adapter_space import is_in_adapter_space
+from gradsteer.models.base_record import record_base
+from gradsteer.models.lora import save_adapter
 from gradsteer.provenance import provenance
 from gradsteer.records import replacing_directory
 from gradsteer.trainer.datamodules.batches import ResumableLoader
@@ -103,7 +105,11 @@ class SavePretrained(L.Callback):
         if trainer.is_global_zero and not is_trial(trainer):
             self._save_second_moment(trainer, pl_module)  # first, because the model's directory marks a complete fit
             base = getattr(pl_module, "model_name_or_path", None)  # None: from fresh weights
-            save_pretrained(pl_module.model, pl_module.tokenizer, self.directory, base=base)
+            model, tokenizer = pl_module.model, pl_module.tokenizer
+            if is_in_adapter_space(model):
+                save_finetuned_adapter(pl_module, str(base), self.directory)
+            else:
+                save_pretrained(model, tokenizer, self.directory, base=base)
             self.checkpoint.unlink(missing_ok=True)
             rank_zero_info(f"saved {self.directory}")
         trainer.strategy.barrier()
@@ -132,6 +138,14 @@ def _check_length(trainer: L.Trainer) -> None:
             "--trainer.max_epochs is -1, without an end, and the learning rate's schedule needs one; accepted: more "
             "than 0, or -1 with --trainer.max_steps"
         )
+
+
+def save_finetuned_adapter(pl_module: Any, base: str, directory: Path) -> None:
+    """Writes a trained adapter as peft does, with the tokenizer and what it was trained on, when it is complete."""
+    with replacing_directory(directory) as temporary:
+        save_adapter(pl_module.model, temporary, base=base, revision=pl_module.loading.revision)
+        pl_module.tokenizer.save_pretrained(temporary)
+        record_base(base, temporary, pl_module.base_fingerprint)
 
 
 def save_pretrained(model: Any, tokenizer: Any, directory: Path, *, base: str | None = None) -> None:

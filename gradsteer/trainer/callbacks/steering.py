@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from gradsteer.models.base_weights import check_base
 from gradsteer.models.loading import check_model_path
 from gradsteer.records import file_digest
 from gradsteer.reports.condition_selection import Selection, choose, read_forecast
@@ -197,6 +198,8 @@ class WeightSteering(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Reads the vectors and plans the conditions, before the model is loaded."""
         session = session_of(trainer)
+        if self.base is not None:
+            check_base(pl_module.loading, self.base)
         for condition, _ in self._first:
             if condition.system_prompt is not None:
                 data_of(trainer).check_system_prompt(condition.name, condition.system_prompt)

@@ -12,6 +12,8 @@ from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.chat import EncodedExample, template_digest, tokenizer_digest
 from gradsteer.forecast.slopes import MIN_RESPONSES
+from gradsteer.models.adapter_loading import Quantization, Reading
+from gradsteer.models.base_weights import base_weights, check_base
 from gradsteer.models.batches import BatchLayout
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.models.loading import Loading, load_causal_lm, load_tokenizer
@@ -23,6 +25,7 @@ from gradsteer.models.train_mode import checkpoint_activations, train_without_dr
 from gradsteer.provenance import provenance
 from gradsteer.records import text_digest
 from gradsteer.trainer.credit import TokenCredit
+from gradsteer.trainer.dry_run import DryRunDoneError
 from gradsteer.trainer.modules.gradient_options import PointOptions, choose_base, credit_options, refuse_unused
 from gradsteer.trainer.modules.memory_plan import attribution_plan
 from gradsteer.trainer.modules.summing import SummingModule
@@ -80,6 +83,11 @@ class AttributionModule(SummingModule):
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
         gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
+        adapter_base: of an adapter: the model that it was trained on, a hub id (with @REVISION, if not the one that the
+            adapter records) or a directory. Default: the one that the adapter names.
+        adapter_reading: of an adapter: "merged" into its base, in float32, after which everything is of the merged
+            weights; or "adapter": its own tensors are the parameters, and the base is frozen.
+        quantization: of the base in the adapter reading: "4bit" or "8bit", by bitsandbytes.
         calibrate: also estimate each vector's slope (the change in its piles' log-odds per unit of alpha), by forward
             passes over half piles. With it, steer can turn a log-odds shift into an alpha. Default: on when both piles
             hold at least 20 sampled responses that record temperature and top_p.
@@ -88,6 +96,7 @@ class AttributionModule(SummingModule):
             does. Default: as many as keep all slopes together within the time of the gradients, at least 50; for a
             vector or two that is as a rule all of them. A quarter of the responses doubles the slope's standard error,
             which is printed and goes to the vector's file.
+        dry_run: stop when the memory plan is printed (set by --dry_run).
     """
 
     def __init__(
@@ -115,16 +124,21 @@ class AttributionModule(SummingModule):
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
         gguf_file: str | None = None,
+        adapter_base: str | None = None,
+        adapter_reading: Reading = "merged",
+        quantization: Quantization | None = None,
         calibrate: bool | None = None,
         slope_responses: int | None = None,
+        dry_run: bool = False,
     ) -> None:
         super().__init__()
         self.loading = Loading(
-            model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file=gguf_file
+            *(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file),
+            *(adapter_base, adapter_reading, quantization),
         )
         self.loading.check()
         self.calibrate = True if calibrate is None and slope_responses is not None else calibrate
-        self.slope_responses = slope_responses
+        self.slope_responses, self.dry_run = slope_responses, dry_run
         if calibrate is False:
             refuse_unused({"model.slope_responses": (slope_responses, None)}, "model.calibrate")
         if slope_responses is not None and slope_responses < MIN_RESPONSES:
@@ -141,10 +155,12 @@ class AttributionModule(SummingModule):
         self.token_credit: TokenCredit | None = None
         compared = loss == "kl" and reference is None
         self.base = choose_base(base, model_name_or_path, needed=self.options.need_base or compared)
+        if self.base is not None and self.options.need_base:
+            check_base(self.loading, self.base)
         self.reference = self.base if compared else reference
         self._named = (base, reference)
         if self.reference is not None:
-            self.loading.of(self.reference, trusted=True).check()
+            self.loading.of(self.reference, trusted=True, frozen=True).check()
         self.gradient_checkpointing = gradient_checkpointing
         self.packing, self.parameter_rules = packing, parameters or []
         self.tokenizer = load_tokenizer(self.loading)
@@ -168,20 +184,25 @@ class AttributionModule(SummingModule):
         if self.base is not None:
             rank_zero_info(f"base model: {self.base}")
         if self.loss == "kl":
-            self.reference_model = self._load(str(self.reference)).requires_grad_(False)
+            self.reference_model = self._load(str(self.reference), frozen=True).requires_grad_(False)
             ours, theirs = (m.config.get_text_config().vocab_size for m in (self.model, self.reference_model))
             if ours != theirs:
                 raise ValueError(f"the reference has a vocabulary of {theirs} tokens, the model one of {ours}")
 
-    def _load(self, name: str) -> Any:
+    def _load(self, name: str, *, frozen: bool = False) -> Any:
         own = name == self.model_name_or_path
-        loading = self.loading if own else self.loading.of(name, trusted=name in self._named)
+        loading = self.loading if own else self.loading.of(name, trusted=name in self._named, frozen=frozen)
 
         def load() -> Any:
             return load_causal_lm(loading)
 
         if self.device_mesh is None:
             return load()
+        if loading.adapter_reading == "adapter":
+            raise ValueError(
+                "FSDP2 splits weights of one dtype over processes, not an adapter beside a frozen base; accepted with "
+                "--model.adapter_reading adapter: one process, or DDP (--config configs/strategy/ddp.yaml)"
+            )
         trainer = self.trainer
         return load_split(load, self.device_mesh, local_rank=trainer.local_rank, local_size=trainer.num_devices)
 
@@ -210,7 +231,9 @@ class AttributionModule(SummingModule):
         if self.reference_model is not None:  # here, because fingerprinting is collective
             self._loss_text = f"kl {self.kl_direction} to {model_fingerprint(self.reference_model)}"
         if self.options.need_base:
-            self._base_weights = named_weights(self._load(str(self.base)))
+            base = str(self.base)
+            weights = base_weights(self.model, self.loading, base, lambda: named_weights(self._load(base)))
+            self._base_weights = dict(weights)
             refuse_other_shapes(shapes_of(named_weights(self.model)), shapes_of(self._base_weights))
         self.points = self.options.make(self._base_weights, self._chosen)
         self.batch_layout = self._choose_layout()
@@ -220,6 +243,8 @@ class AttributionModule(SummingModule):
             self.token_credit = TokenCredit(self.trainer, self, self.credit)
             self.token_credit.give(self.batch_layout)
         self._plan_memory()
+        if self.dry_run:
+            raise DryRunDoneError
         self.digests = [self._work_digest(index) for index in range(len(self.parts))]
         self.layouts = [self._layout(index) for index in range(len(self.parts))]
 

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.aggregation import MeanMetric
 
+from gradsteer.models.adapter_loading import Quantization
+from gradsteer.models.adapter_weights import is_adapters
 from gradsteer.models.loading import Loading, fresh_causal_lm, load_causal_lm, load_tokenizer, parse_dtype
+from gradsteer.models.lora import LoraOptions, with_fresh_adapter
 from gradsteer.models.losses import example_losses
 from gradsteer.models.train_mode import checkpoint_activations
 
@@ -57,6 +60,11 @@ class FinetuneModule(L.LightningModule):
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
         gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
+        adapter_base: where the base model is an adapter, which is merged: the model that it was trained on, a hub id
+            (with @REVISION, if not the one that the adapter records) or a directory. Default: the one that it names.
+        lora: train a LoRA adapter on the frozen model instead of all its weights, such as {rank: 16}; it is saved as
+            peft saves it. Keys: rank, alpha, dropout, targets, modules_to_save, rank_pattern, alpha_pattern, rslora.
+        quantization: of the frozen model under lora: "4bit" or "8bit", by bitsandbytes.
     """
 
     def __init__(
@@ -75,6 +83,9 @@ class FinetuneModule(L.LightningModule):
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
         gguf_file: str | None = None,
+        adapter_base: str | None = None,
+        lora: LoraOptions | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         super().__init__()
         if (model_name_or_path is None) == (config is None):
@@ -94,11 +105,21 @@ class FinetuneModule(L.LightningModule):
             str(model_name_or_path or tokenizer),
             *(dtype, revision, trust_remote_code, attn_implementation),
             gguf_file=gguf_file,
+            adapter_base=adapter_base,
+            quantization=quantization,
+            frozen=quantization is not None,
         )
+        if quantization is not None and lora is None:
+            raise ValueError(f"model.quantization is {quantization!r}, which has no effect without model.lora")
+        self.lora = lora
+        self.num_trained: int | None = None
+        self.base_fingerprint: str | None = None
         if model_name_or_path is not None:
             self.loading.check()
         parse_dtype(dtype)
         self.model_name_or_path, self.fresh_config = model_name_or_path, config
+        if lora is not None:
+            self._check_lora(lora)
         self.optimizer_callable = optimizer
         _try_out(optimizer)
         self.schedule, self.warmup_steps, self.final_lr_fraction = schedule, warmup_steps, final_lr_fraction
@@ -108,11 +129,32 @@ class FinetuneModule(L.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.dtype_name = dtype
         self.tokenizer = load_tokenizer(
-            self.loading if tokenizer is None else replace(self.loading, name_or_path=tokenizer, gguf_file=None)
+            self.loading
+            if tokenizer is None
+            else replace(self.loading, name_or_path=tokenizer, gguf_file=None, adapter_base=None)
         )
         self.model: Any = None
         self.val_loss = MeanMetric()
         self._last_batch: dict[str, Tensor] = {}
+
+    def _check_lora(self, lora: LoraOptions) -> None:
+        """Refuses an adapter that cannot be trained, or not be read again, before anything is loaded."""
+        for given, what in (
+            (self.loading.name_or_path if self.fresh_config is not None else None, "fresh weights (model.config)"),
+            (self.loading.gguf_file, "a GGUF file: save the model as transformers does first"),
+            (self.loading.adapter and self.loading.name_or_path, "another adapter: merge that one into its base first"),
+        ):
+            if given is not None:
+                raise ValueError(f"model.lora trains an adapter on a saved model, and {given!r} is {what}")
+        self.strict_loading = False  # checkpoints hold the adapter alone
+        wrapped = lora.attach(self.loading.without_values())
+        self.num_trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out a frozen model's weights, which the command loads again."""
+        if self.lora is not None:
+            kept = {name: value for name, value in checkpoint["state_dict"].items() if is_adapters(name)}
+            checkpoint["state_dict"] = kept
 
     @property
     def num_ids(self) -> int | None:
@@ -127,6 +169,9 @@ class FinetuneModule(L.LightningModule):
             self.model = fresh_causal_lm(self.fresh_config, dtype=self.dtype_name)
         else:
             self.model = load_causal_lm(self.loading)
+        if self.lora is not None:
+            self.model, fingerprint = with_fresh_adapter(self.model, self.lora)
+            self.base_fingerprint = None if self.loading.is_quantized else fingerprint
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
 

@@ -20,6 +20,8 @@ from gradsteer.generation.decoding import (
 from gradsteer.generation.memory import FittingParts, SamplingFootprint, footprint_of
 from gradsteer.generation.sampling import check_seeds, num_known_ids
 from gradsteer.generation.served import served_otherwise
+from gradsteer.models.adapter_loading import Quantization, Reading
+from gradsteer.models.adapter_space import all_weights
 from gradsteer.models.loading import DTYPES
 from gradsteer.progress import progress
 from gradsteer.trainer.modules.model import ModelModule
@@ -46,6 +48,11 @@ class GenerationModule(ModelModule):
         trust_remote_code: run code that ships with the model; enable only if you trust its author.
         attn_implementation: attention implementation by its transformers name, such as sdpa or flash_attention_2.
         gguf_file: a GGUF file in the model's directory or hub repository; its weights are dequantised.
+        adapter_base: of an adapter: the model that it was trained on, a hub id (with @REVISION, if not the one that the
+            adapter records) or a directory. Default: the one that the adapter names.
+        adapter_reading: of an adapter: "merged" into its base, in float32, after which everything is of the merged
+            weights; or "adapter": its own tensors are the parameters, and the base is frozen.
+        quantization: of the base in the adapter reading: "4bit" or "8bit", by bitsandbytes.
     """
 
     work = "sampling"  # for the progress lines
@@ -63,8 +70,14 @@ class GenerationModule(ModelModule):
         trust_remote_code: bool = False,
         attn_implementation: str | None = None,
         gguf_file: str | None = None,
+        adapter_base: str | None = None,
+        adapter_reading: Reading = "merged",
+        quantization: Quantization | None = None,
     ) -> None:
-        super().__init__(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file)
+        super().__init__(
+            *(model_name_or_path, dtype, revision, trust_remote_code, attn_implementation, gguf_file),
+            *(adapter_base, adapter_reading, quantization),
+        )
         if num_samples < 1:
             raise ValueError(f"model.num_samples is {num_samples}; accepted: at least 1")
         self.sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
@@ -95,7 +108,7 @@ class GenerationModule(ModelModule):
         model = self.loading.without_values() if self.model is None else self.model
         return footprint_of(
             self.model_config,
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            num_parameters=sum(weight.numel() for weight in all_weights(model).values()),
             dtype=DTYPES[self.dtype_name],
             loaded=self.model is not None,
         )

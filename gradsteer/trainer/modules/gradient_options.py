@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gradsteer.attribution.credit import Credit, CreditOptions
 from gradsteer.attribution.gradient_points import AnchorPoint, Components, Points, RandomMasks, StraightPath
-from gradsteer.models.loading import check_model_path, recorded_base
+from gradsteer.models.base_record import recorded_base
+from gradsteer.models.loading import check_model_path
 
 _MOST_POINTS = 1_000  # passes over every pile; the places of more take ever longer to find
 

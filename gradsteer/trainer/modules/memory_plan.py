@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from gradsteer.data.chat import EncodedExample
+from gradsteer.models.adapter_space import all_weights, dequantized_bytes
 from gradsteer.models.memory import MemoryPlan, activation_bytes_per_token, plan_memory
 from gradsteer.trainer.modules.gradient_options import PointOptions
 
@@ -42,10 +43,13 @@ def attribution_plan(
     with forward:
         activations = activation_bytes_per_token(model, examples[:100], parameters=parameters, packs=packs)
     weights = {name: (weight.numel(), weight.element_size()) for name, weight in model.named_parameters()}
-    copies = int(has_reference) + int(options.move_weights)  # the originals of weights that move
+    everything = all_weights(model).values()
+    copies = int(options.move_weights)  # the originals of weights that move
     copies += int(options.need_base and shards > 1)  # otherwise the base stays in the CPU's memory
     other = copies * sum(numel * size for numel, size in weights.values())
-    other += sum(2 * numel for numel, _ in weights.values()) if mixed else 0
+    other += sum(weight.numel() * weight.element_size() for weight in everything) if has_reference else 0
+    other += sum(2 * weight.numel() for weight in everything) if mixed else 0
+    other += dequantized_bytes(model)
     other += sum(weights[name][0] for name in parameters) if options.mask_draws is not None else 0
     other += 12 * max(numel for numel, _ in weights.values()) if options.move_weights else 0  # what moves them
     return plan_memory(
