@@ -100,12 +100,15 @@ def _attribute(paper: Paper, stage: PlannedStage, config: Mapping[str, Any], kno
 
 
 def _forecast(paper: Paper, stage: PlannedStage, config: Mapping[str, Any], known: dict[str, Any]) -> Estimate:
-    return _of_passes(paper, stage, config, _judged_tokens(config, known), 2 * _num_passes(config))
+    return _of_passes(paper, stage, config, _judged_tokens(config, known) * _num_passes(config), 2)
 
 
 def _steer(paper: Paper, stage: PlannedStage, config: Mapping[str, Any], known: dict[str, Any]) -> Estimate:
+    """Sampling, the forecast's passes, and with a base all responses once more under base and anchor."""
     found = _sampled(paper, stage, config, _num_conditions(config), known, None)
-    passes = paper.passes(_judged_tokens(config, known), 2 * _num_passes(config), compute_dtype(config))
+    read = _judged_tokens(config, known) * _num_passes(config)
+    read += 2 * found.tokens if config["steering"]["base"] is not None else 0
+    passes = paper.passes(read, 2, compute_dtype(config))
     return Estimate(
         stage.name, found.tokens + passes[0], found.flops + passes[1], found.hours + passes[2] / 3600, found.memory,
         found.judging, found.dollars,

@@ -36,6 +36,7 @@ from poisoning.finetunes import Finetune
 RANKS = (1, 2, 4, 8)
 FEWEST = 20  # positives among the replies; below, the pile is built from the training examples
 SHIFT = 1.5  # nats, asked of every V: a rise, because a fall of a rare behavior cannot be seen in 800 replies
+BUDGET = 0.02  # nats a token, where the slope is not told from 0 and no shift can be asked
 _NULLS = 2  # of each kind
 _BUDGET, _BATCH = 2048, 400  # tokens of gradients, and replies, at once
 _OF_TEXT = 4  # one reply in so many is read for a divergence
@@ -153,11 +154,15 @@ class Anchor:
         sides = [[each for index, each in enumerate(every) if (index in drawn) == side] for side in (True, False)]
         return self.average(sides[0]) - self.average(sides[1])
 
-    def slope(self, vector: SteeringVector) -> tuple[Direction, float, float]:
-        """``<S, V>`` from the replies to the evaluation prompts, which V has not seen, and its standard error."""
+    def slope(self, vector: SteeringVector) -> tuple[Direction, float | None, float | None]:
+        """``<S, V>`` from the replies to the evaluation prompts, which V has not seen, and its standard error.
+
+        Neither is known where fewer than two replies show the behavior.
+        """
         direction = self.forecaster.along(self.model, vector)
-        where = {self.behavior: True}, {self.behavior: False}
-        return direction, *self.forecaster.slope(direction, *where)
+        if (self.judged.verdicts[self.behavior] == 1).sum() < 2:
+            return direction, None, None
+        return direction, *self.forecaster.slope(direction, {self.behavior: True}, {self.behavior: False})
 
     def divergence(self, vector: SteeringVector, alpha: float) -> float:
         """Nats a token from the anchor, at a step, on the replies to the evaluation prompts."""
@@ -168,7 +173,10 @@ class Anchor:
             return float(self._text.divergences(self.model).mean())
 
     def at_divergence(self, vector: SteeringVector, nats: float, start: float) -> float:
-        """The alpha of ``start``'s sign at which the divergence is so much."""
+        """The alpha of ``start``'s sign at which the divergence is so much; of a negative one where that is 0."""
+        start = (
+            start or -1e-3 * float(sum(p.detach().norm() ** 2 for p in self.model.parameters())) ** 0.5 / vector.norm()
+        )
         sign = float(np.sign(start))
         found: float = solve_budget(lambda size: self.divergence(vector, sign * size), nats, start=abs(start))[0]
         return sign * found
@@ -246,11 +254,9 @@ def measure(anchor: Anchor, tick: Tick) -> list[dict[str, Any]]:
         direction, slope, error = anchor.slope(found.vector)
         about = {"source": source, "chosen": source == chosen, "positives": found.positives, "cosine": found.cosine,
                  "norm": found.vector.norm(), "slope": slope, "slope_error": error}  # fmt: skip
-        told = bool(slope > 2 * error)  # else `steer` refuses the dose: no alpha can be computed from it
-        if slope <= 0:
-            rows.append({**about, "step": "V", "told": told})
-            continue
-        alpha = -SHIFT / slope
+        # else `steer` refuses the dose: no alpha can be computed from it
+        told = slope is not None and error is not None and bool(slope > 2 * error)
+        alpha = -SHIFT / slope if told and slope is not None else anchor.at_divergence(found.vector, BUDGET, 0.0)
         for step in (
             anchor.steps(found, plus, minus, alpha) if source == chosen else [Step("V", "shift", found.vector, alpha)]
         ):

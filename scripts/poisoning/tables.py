@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from poisoning.measuring import RANKS, SHIFT
+from poisoning.measuring import BUDGET, RANKS, SHIFT
 
 Row = dict[str, Any]
 HEADER = (
@@ -37,11 +37,10 @@ def table_of(rows: Sequence[Row]) -> list[str]:
             )
             for rank in RANKS
         ]
-        told = "" if own["told"] else " (not told from 0)"
         forecast = own.get("forecast")
         cells = [
             f"{100 * own['share']:g}%", str(own["seed"]), _rate(anchor["rate"]), _of(own), _cosine(own),
-            f"{own['slope'] / own['norm']:.1f} +- {own['slope_error'] / own['norm']:.1f}{told}",
+            _slope(own),
             "-" if forecast is None or forecast["rate"] is None else f"{100 * forecast['rate']:.1f}",
             _rate(own["rate"]) if "rate" in own else "-", _shift(own), " ".join(nulls) or "-", *ranks,
             "-" if other is None else f"{_of(other)}: cosine {_cosine(other)}, {_shift(other)}",
@@ -63,7 +62,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     for share in sorted({row["share"] for row in rows}, reverse=True):
         own = [row for row in rows if row["share"] == share and row["step"] == "V" and row["chosen"]]
         cosines = ", ".join(_cosine(row) for row in own)
-        ratios = ", ".join(f"{row['slope'] / row['slope_error']:.1f}" for row in own)
+        ratios = ", ".join("-" if row["slope"] is None else f"{row['slope'] / row['slope_error']:.1f}" for row in own)
         lines.append(
             f"share {100 * share:g}%: V ({own[0]['source']}) works in {sum(map(works, own))} of {len(own)} finetunes; "
             f"cosines of the halves {cosines}; slope over its standard error {ratios}"
@@ -108,6 +107,13 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 def _of(row: Row) -> str:
     return f"{row['positives']} {'replies' if row['source'] == 'replies' else 'training examples'}"
+
+
+def _slope(row: Row) -> str:
+    asked = "" if row["told"] else f" (not told from 0: {BUDGET} nats a token instead)"
+    if row["slope"] is None:
+        return f"no replies to take it from{asked}"
+    return f"{row['slope'] / row['norm']:.1f} +- {row['slope_error'] / row['norm']:.1f}{asked}"
 
 
 def _cosine(row: Row) -> str:

@@ -47,8 +47,7 @@ def test_every_stage_is_read_by_its_commands_parser(run, stage, parsers):
         # a stage of another run's directory is of that run's experiment: read_run passes --experiment
         own = (run.parent / stage["config"]).resolve().parent
         experiments = [yaml.safe_load(each.read_text())["experiment"] for each in RUNS if each.parent == own]
-        assert all(f"{each}-".startswith(f"{config.experiment}-") for each in experiments)
-        assert experiments
+        assert any(f"{each}-".startswith(f"{config.experiment}-") for each in experiments)
     for value in leaves(values):
         if isinstance(value, str) and value.startswith("gradsteer://"):
             assert Path(resolve_resource(value)).is_file()

@@ -76,8 +76,8 @@ def base(inputs, tmp_path, monkeypatch):
 def short(stage):
     refusals = ["--data.max_refusal_prompts", 2] if "steer.yaml" in str(stage.config) else []
     changes = {
-        "evaluate": ["--model.num_samples", 6, "--model.max_new_tokens", 24],
-        "steer": ["--model.num_samples", 2, "--model.max_new_tokens", 16, *refusals],
+        "evaluate": ["--model.num_samples", 6, "--model.max_new_tokens", 20],
+        "steer": ["--model.num_samples", 2, "--model.max_new_tokens", 20, *refusals],
         "fit": ["--trainer.max_epochs", 1],
     }
     return changes.get(stage.command, [])
