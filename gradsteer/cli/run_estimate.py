@@ -170,10 +170,8 @@ def _num_conditions(config: Mapping[str, Any]) -> int:
     """How many conditions `steer` plans; vectors of controls and baselines, which are not there yet, count as well."""
     given = config["steering"]
     names = list(given["vectors"])
-    doses = DoseOptions(
-        *(given[key] for key in ("alphas", "relative_norms", "log_odds_shifts", "kl_budgets", "target_rates")),
-        both_signs=given["both_signs"], curve_points=given["curve_points"],
-    ).plan(names)  # fmt: skip
+    kinds = ("alphas", "relative_norms", "log_odds_shifts", "kl_budgets", "target_rates", "both_signs", "curve_points")
+    doses = DoseOptions(**{name: given[name] for name in kinds}).plan(names)
     pipelines = given["transforms"] or [[]]
     pipelines = pipelines if all(isinstance(each, list) for each in pipelines) else [pipelines]
     controls = Controls(
