@@ -109,7 +109,7 @@ def judge_file(path, server, of=CONFIGS / "evaluate_base.yaml"):
     """The judge of a config, behind another address."""
     judge = yaml.safe_load(of.read_text())["evaluation"]["judge"]
     judge["init_args"] |= {"base_url": server.url, "store": str(path.with_suffix(".sqlite"))}
-    path.write_text(yaml.safe_dump({"evaluation": {"judge": judge}}))
+    path.write_text(yaml.safe_dump({"evaluation": {"judge": judge}}, sort_keys=False))
     return path
 
 
