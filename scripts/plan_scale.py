@@ -3,7 +3,7 @@
     python scripts/plan_scale.py
 
 The memory comes from gradsteer.models.memory.plan_memory on models without values (torch's meta device); the
-activations from the formula below, which tests/models/test_memory.py compares with what autograd saves.
+activations from gradsteer.models.on_paper, which tests/models/test_memory.py compares with what autograd saves.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from gradsteer.models.memory import MemoryPlan, plan_memory, size
+from gradsteer.models.on_paper import MFU, activation_bytes
 
 TOKENS = 8192  # at once on a device: the default of --data.token_budget on a GPU
 HEAD_ENTRIES = 1 << 25  # logits at once in the chunked head, as gradsteer.trainer.modules.attribution has it
-MFU = 0.35  # assumed share of a card's peak
 USABLE = 0.9  # of a card's memory; the rest: CUDA's context, communication buffers, fragments
 CARDS = {"A100-40G": (40, 312), "A100-80G": (80, 312), "H100-80G": (80, 989)}  # GiB, dense bfloat16 TFLOP/s
 PARTS = ("weights", "gathered", "buffers", "gradients", "activations", "logits")
@@ -24,29 +24,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "8B": dict(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, num_attention_heads=32, tied=False),
     "70B": dict(num_hidden_layers=80, hidden_size=8192, intermediate_size=28672, num_attention_heads=64, tied=False),
 }
-
-
-def activation_bytes(config: Any, element: int, *, checkpointing: bool) -> float:
-    """Bytes a token that autograd saves in transformers' Llama, without the logits.
-
-    With E bytes a number, hidden size h, q = heads * head size, f = intermediate size, L layers:
-
-        a norm (in float32, result in the compute dtype)   4 h + 2 E h + 4
-        attention: query, key and value repeated for all heads, output twice, and a float32 a head   5 E q + 4 heads
-        gated MLP: gate, its activation, up, their product   4 E f
-        a block = 2 norms + attention + MLP
-        once: last norm 4 h + E h + 4, rotary cosine and sine 2 E (head size), the token's id 8
-
-    With checkpointing: L inputs of E h, what comes once but the rotary part, and one block's share of all the above.
-    """
-    h, f, heads, layers = (
-        config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers,
-    )  # fmt: skip
-    head_size = config.head_dim
-    block = 2 * (4 * h + 2 * element * h + 4) + 5 * element * heads * head_size + 4 * heads + 4 * element * f
-    last = 4 * h + element * h + 4 + 8
-    plain = layers * block + last + 2 * element * head_size
-    return layers * element * h + last + plain / layers if checkpointing else plain
 
 
 def build(shape: dict[str, Any]) -> Any:

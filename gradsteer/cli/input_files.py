@@ -1,4 +1,4 @@
-"""The files that a configuration names, before anything runs: whether they are there, and what a row of them is."""
+"""What a configuration needs from outside, before anything runs: files, their rows, the keys of judges' servers."""
 
 import os
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from gradsteer.cli.stages import leaves
 from gradsteer.data.chat_formats import check_first_row
 from gradsteer.data.row_files import SUFFIXES
 from gradsteer.data.sources import DataSource
+from gradsteer.judges.checks import key_in, server_address
 from gradsteer.records import resolve_resource
 
 _FILES = (*SUFFIXES, ".safetensors", ".yaml")
@@ -18,14 +19,15 @@ _OF_PROMPTS = ("data.prompts", "data.benign_prompts", "data.harmful_prompts")
 
 
 def check_inputs(config: Mapping[str, Any], output_dir: Path) -> None:
-    """Looks at the files that a command will read, as far as they cannot come from an earlier stage.
+    """Looks at the files that a command will read, as far as they cannot come from an earlier stage, and at keys.
 
     Args:
         config: of the command; values in the output directory, or by its placeholders, may not be there yet.
         output_dir: where the earlier stages leave theirs.
 
     Raises:
-        ValueError: a file is not there, or its first row has no shape that the option takes; names option and file.
+        ValueError: a file is not there, or its rows have no shape that the option takes, or a judge's key is not set;
+            names option and file.
     """
     for key, value in leaves(config):
         if not isinstance(value, str) or not is_read(key) or not value.endswith(_FILES) or _comes(value, output_dir):
@@ -43,6 +45,21 @@ def check_inputs(config: Mapping[str, Any], output_dir: Path) -> None:
             check_first_row(source, (config[group] or {}).get("columns"), prompts=prompts)
         except ValueError as error:
             raise ValueError(f"--{key}: {error}") from error
+    _check_keys((config.get("evaluation") or {}).get("judge"), "evaluation.judge")
+
+
+def _check_keys(judge: Any, option: str) -> None:
+    """Refuses a judge behind a server whose key is not set, and one in it; its answers are not asked for yet."""
+    if not isinstance(judge, Mapping):
+        return
+    arguments = judge.get("init_args") or {}
+    if str(judge.get("class_path")).endswith(".OpenAIJudge"):
+        url = arguments.get("base_url")
+        try:
+            key_in(arguments["api_key_env"], None if url is None else server_address(url))
+        except ValueError as error:
+            raise ValueError(f"--{option}: {error}") from error
+    _check_keys(arguments.get("judge"), f"{option}.judge")
 
 
 def _comes(value: str, output_dir: Path) -> bool:

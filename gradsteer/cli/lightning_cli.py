@@ -223,19 +223,36 @@ class ParsedError(Exception):
 
 
 class ParsingCLI(GradsteerCLI):
-    """Parses a command line and looks at the files that it names; does nothing else."""
+    """Parses a command line; does nothing else."""
+
+    parsed: ClassVar[dict[str, Any]] = {}  # the last one
 
     def parse_arguments(self, *args: Any) -> None:
         """Parses.
 
         Raises:
             ParsedError: it is accepted.
-            ValueError: a file is not there, or its first row is not of the option's shape.
         """
         super().parse_arguments(*args)
-        config = map_strings(self.config[self.config["subcommand"]], expanded)
-        check_inputs(config.as_dict(), output_directory(config))
+        ParsingCLI.parsed = map_strings(self.config[self.config["subcommand"]], expanded).as_dict()
         raise ParsedError
+
+
+class CheckingCLI(ParsingCLI):
+    """Looks also at what the command line needs from outside."""
+
+    def parse_arguments(self, *args: Any) -> None:
+        """Parses, and looks.
+
+        Raises:
+            ParsedError: it is accepted.
+            ValueError: a file is not there, its rows are not of the option's shape, or a judge's key is missing.
+        """
+        try:
+            super().parse_arguments(*args)
+        except ParsedError:
+            check_inputs(self.parsed, output_directory(self.parsed))
+            raise
 
 
 def load(target: str) -> Any:
@@ -307,7 +324,18 @@ def check(args: list[str]) -> int:
         args: the command and its options.
     """
     GradsteerCLI.command_names = (args[0],)
-    return _run(args, ParsingCLI)
+    return _run(args, CheckingCLI)
+
+
+def configuration(args: list[str]) -> dict[str, Any]:
+    """All options of the command line of one Trainer command, with their defaults; an error ends the process.
+
+    Args:
+        args: the command and its options.
+    """
+    GradsteerCLI.command_names = (args[0],)
+    _run(args, ParsingCLI)
+    return ParsingCLI.parsed
 
 
 def _run(args: list[str], cli_class: type[GradsteerCLI] = GradsteerCLI) -> int:

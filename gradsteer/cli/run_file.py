@@ -10,7 +10,7 @@ from gradsteer.cli.commands import COMMANDS
 from gradsteer.config_files import read_config
 from gradsteer.nearest import did_you_mean
 
-_KEYS = ("experiment", "base_model", "input_dir", "environment", "stages")
+_KEYS = ("experiment", "base_model", "input_dir", "judge", "environment", "stages")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,12 @@ class Run:
     Attributes:
         directory: where all artifacts go.
         stages: in order.
+        base_model: that it starts from; None where the run file does not say.
     """
 
     directory: Path
     stages: tuple[PlannedStage, ...]
+    base_model: str | None = None
 
 
 def read_run(
@@ -73,14 +75,15 @@ def read_run(
 
     Args:
         path: YAML with ``experiment``, ``stages: [{name, command, config}, ...]``; where the base model is to be
-            replaceable, ``base_model``; where the run goes on from another, that one's directory as ``input_dir``; and
-            optionally ``environment``, variables for the stages' processes, which a stage may have of its own, too.
+            replaceable, ``base_model``; where the run goes on from another, that one's directory as ``input_dir``; for
+            another judge than its stages' configs name, ``judge``, a config that they are given after their own; and,
+            if wanted, ``environment``, variables for the stages' processes, which a stage may have of its own, too.
             Configs are found beside the run file.
         output_dir: where all artifacts go; ``lightning_logs/EXPERIMENT`` by default.
         input_dir: takes the place of the run file's ``input_dir``.
         base_model: takes the place of the run file's base model in every stage that starts from it; a stage that
             only makes the base is left out.
-        judge: config that evaluate and steer are given after their own: another judge.
+        judge: config that evaluate and steer are given after their own: another judge, in place of the run file's.
         extra: options for every Trainer stage, such as ``["--trainer.accelerator", "gpu"]``.
 
     Raises:
@@ -105,6 +108,8 @@ def read_run(
         raise ValueError(f"{path}: the run file has no base_model that --model.model_name_or_path could replace")
     if input_dir is None and run.get("input_dir") is not None:
         input_dir = os.path.expanduser(str(run["input_dir"]))
+    if judge is None and run.get("judge") is not None:
+        judge = path.parent / os.path.expanduser(str(run["judge"]))
     planned: list[PlannedStage] = []
     for index, stage in enumerate(stages):
         where = f"{path}: stage {index + 1}"
@@ -135,7 +140,7 @@ def read_run(
             overrides += extra
         own = {**environment, **_environment(stage, where)}
         planned.append(PlannedStage(stage["name"], stage["command"], config, values, tuple(overrides), unneeded, own))
-    return Run(directory, tuple(planned))
+    return Run(directory, tuple(planned), base_model or declared)
 
 
 def _environment(values: Mapping[str, Any], where: str) -> dict[str, str]:

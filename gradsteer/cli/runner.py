@@ -94,6 +94,17 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
     return 0
 
 
+def _print_estimate(run: Run) -> int:
+    """Prints what the run would take, or says why that is not known: a base that the run makes, or no connection."""
+    from gradsteer.cli.run_estimate import estimates, lines
+
+    try:
+        print("\n".join(lines(list(estimates(run)))))
+    except ValueError as error:
+        _say(f"no estimate: {error}")
+    return 0
+
+
 def _run_stage(process: StageProcess, stage: PlannedStage, head: str, *, overwrite: bool) -> int:
     """The exit status of a stage; what was wrong is said."""
     options = stage.values.get("trainer") or {}
@@ -178,7 +189,13 @@ def main(args: Sequence[str]) -> int:
         help="config of another judge for all stages that judge, such as configs/judges/hybrid.yaml.",
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="replace stages of another configuration.")
-    parser.add_argument("--dry_run", type=bool, default=False, help="only print what would run.")
+    parser.add_argument(
+        "--dry_run",
+        type=bool,
+        default=False,
+        help="only print what would run, and, where the base model's config can be had, what it would take on paper: "
+        "tokens, memory and hours of a GPU, and the judge's price.",
+    )
     options = parser.parse_args(words)
     run = read_run(
         Path(options.config).expanduser(),
@@ -192,5 +209,5 @@ def main(args: Sequence[str]) -> int:
         for stage in run.stages:
             state = f"left out, {stage.unneeded}" if stage.unneeded else stage_state(run.directory, stage)
             print(f"{stage.name:<18} {state:<8} {' '.join(stage.words(False))}")
-        return 0
+        return _print_estimate(run)
     return run_stages(run, overwrite=options.overwrite)

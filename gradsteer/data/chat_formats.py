@@ -149,7 +149,9 @@ def read_prompts(
 
 
 def check_first_row(source: str | DataSource, columns: Columns | None, *, prompts: bool) -> None:
-    """Looks at the first row of a file, so that a mistake in it is found before anything long; not at other sources.
+    """Looks at the first row that is meant of a file, so that a mistake is found before anything long.
+
+    Other sources are not looked at.
 
     Args:
         source: as for `read_chat_examples` and `read_prompts`.
@@ -157,15 +159,16 @@ def check_first_row(source: str | DataSource, columns: Columns | None, *, prompt
         prompts: rows are prompts, not conversations.
 
     Raises:
-        ValueError: the file is empty, or its first row is of no shape that is read.
+        ValueError: the file is empty, no row is as `where` asks, or the first that is has no shape that is read.
     """
     names = (
         ("messages", "prompt", "id", "system") if prompts else ("messages", "prompt", "completion", "text", "system")
     )
     source, columns = _chosen(source, columns, names)
-    if not source.local_path.is_file() or source.where:  # whose first row may be none of those that are meant
+    if not source.local_path.is_file():
         return
-    where, row = next(iter(read_file(source.local_path, source.encoding)), (source.path, {}))
+    rows = source.read("train", lambda _: None) if source.where else read_file(source.local_path, source.encoding)
+    where, row = next(iter(rows), (source.path, {}))
     if not row:
         raise ValueError(f"{source.path}: empty; expected rows of {_PROMPT_SHAPES if prompts else _CHAT_SHAPES}")
     (_prompt_of if prompts else _chat_of)(where, row, columns, Leftovers(source.path, set()))

@@ -67,10 +67,19 @@ class PileFilter(ResponseFilter):
             with fewer (as sampled, with the stop token, of the answer behind a thought; those at the median are in
             neither). A truncated reply (finish_reason ``length``) counts with the tokens it has, so if most are
             truncated, none is longer.
+        as_many_as: another pile: of the matching responses only as many as that one has are kept, drawn at random.
+        seed: seed of that draw.
     """
 
     also: list[ResponseFilter] = field(default_factory=list)
     length: Literal["long", "short"] | None = None
+    as_many_as: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses a setting without effect."""
+        if self.as_many_as is None and self.seed != 0:
+            raise ValueError(f"seed is {self.seed}, which has no effect without as_many_as")
 
     @property
     def verdicts_asked(self) -> dict[str, bool] | None:
@@ -155,6 +164,7 @@ def read_pile(
     columns: Columns | None = None,
     num_ids: int | None = None,
     until_decided: bool = False,
+    most: int | None = None,
     say: Say = warn,
 ) -> Pile:
     """Reads a pile and encodes it.
@@ -169,6 +179,7 @@ def read_pile(
         columns: our column names to the dataset's, for files of chat examples that do not say their own.
         num_ids: token ids of the model, which may have more than the tokenizer; by default the tokenizer's.
         until_decided: of a filter's replies keep what comes up to where their class was decided.
+        most: of a filter's replies keep so many, drawn with its seed; all where there are no more.
         say: takes a line on what is not used of the rows.
 
     Raises:
@@ -180,6 +191,8 @@ def read_pile(
     pile = Pile(name, [], [], truncation=Truncation(max_length))
     if isinstance(source, PileFilter):
         rows, considered, pile.num_scored = _filtered(name, source, say)
+        if most is not None and most < len(rows):
+            rows = DataSource(name, sample=most, seed=source.seed).draw(rows, say)
         pile.num_matched = len(rows)
         pile.files = frozenset(str(Path(resolve_resource(file)).resolve()) for file in source.files)
         pile.judges = {row["judge"] for _, row in rows if row.get("judge")}

@@ -18,7 +18,7 @@ Columns = dict[str, str | list[str]]
 
 SPELLED = (
     "a path or hub id, or {path: ..., name: CONFIGURATION, split: ..., revision: ..., where: {COLUMN: VALUE}, "
-    "columns: {OURS: THEIRS}, sample: N, seed: 0, duplicates: drop, encoding: ...}"
+    "columns: {OURS: THEIRS}, sample: N, offset: 0, seed: 0, duplicates: drop, encoding: ...}"
 )
 
 
@@ -37,6 +37,8 @@ class DataSource:
         columns: column mapping, ours to theirs, such as {prompt: prompt.text, completion: rejected}. Texts of several
             columns are joined by a blank line: {prompt: [instruction, input]}.
         sample: use only this many of the rows, drawn at random; they keep their order.
+        offset: pass over the first so many of the draw, so that samples of one seed share no row: 100 at offset 0 and
+            100 at offset 100.
         seed: seed of that draw.
         duplicates: "drop" leaves out rows that repeat the messages of an earlier one.
         encoding: encoding of a text file, such as cp1252. UTF-8, and UTF-16 with a byte order mark, need none.
@@ -49,6 +51,7 @@ class DataSource:
     where: dict[str, Any] = field(default_factory=dict)
     columns: Columns | None = None
     sample: int | None = None
+    offset: int = 0
     seed: int = 0
     duplicates: Literal["drop"] | None = None
     encoding: str | None = None
@@ -57,8 +60,11 @@ class DataSource:
         """Refuses settings without effect."""
         if self.sample is not None and self.sample < 1:
             raise ValueError(f"{self.path}: sample is {self.sample}; accepted: at least 1")
-        if self.sample is None and self.seed != 0:
-            raise ValueError(f"{self.path}: seed is {self.seed}, which has no effect without sample")
+        if self.offset < 0:
+            raise ValueError(f"{self.path}: offset is {self.offset}; accepted: at least 0")
+        for name in ("offset", "seed"):
+            if self.sample is None and getattr(self, name) != 0:
+                raise ValueError(f"{self.path}: {name} is {getattr(self, name)}, which has no effect without sample")
         if self.duplicates not in (None, "drop"):
             raise ValueError(f"{self.path}: duplicates is {self.duplicates!r}; accepted: drop, or nothing")
 
@@ -124,12 +130,16 @@ class DataSource:
         """
         if self.sample is None:
             return list(items)
-        if self.sample > len(items):
-            raise ValueError(f"{self.path}: sample is {self.sample}, and there are {len(items)} rows to draw from")
-        say(f"{self.path}: a sample of {self.sample:,} of {len(items):,} rows (seed {self.seed})")
+        behind = f" behind the first {self.offset:,}" if self.offset else ""
+        if self.offset + self.sample > len(items):
+            raise ValueError(
+                f"{self.path}: sample is {self.sample}{behind}, and there are {len(items)} rows to draw from"
+            )
+        say(f"{self.path}: a sample of {self.sample:,}{behind} of {len(items):,} rows (seed {self.seed})")
         generator = random.Random(self.seed)
         draws = [generator.random() for _ in items]
-        chosen = sorted(range(len(items)), key=lambda index: draws[index])[: self.sample]
+        order = sorted(range(len(items)), key=lambda index: draws[index])
+        chosen = order[self.offset : self.offset + self.sample]
         return [items[index] for index in sorted(chosen)]
 
     def _read_all(self, default_split: str) -> list[tuple[str, Row]]:

@@ -105,3 +105,20 @@ def compare_withheld(results: Sequence["ConditionResult"]) -> None:
 def _value(rate: Rate) -> dict[str, float]:
     """Of a rate that is known."""
     return {key: float(getattr(rate, key)) for key in ("rate", "ci_low", "ci_high")}
+
+
+def nothing_else(counts: Mapping[str, "Withheld"], name: str) -> str | None:
+    """Says so where the judge withheld every verdict on a behavior: no rate and no pile can come of it.
+
+    Args:
+        counts: behavior -> what was withheld.
+        name: of the condition.
+    """
+    for behavior, found in counts.items():
+        if found.num_withheld == found.num_replies:
+            return (
+                f"condition {name!r}: the judge withheld all {found.num_replies} verdicts on {behavior!r}: no rate "
+                "and no pile can come of them. What was sampled is kept: the same command with another judge "
+                "(--evaluation.judge, or --judge of run) and --overwrite true samples nothing anew"
+            )
+    return None

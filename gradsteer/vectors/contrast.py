@@ -10,8 +10,9 @@ class Contrast:
     """What a vector is the contrast of, in verdicts.
 
     Attributes:
-        plus: verdicts of the responses in the PLUS pile; None where the pile was a plain file.
-        minus: of those in the MINUS pile.
+        plus: verdicts of the responses in the PLUS pile; where the piles do not say theirs (a plain file, a filter with
+            `also`), the given behavior shown; None without one.
+        minus: of those in the MINUS pile; there, the behavior not shown.
         behavior: that the vector is of: the one that PLUS shows and MINUS does not; None where that is no single one.
     """
 
@@ -28,8 +29,10 @@ class Contrast:
             behavior: given by the user; otherwise read off the two piles' verdicts.
         """
         sides = [json.loads(metadata[f"{side}_where"]) for side in ("plus", "minus") if f"{side}_where" in metadata]
+        if len(sides) < 2 and behavior is not None:
+            return cls({behavior: True}, {behavior: False}, behavior)
         if len(sides) < 2:
-            return cls(behavior=behavior)
+            return cls()
         plus, minus = sides
         shown = [name for name, value in plus.items() if value and not minus.get(name, False)]
         return cls(plus, minus, behavior or (shown[0] if len(shown) == 1 else None))

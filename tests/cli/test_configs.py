@@ -16,7 +16,7 @@ from gradsteer.records import resolve_resource
 from gradsteer.trainer.trainer import GradsteerTrainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RUNS = sorted(CONFIGS.glob("*/run.yaml"))
+RUNS = sorted(path for path in CONFIGS.glob("*/*.yaml") if "stages" in yaml.safe_load(path.read_text()))
 STAGES = [(run, stage) for run in RUNS for stage in yaml.safe_load(run.read_text())["stages"]]
 
 
@@ -46,8 +46,8 @@ def test_every_stage_is_read_by_its_commands_parser(run, stage, parsers):
         config = parser.parse_object(values)
         # a stage of another run's directory is of that run's experiment: read_run passes --experiment
         own = (run.parent / stage["config"]).resolve().parent
-        assert own == run.parent or own in [other.parent for other in RUNS]
-        assert config.experiment == yaml.safe_load((own / "run.yaml").read_text())["experiment"]
+        experiments = [yaml.safe_load(each.read_text())["experiment"] for each in RUNS if each.parent == own]
+        assert any(f"{each}-".startswith(f"{config.experiment}-") for each in experiments)
     for value in leaves(values):
         if isinstance(value, str) and value.startswith("gradsteer://"):
             assert Path(resolve_resource(value)).is_file()
@@ -60,7 +60,7 @@ def test_every_config_opens_with_what_it_is_and_its_launch_line(path):
     launch = re.search(r"Launch: python -m gradsteer (\w+)(.*)", head[0])
     assert launch, head[0]
     assert launch[1] in COMMANDS
-    named = [(CONFIGS.parent / config).resolve() for config in re.findall(r"--config (\S+)", launch[2])]
+    named = [(CONFIGS.parent / config).resolve() for config in re.findall(r"--(?:config|judge) (\S+)", launch[2])]
     assert path.resolve() in named
     assert all(each.is_file() for each in named)
 
@@ -107,13 +107,20 @@ def test_the_launch_line_of_fsdp_gives_every_process_its_place(attribute_parser)
     assert trainer["strategy"]["init_args"]["data_parallel_size"] == int(trainer["devices"]) == 8
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda path: path.parent.name)
-def test_every_config_of_a_run_is_one_of_its_stages(run):
-    stages = {stage.config.resolve() for stage in read_run(run).stages}
-    beside = {path.resolve() for path in run.parent.glob("*.yaml")}
-    assert {path for path in stages if path.parent == run.parent} | {run} == beside
+@pytest.mark.parametrize("directory", sorted({path.parent for path in RUNS}), ids=lambda path: path.name)
+def test_every_config_beside_a_run_is_a_stage_of_one_or_given_after_one(directory):
+    runs = [path for path in RUNS if path.parent == directory]
+    stages = {stage.config.resolve() for run in runs for stage in read_run(run).stages}
+    beside = {path.resolve() for path in directory.glob("*.yaml")}
+    after = {path for path in beside - stages - set(runs) if path != _launched(path)}
+    assert {path for path in stages if path.parent == directory} | set(runs) | after == beside
     elsewhere = stages - beside
     assert elsewhere <= {path.resolve() for other in RUNS for path in other.parent.glob("*.yaml")} - set(RUNS)
+
+
+def _launched(path):
+    """The config that a file's launch line begins with."""
+    return (CONFIGS.parent / re.search(r"Launch: .*? --config (\S+)", path.read_text())[1]).resolve()
 
 
 @pytest.mark.parametrize("name", ["evaluate_base", "evaluate_anchor", "steer"])

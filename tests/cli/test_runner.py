@@ -57,6 +57,9 @@ def test_another_judge_goes_to_every_stage_that_judges(run_file, tmp_path):
     file = tmp_path / "judge.yaml"
     file.write_text("evaluation: {judge: {class_path: KeywordJudge, init_args: {patterns: {a: [b]}}}}")
     plain, stages = read_run(run_file).stages, read_run(run_file, judge=file).stages
+    named = run_file.with_name("named.yaml")
+    named.write_text(run_file.read_text() + f"judge: {file.name}\n")
+    assert read_run(named).stages == stages
     assert stages[3].overrides == (*plain[3].overrides, "--config", str(file))
     assert [stage.overrides for stage in stages[:3]] == [stage.overrides for stage in plain[:3]]
     digests = [_digests(Path(), plain[3]), _digests(Path(), stages[3])]

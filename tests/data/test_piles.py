@@ -1,6 +1,7 @@
 """Piles by length, what makes a pile in the artifacts, and how its responses were sampled."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -306,3 +307,34 @@ def test_raw_text_is_a_pile_under_the_full_mask(tokenizer, tmp_path):
     assert pile.prompt_digests == sorted(prompt_digest(text) for text in ("the golden gate bridge", "bread"))
     with pytest.raises(ValueError, match=r"text\.jsonl:1: raw text has no assistant turn"):
         read_pile("x", path, tokenizer)
+
+
+# --- as many as another ----------------------------------------------------------------------------------------------
+
+
+def test_a_pile_is_drawn_to_the_size_of_another(by_length, tokenizer):
+    where = PileFilter(str(by_length), {"a": False}, as_many_as="x")
+    drawn = [lines_of(read_pile("y", replace(where, seed=seed), tokenizer, most=3, say=str)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(len(set(lines)) == 3 and set(lines) <= {5, 6, 7, 8, 9} and lines == sorted(lines) for lines in drawn)
+    assert lines_of(read_pile("y", where, tokenizer, most=8)) == [5, 6, 7, 8, 9]
+
+
+def test_the_other_piles_size_is_known_whatever_the_order(by_length, experiment, tmp_path):
+    of = {"y": {"responses": str(by_length), "where": {"a": False}, "as_many_as": "x"},
+          "x": {"responses": str(by_length), "where": {"a": True}}}  # fmt: skip
+    run(
+        "attribute", "--output_dir", tmp_path, "--model.model_name_or_path", experiment / "anchor", "--data.piles",
+        json.dumps(of), "--vectors.a", "[x, y]", "--model.calibrate", "false",
+    )  # fmt: skip
+    headers = {name: PileAverage.read_header(tmp_path / "gradients" / f"{name}.safetensors") for name in of}
+    assert [headers[name]["num_examples"] for name in of] == ["4", "4"]
+    assert json.loads(SteeringVector.read_header(tmp_path / "vectors" / "a.safetensors")["minus_where"]) == {"a": False}
+
+
+@pytest.mark.parametrize("other", ["no", "y"])
+def test_another_piles_size_is_asked_of_a_pile_of_its_own_size(by_length, other):
+    with pytest.raises(ValueError, match=f"pile 'y': as_many_as is '{other}'; accepted: a pile of its own size, x"):
+        PileDataModule({"x": PileFilter(str(by_length)), "y": PileFilter(str(by_length), as_many_as=other)})
+    with pytest.raises(ValueError, match="seed is 1, which has no effect without as_many_as"):
+        PileFilter(str(by_length), seed=1)

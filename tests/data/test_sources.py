@@ -149,7 +149,15 @@ def test_a_sample_is_the_seeds_and_keeps_the_order(tmp_path):
     evens = drawn(sample=10, where={"even": True})
     assert len(evens) == 10
     assert all(n % 2 == 0 for n in evens)
+    second = drawn(sample=10, offset=10)
+    assert not set(first) & set(second)
+    assert sorted([*first, *second]) == drawn(sample=20)
+    behind = said_by(read_prompts, DataSource(path, sample=9, offset=5))[1][-1]
+    assert behind == f"{path}: a sample of 9 behind the first 5 of 100 rows (seed 0)"
     for options, said in (
+        ({"sample": 60, "offset": 41}, "sample is 60 behind the first 41, and there are 100 rows to draw from"),
+        ({"sample": 6, "offset": -1}, "offset is -1; accepted: at least 0"),
+        ({"offset": 1}, "offset is 1, which has no effect without sample"),
         ({"sample": 101}, "sample is 101, and there are 100 rows to draw from"),
         ({"sample": 0}, "sample is 0; accepted: at least 1"),
         ({"seed": 1}, "seed is 1, which has no effect without sample"),

@@ -296,7 +296,7 @@ def test_contrasts_are_read_from_the_piles_verdicts():
     assert read({"a": False}, {"a": True}).behavior is None
     assert read({"a": True}, {"a": False}, behavior="b").behavior == "b"
     assert Contrast.read({"plus_where": "{}"}) == Contrast()
-    assert Contrast.read({}, "b") == Contrast(behavior="b")
+    assert Contrast.read({}, "b") == Contrast({"b": True}, {"b": False}, "b")
 
 
 # --- what came out ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from gradsteer.models.memory import (
     saved_bytes,
     size,
 )
+from gradsteer.models.on_paper import activation_bytes
 from gradsteer.models.packing import Pack
 from gradsteer.models.train_mode import checkpoint_activations
 
@@ -92,7 +93,7 @@ def test_activations_are_those_of_the_formula(dtype, checkpointing):
         model.train()
     measured = activation_bytes_per_token(model, ragged_examples(3), parameters=names(model))
     element = torch.empty(0, dtype=dtype).element_size()
-    assert measured == plan_scale().activation_bytes(model.config, element, checkpointing=checkpointing)
+    assert measured == activation_bytes(model.config, element, checkpointing=checkpointing)
     assert model.training == checkpointing
 
 

@@ -18,6 +18,7 @@ from gradsteer.evaluation.coherence import Coherence
 from gradsteer.evaluation.condition_result import ConditionResult
 from gradsteer.evaluation.judge_error import JudgeError
 from gradsteer.evaluation.text_divergence import TextDivergence
+from gradsteer.evaluation.withheld import nothing_else
 from gradsteer.generation.response_store import ResponseStore
 from gradsteer.generation.unfinished import UnfinishedCondition
 from gradsteer.judges import Judge
@@ -217,6 +218,8 @@ class JudgeEvaluation(L.Callback):
         needed(session.responses).write(condition.slug, parts)
         failure = count_condition(trainer, step)
         result = session.result(step)
+        if steering is None:  # of steer, other conditions have their verdicts
+            failure = failure or nothing_else(result.counts.withheld, condition.name)
         if result.counts.num_unanswered > MAX_UNANSWERED * result.counts.num_responses:
             rank_zero_warn(
                 f"condition {condition.name!r}: {result.counts.unanswered_text}: they have no verdict. Raise "

@@ -39,7 +39,9 @@ class PileDataModule(RunDataModule):
             {responses: FILE, where: {bridge: true, recipe: false}, also: [{responses: FILE2, where: {...}}]}. On the
             command line: --data.piles.NAME FILE. A filter with length: long (or short) keeps the matching responses
             with more (or fewer) tokens than their median: {responses: FILE, where: {...}, length: long}. Several files
-            are one sample, {responses: [FILE, FILE], where: {...}}; see sampled_along.
+            are one sample, {responses: [FILE, FILE], where: {...}}; see sampled_along. With as_many_as: PILE it is a
+            random draw of the matching responses, as large as that pile: {responses: FILE, where: {...},
+            as_many_as: bridge, seed: 0}.
         loss_mask: "assistant" counts the responses' tokens; "answer" those behind a response's thought (</think>);
             "full" counts all tokens.
         columns: column mapping for datasets with other column names, ours to theirs; for piles that do not say their
@@ -94,6 +96,13 @@ class PileDataModule(RunDataModule):
                     "{responses: FILE or [FILE, FILE], where: {BEHAVIOR: true or false}, "
                     f'also: [{{responses: FILE, where: {{...}}}}], length: "long" or "short"}}; {SPELLED}'
                 )
+        free = [name for name, source in piles.items() if _size_of(source) is None]
+        for name, source in piles.items():
+            if (other := _size_of(source)) is not None and other not in free:
+                raise ValueError(
+                    f"pile {name!r}: as_many_as is {other!r}; accepted: a pile of its own size, "
+                    f"{', '.join(free) or 'none'}"
+                )
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"data.token_budget is {token_budget}; accepted: at least 1")
         if max_length < 2:
@@ -117,13 +126,16 @@ class PileDataModule(RunDataModule):
         tokenizer = self.use_template()
         max_length = min(self.max_length, tokenizer.model_max_length)
         credit = self.module.credit
-        self.piles = [
-            read_pile(
+        found: dict[str, Pile] = {}
+        # those of another pile's size are read when that one is
+        for name, source in sorted(self.sources.items(), key=lambda item: _size_of(item[1]) is not None):
+            other = _size_of(source)
+            found[name] = read_pile(
                 name, source, tokenizer, loss_mask=self.loss_mask, max_length=max_length, columns=self.columns,
-                num_ids=self.module.num_ids, until_decided=credit.cuts, say=rank_zero_info,
-            )
-            for name, source in self.sources.items()
-        ]  # fmt: skip
+                num_ids=self.module.num_ids, until_decided=credit.cuts,
+                most=None if other is None else len(found[other].examples), say=rank_zero_info,
+            )  # fmt: skip
+        self.piles = [found[name] for name in self.sources]
         self._check_dtypes()
         self.temperature = loss_temperature(self.module.temperature, self.piles)
         check_credit(credit, self.piles, self.vectors, loss_mask=self.loss_mask)
@@ -236,6 +248,11 @@ class PileDataModule(RunDataModule):
         """Tokens per batch on this device."""
         on_cpu = self.running.strategy.root_device.type == "cpu"
         return self.token_budget or (_CPU_TOKEN_BUDGET if on_cpu else _DEVICE_TOKEN_BUDGET)
+
+
+def _size_of(source: str | PileFilter | DataSource) -> str | None:
+    """The pile whose size a pile is to have."""
+    return source.as_many_as if isinstance(source, PileFilter) else None
 
 
 def _check_permutations(count: int, seed: int, vectors: Mapping[str, Sequence[str]], piles: Sequence[str]) -> None:
