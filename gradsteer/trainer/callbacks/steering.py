@@ -65,16 +65,10 @@ class WeightSteering(L.Callback):
         target_rates: doses as target rates of the vector's behavior, for example 0.05. Solved on the forecast curve,
             so they need forecasting.responses.
         both_signs: apply every dose except target rates with both signs; if false, use the signs as given.
-<<<<<<< HEAD
         curve_points: add this many doses on each side of 0, evenly spaced up to the largest of alphas (or else of
             relative_norms or log_odds_shifts), for a forecast curve.
-        behaviors: vector name to its behavior, if its piles' verdicts do not determine it.
-=======
-        curve_points: add this many alphas on each side of 0, evenly spaced up to the largest of alphas, for a
-            forecast curve.
         behaviors: vector name to its behavior, if its piles' verdicts do not determine it. Log-odds shifts of a vector
             whose piles do not say their verdicts (files, filters with also) are between replies with and without it.
->>>>>>> 8e66d624b3a7ac5b94c18e77662a0775ac5a996b
         transforms: transforms applied in order to every vector, such as [diff_weighting] or [{low_rank: {rank: 2}},
             norm_matched]. A list of lists gives one set of conditions per inner list ([] is the plain vector).
             Available: diff_weighting, sign_restricted, sign_agreement, top_k, only, low_rank, diff_subspaces,
