@@ -138,4 +138,5 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
 
 def joined(*parts: np.ndarray) -> np.ndarray:
     """Features side by side, each with the same say: rows of norm 1 where all parts' are."""
-    return np.hstack(parts) / np.sqrt(len(parts))
+    found: np.ndarray = np.hstack(parts) / np.sqrt(len(parts))
+    return found

@@ -111,7 +111,7 @@ def write_arrays(directory: Path, findings: Findings) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {**findings.feature_map.arrays(), "centroids": findings.groups.centroids, "reach": findings.groups.reach}
     with replacing(directory / ARRAYS) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def judge_entry(

@@ -66,7 +66,19 @@ def test_the_top_level_answers_without_importing_torch(words):
     assert "HEAVY []" in out, out
 
 
-ALL = ["corpus", "fit", "validate", "evaluate", "attribute", "forecast", "steer", "judge", "export", "inspect"]
+ALL = [
+    "corpus",
+    "fit",
+    "validate",
+    "evaluate",
+    "attribute",
+    "discover",
+    "forecast",
+    "steer",
+    "judge",
+    "export",
+    "inspect",
+]
 ALL += ["report", "doctor", "run"]
 
 
