@@ -33,6 +33,7 @@ def world(alphas=(0.3, 0.4), *, seed=0, **session):
     module = SimpleNamespace(
         model=model, tokenizer=SimpleNamespace(pad_token_id=0), dtype_name="bfloat16",
         sampling=SamplingConfig(max_new_tokens=8, temperature=0.7), longest_prompt=None,
+        loading=SimpleNamespace(base_loading=None),
     )  # fmt: skip
     held = {"forecasting": None, "judging": SimpleNamespace(heldout_examples=HELDOUT), **session}
     trainer = SimpleNamespace(is_global_zero=True, progress_bar_callback=None)
