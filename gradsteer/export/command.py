@@ -119,6 +119,12 @@ def main(args: Sequence[str]) -> int:
     )
     request = Request(transforms=options.transforms or (), **{name: options[name] for name in named})
     request.check()
+    if options.format == "adapter" and not in_space and request.loading.adapter is not None:
+        raise ValueError(
+            f"--format is 'adapter', and --model {options.model!r} is an adapter read as merged: the step would be one "
+            "from weights that no directory holds; accepted: --adapter_reading adapter with a vector of its space, or "
+            "the merged model as a directory of its own (--format model --alpha 0) for --model"
+        )
     read = {f"--{name}": options[name] for name in ("model", "vector", "base", "responses")}
     target = check_target(options.to, overwrite=options.overwrite, inputs=read)
     quieten()

@@ -125,7 +125,8 @@ class Request:
         return any(needs_diff(spec) for spec in self.transforms)
 
     def _base(self) -> str:
-        base = self.base or recorded_base(self.model)
+        own = self.loading.base_loading
+        base = self.base or (recorded_base(self.model) if own is None else own.name_or_path)
         if base is None:
             name = next(parse_transform(spec)[0] for spec in self.transforms if needs_diff(spec))
             raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--base)")

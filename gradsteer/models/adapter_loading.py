@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gradsteer.models.adapter_space import in_adapter_space
@@ -26,7 +27,8 @@ def base_loading(loading: "Loading", adapter: Adapter) -> "Loading":
         ValueError: nothing says which it is, or the revisions asked for and recorded differ.
     """
     given, at, revision = (loading.adapter_base or "").partition("@")
-    base = given or recorded_base(adapter.name)
+    recorded = recorded_base(adapter.name) if Path(adapter.name).is_dir() else adapter.said_base
+    base = given or recorded
     if base is None:
         raise ValueError(
             f"the adapter {adapter.name!r} does not say what it was trained on; accepted: its base, "
@@ -112,7 +114,7 @@ def check_adapter(loading: "Loading", adapter: Adapter) -> None:
         raise ValueError(
             f"the base of the adapter {adapter.name!r}: {error} (--model.adapter_base names it)"
         ) from error
-    if loading.quantization is not None or said is not None:
+    if loading.quantization is not None or (said or "").startswith(_BITSANDBYTES):
         _need_bitsandbytes()
     attach(base.without_values(), adapter, adapter.shapes())
 

@@ -38,14 +38,15 @@ def in_adapter_space(wrapped: Any, base_fingerprint: str, tensors: Mapping[str, 
 
     Args:
         wrapped: see `gradsteer.models.adapter_weights.attach`.
-        base_fingerprint: of the base; the model's covers both.
+        base_fingerprint: of the base; the model's covers it, the adapter's tensors and their scalings.
         tensors: of the adapter's file, where it has one: whole modules take their base's dtype, which may round them.
     """
     model = wrapped.get_base_model().requires_grad_(False)
     model.__class__ = type(type(model).__name__, (_AdapterSpace, type(model)), {"__module__": type(model).__module__})
     whole = [name for name, _ in model.named_parameters() if _WHOLE in name and tensors is not None]
     exact = {name: (tensors or {})[f"base_model.model.{name.replace(_WHOLE, '.')}"] for name in whole}
-    stands_on(model, base_fingerprint, exact)
+    scalings = sorted((pair.weight, pair.scaling) for pair in pairs(model))
+    stands_on(model, f"{base_fingerprint} {scalings}", exact)
     return model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradsteer.models.adapter_space import base_in_adapter_space, is_in_adapter_space
+from gradsteer.models.adapter_space import base_in_adapter_space, is_in_adapter_space, pairs
 from gradsteer.models.loading import Loading, load_causal_lm
 
 
@@ -58,7 +58,11 @@ def _in_space(model: Any, loading: Loading, base: str) -> Mapping[str, Tensor]:
     other = _other_in_space(loading, base)
     if other is None:
         return base_in_adapter_space(model)
-    return {name: parameter.detach() for name, parameter in load_causal_lm(other).named_parameters()}
+    loaded = load_causal_lm(other)
+    # the other's matrices run under this one's scaling
+    own, theirs = ({pair.b: pair.scaling for pair in pairs(each)} for each in (model, loaded))
+    factors = {name: scaling / own[name] for name, scaling in theirs.items() if own.get(name)}
+    return {name: weight.detach() * factors.get(name, 1.0) for name, weight in loaded.named_parameters()}
 
 
 def _other_in_space(loading: Loading, base: str) -> Loading | None:

@@ -82,8 +82,10 @@ class Loading:
         """
         trust = self.trust_remote_code and trusted
         quantization = self.quantization if frozen else None
+        own = self.base_loading  # an adapter's, which may be of a revision
+        revision = own.revision if own is not None and own.name_or_path == name_or_path else None
         return Loading(
-            *(name_or_path, self.dtype, None, trust, self.attn_implementation), quantization=quantization,
+            *(name_or_path, self.dtype, revision, trust, self.attn_implementation), quantization=quantization,
             frozen=quantization is not None,
         )  # fmt: skip
 
@@ -241,7 +243,8 @@ def load_tokenizer(source: str | Loading, **options: Any) -> "PreTrainedTokenize
         tokenizer.pad_token = tokenizer.eos_token
     base = named.base_loading
     rows = (loading if base is None else base)._settings.get("vocab_size")
-    if base is not None and loading is named and isinstance(rows, int) and len(tokenizer) > rows:
+    resized = base is not None and loading is named and isinstance(rows, int) and len(tokenizer) > rows
+    if base is not None and resized and len(tokenizer) > len(load_tokenizer(base)):  # some bases have fewer rows, too
         raise ValueError(
             f"the tokenizer of the adapter {named.name_or_path!r} has {len(tokenizer)} tokens, its base "
             f"{base.name_or_path!r} {rows} rows: the vocabulary was resized in the finetune; accepted: the merged model"

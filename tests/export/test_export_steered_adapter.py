@@ -111,6 +111,13 @@ def test_what_makes_no_sense_is_refused(more, said, tmp_path, capsys):
     assert not (tmp_path / "to").exists()
 
 
+def test_a_step_from_a_merged_adapter_has_no_base_to_name(tmp_path, capsys):
+    place_of(tmp_path)
+    assert export(tmp_path, "--adapter_reading", "merged") == 2
+    assert "is an adapter read as merged: the step would be one from weights that no" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
 def test_vllms_limits_are_named():
     plain = peft.LoraConfig(r=8, target_modules=["q_proj"])
     assert vllm_limits(plain, 8) == []

@@ -93,6 +93,9 @@ def test_the_fingerprint_covers_base_and_adapter(place):
     tiny_llama(seed=5, dtype=torch.float32).save_pretrained(place / "other")
     both = {own, fingerprint("second"), fingerprint("adapter", adapter_base=str(place / "other"))}
     assert len(both) == 3
+    shutil.copytree(place / "adapter", place / "louder")
+    rewritten(place / "louder", lora_alpha=30)  # the same tensors, in another measure
+    assert fingerprint("louder") not in both
     merged = {model_fingerprint(load_causal_lm(str(place / "adapter"), dtype=d)) for d in ("float32", "bfloat16")}
     assert len(merged) == 1
 
@@ -323,6 +326,13 @@ def test_in_adapter_space_the_base_is_the_adapters_or_another_adapter_on_it(plac
     other = base_weights(model, loading, str(place / "second"), dict)
     second = load_causal_lm(str(place / "second"), adapter_reading="adapter")
     assert all(torch.equal(other[name], parameter) for name, parameter in second.named_parameters())
+    # its own scaling goes with it: at that point the model is the other adapter
+    rewritten(place / "second", lora_alpha=30)
+    louder, ids = load_causal_lm(str(place / "second")), torch.arange(3, 15)[None]
+    for name, weight in base_weights(model, loading, str(place / "second"), dict).items():
+        model.get_parameter(name).data.copy_(weight)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, louder(ids).logits, rtol=1e-4, atol=1e-5)
     tiny_llama(seed=5, dtype=torch.float32).save_pretrained(place / "other")
     with pytest.raises(ValueError, match=r"a point of the adapter's space, and '.*other' is none; accepted: .*base"):
         check_base(loading, str(place / "other"))

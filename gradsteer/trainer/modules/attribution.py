@@ -154,7 +154,7 @@ class AttributionModule(SummingModule):
         self.credit = credit_options(credit, advantage_lambda, reduction, temperature, loss)
         self.token_credit: TokenCredit | None = None
         compared = loss == "kl" and reference is None
-        self.base = choose_base(base, model_name_or_path, needed=self.options.need_base or compared)
+        self.base = choose_base(base, self.loading, needed=self.options.need_base or compared)
         if self.base is not None and self.options.need_base:
             check_base(self.loading, self.base)
         self.reference = self.base if compared else reference

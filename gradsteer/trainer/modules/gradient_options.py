@@ -10,7 +10,7 @@ from torch import Tensor
 from gradsteer.attribution.credit import Credit, CreditOptions
 from gradsteer.attribution.gradient_points import AnchorPoint, Components, Points, RandomMasks, StraightPath
 from gradsteer.models.base_record import recorded_base
-from gradsteer.models.loading import check_model_path
+from gradsteer.models.loading import Loading, check_model_path
 
 _MOST_POINTS = 1_000  # passes over every pile; the places of more take ever longer to find
 
@@ -115,8 +115,8 @@ class PointOptions:
         return AnchorPoint()
 
 
-def choose_base(base: str | None, anchor: str, *, needed: bool) -> str | None:
-    """The base model: the given one, or the one that fit recorded in the anchor's directory.
+def choose_base(base: str | None, loading: Loading, *, needed: bool) -> str | None:
+    """The base model: the given one, an adapter's own, or the one that fit recorded in the anchor's directory.
 
     Raises:
         ValueError: it is needed but unknown, given but not needed, or not a model directory.
@@ -126,8 +126,10 @@ def choose_base(base: str | None, anchor: str, *, needed: bool) -> str | None:
             {"model.base": (base, None)}, "model.path_points, model.mask_draws from the base, or kl without a reference"
         )
         return None
-    found = base or recorded_base(anchor)
+    own = loading.base_loading
+    found = base or (recorded_base(loading.name_or_path) if own is None else own.name_or_path)
     if found is None:
-        raise ValueError(f"{anchor!r} does not say what it was finetuned from: give the base model (--model.base)")
+        name = loading.name_or_path
+        raise ValueError(f"{name!r} does not say what it was finetuned from: give the base model (--model.base)")
     check_model_path(found)
     return found
