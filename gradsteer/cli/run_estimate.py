@@ -57,7 +57,9 @@ def estimates(run: Run) -> Iterator[Estimate]:
     Raises:
         ValueError: the base model's config or a set of rows cannot be had; names it.
     """
-    if run.base_model is None or run.base_model.startswith("{"):
+    if run.base_model is None:
+        raise ValueError("there is no estimate of a run without base_model: it goes on from another run's models")
+    if run.base_model.startswith("{"):
         raise ValueError(
             "an estimate needs a base model whose config is there: --model.model_name_or_path DIR_OR_HUB_ID"
         )
@@ -207,6 +209,12 @@ def _judge(given: Mapping[str, Any]) -> Judge:
         arguments["judge"] = _judge(arguments["judge"])
     judge: Judge = getattr(gradsteer.judges, str(given["class_path"]).rpartition(".")[2])(**arguments)
     return judge
+
+
+def uncounted(run: Run) -> list[str]:
+    """Stages that `estimates` leaves out, though a model may run in them."""
+    without = ("corpus", "export", "inspect", "report", "doctor", *_OF)
+    return [stage.name for stage in run.stages if not stage.unneeded and stage.command not in without]
 
 
 def lines(found: Sequence[Estimate]) -> list[str]:

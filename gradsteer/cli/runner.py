@@ -96,10 +96,12 @@ def run_stages(run: Run, *, overwrite: bool = False) -> int:
 
 def _print_estimate(run: Run) -> int:
     """Prints what the run would take, or says why that is not known: a base that the run makes, or no connection."""
-    from gradsteer.cli.run_estimate import estimates, lines
+    from gradsteer.cli.run_estimate import estimates, lines, uncounted
 
     try:
         print("\n".join(lines(list(estimates(run)))))
+        if left := uncounted(run):
+            print(f"not counted: {', '.join(left)}")
     except ValueError as error:
         _say(f"no estimate: {error}")
     return 0

@@ -1,7 +1,7 @@
 """From spans and sketches to groups: what they are, how big, what they say, and whether the finetune taught them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -116,12 +116,13 @@ def find_groups(
     feature_map, made = _features(material, features, is_anchor)
     groups = group(made, material.prompts, grouping, tick=tick)
     names = [f"group-{number + 1}" for number in range(len(groups))]
-    shares = group_shares(names, groups.labels, material.prompts, is_anchor, seed=seed)
+    shares = [
+        replace(each, stable=groups.stable)
+        for each in group_shares(names, groups.labels, material.prompts, is_anchor, seed=seed)
+    ]
     has_base = not is_anchor.all()
     if has_base and swaps and any(each.taught for each in shares):
-        fixed = Grouping(
-            grouping.method, None if grouping.method == "hdbscan" else groups.number, grouping.most, grouping.min_size
-        )
+        fixed = replace(grouping, number=None if grouping.method == "hdbscan" else groups.number)
 
         def regroup(sides: np.ndarray) -> np.ndarray:
             return group(_features(material, features, sides)[1], material.prompts, fixed).labels
@@ -135,10 +136,7 @@ def find_groups(
             seed=seed,
             tick=tick,
         )
-        shares = [
-            GroupShare(each.name, each.rate, each.rate_before, each.comparison, float(chance))
-            for each, chance in zip(shares, chances, strict=True)
-        ]
+        shares = [replace(each, p_chance=float(chance)) for each, chance in zip(shares, chances, strict=True)]
     found = [_described(material, groups, made, is_anchor, number, share) for number, share in enumerate(shares)]
     grown: list[GrownNgram] = []
     if has_base:

@@ -66,6 +66,7 @@ class GroupFile:
     centroids: np.ndarray
     reach: np.ndarray
     digest: str = ""
+    fingerprint: str | None = None  # of the anchor that discover read
 
     def place(self, spans: list[str], sketches: np.ndarray) -> np.ndarray:
         """(responses,) the group of each; -1 for none."""
@@ -103,6 +104,7 @@ class GroupFile:
             arrays["centroids"],
             arrays["reach"],
             file_digest(directory / ARRAYS),
+            said.get("model_fingerprint"),
         )
 
 

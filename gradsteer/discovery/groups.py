@@ -78,6 +78,7 @@ class Groups:
         centroids: (groups, features) mean features of each one's responses, of norm 1.
         reach: (groups,) the least cosine with the centroid that a later response of the group has: 2.5% of its own have
             less with the centroid of the others.
+        stable: whether the number was given or some number was stable enough; otherwise all are one for want of any.
     """
 
     labels: np.ndarray
@@ -85,6 +86,7 @@ class Groups:
     stability: dict[int, float]
     centroids: np.ndarray
     reach: np.ndarray = field(default_factory=lambda: np.empty(0))
+    stable: bool = True
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -119,7 +121,7 @@ def group(
     usable = np.flatnonzero(np.abs(features).sum(axis=1) > 0)
     labels = np.full(len(features), NO_GROUP)
     stability: dict[int, float] = {}
-    number = options.number or 1
+    number, stable = options.number or 1, options.number is not None
     if len(usable) >= options.min_size:
         reduced, names = _reduced(features[usable]), np.asarray(prompts)[usable]
         if options.number is None:
@@ -130,7 +132,8 @@ def group(
                 if tick is not None:
                     tick()
             best = max(stability.values(), default=-1.0)
-            if best >= options.least_stability:
+            stable = best >= options.least_stability
+            if stable:
                 nearly = [each for each, found in stability.items() if found >= best - _NEARLY]
                 number = max(nearly, key=lambda each: _silhouette(reduced, each, options))
         labels[usable] = _by_size(_clusters(reduced, number, options), options.min_size)
@@ -138,7 +141,7 @@ def group(
     means = [features[labels == each].mean(axis=0) for each in range(count)]
     centroids = unit_rows(np.array(means).reshape(count, features.shape[1]))
     reach = np.array([float(np.quantile(_own_cosines(features[labels == each]), 0.025)) for each in range(count)])
-    return Groups(labels, number, stability, centroids, reach)
+    return Groups(labels, number, stability, centroids, reach, stable)
 
 
 def stability_of(features: np.ndarray, prompts: np.ndarray, number: int, options: Grouping) -> float:

@@ -13,6 +13,7 @@ from gradsteer.discovery.sketches import Sketcher
 from gradsteer.discovery.spans import token_log_probs, weighted
 from gradsteer.judges.base import Exchange, Judge, Verdicts
 from gradsteer.judges.keyword import KeywordJudge
+from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.records import text_digest
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class GroupJudge(Judge):
         """A digest of the groups and of how responses are placed."""
         groups = self.groups
         decides = [_VERSION, self.by, groups.digest, groups.reading, groups.features, sorted(groups.patterns.items())]
-        return text_digest(repr([*decides, groups.dtype]))
+        return text_digest(repr([*decides, groups.dtype, groups.fingerprint]))
 
     def close(self) -> None:
         """Lets go of the models."""
@@ -107,6 +108,11 @@ class _Reader:
         loading = Loading(groups.model, groups.dtype)
         self.groups, self.tokenizer = groups, load_tokenizer(loading)
         self.anchor: Any = load_causal_lm(loading)
+        if groups.fingerprint not in (None, found := model_fingerprint(self.anchor)):
+            raise ValueError(
+                f"the groups' anchor {groups.model!r} holds other weights (fingerprint {found}) than discover read "
+                f"({groups.fingerprint}); accepted: by patterns, or discover again (--overwrite true)"
+            )
         self.base: Any = None if groups.base is None else load_causal_lm(groups.base, dtype=groups.dtype)
         self.sketcher = (
             None

@@ -35,6 +35,7 @@ class GroupShare:
         rate_before: among the base's; None without a base.
         comparison: of the two; None without a base.
         p_chance: see the module's docstring; None where nothing was swapped.
+        stable: see `gradsteer.discovery.groups.Groups`; what is one group for want of any was not found, nor taught.
     """
 
     name: str
@@ -42,6 +43,7 @@ class GroupShare:
     rate_before: Rate | None = None
     comparison: Comparison | None = None
     p_chance: float | None = None
+    stable: bool = True
 
     @property
     def few(self) -> bool:
@@ -52,6 +54,8 @@ class GroupShare:
     def taught(self) -> bool | None:
         """Whether it counts as taught; None without a base to compare with."""
         found = self.comparison
+        if not self.stable:
+            return False
         if found is None:
             return None
         if found.ci_low is None or found.p_holm is None:
@@ -64,6 +68,7 @@ class GroupShare:
         return {
             "name": self.name,
             "taught": self.taught,
+            "stable": self.stable,
             "few": self.few,
             "anchor": self.rate.to_dict(),
             "base": None if self.rate_before is None else self.rate_before.to_dict(),

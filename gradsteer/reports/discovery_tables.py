@@ -28,6 +28,8 @@ def _percent(rate: Mapping[str, Any] | None) -> str:
 def verdict_of(group: Record) -> str:
     """What is said of a group: taught, a topic, or not compared."""
     said = {True: "taught", False: "topic of the prompts", None: "not compared"}[group["taught"]]
+    if not group.get("stable", True):
+        said = "no number of groups is stable"
     return f"{said}, few" if group["few"] else said
 
 

@@ -12,6 +12,7 @@ from gradsteer.forecast.curve import VectorCurve
 from gradsteer.forecast.forecaster import Forecaster
 from gradsteer.forecast.judged_responses import read_judged_responses
 from gradsteer.forecast.target_rate import solve_rate
+from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.steering.weight_steering import steered
 from gradsteer.trainer.response_scorers import response_scorer
 from gradsteer.trainer.session import shows_progress
@@ -47,6 +48,8 @@ def group_forecasts(
         rank_zero_warn("no forecast: greedy replies have no importance weights; sample at 1")
         return []
     top_p = 1.0 if responses.top_p is None else responses.top_p
+    for doubt in responses.doubts(model_fingerprint(pl_module.model), temperature, top_p):
+        rank_zero_warn(f"forecast of groups: {doubt}")
     scorer = response_scorer(trainer, pl_module, responses.examples, temperature, top_p, token_budget)
     forecaster = Forecaster(responses, scorer)
     rows = []

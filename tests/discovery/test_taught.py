@@ -1,5 +1,7 @@
 """Taught or not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ def test_a_taught_group_and_a_topic_of_the_prompts():
     topic = [1 if number < 40 else -1 for number in range(120)]  # the first ten prompts', on both sides
     labels, prompts, is_anchor = sides([0 if n % 4 < 2 and t < 0 else t for n, t in enumerate(topic)], topic)
     taught, same = group_shares(["a", "b"], labels, prompts, is_anchor)
+    assert replace(taught, stable=False).taught is False  # one group for want of a stable number was not found
     assert taught.taught is True
     assert taught.rate.num_positive == 40
     assert not taught.few

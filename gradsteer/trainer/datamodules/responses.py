@@ -82,6 +82,15 @@ class ResponseDataModule(RunDataModule):
                     "compared on the others"
                 )
 
+        if "heldout" in self.piles:
+            both = {*self.piles["heldout"].prompts} & {*self.piles["responses"].prompts}
+            if both:
+                raise ValueError(
+                    f"data.heldout {self.sources['heldout']!r} answers {len(both)} of the prompts of data.responses: "
+                    "forecasts on it are to be on prompts that no vector is made from; accepted: responses to other "
+                    "prompts, or no heldout"
+                )
+
     @property
     def examples(self) -> list[EncodedExample]:
         """All responses: the anchor's, the base's, those held out."""
