@@ -7,7 +7,7 @@ import pytest
 import torch
 from judged import lines_of, message_of
 from road import run, run_cut_off, write_lines
-from test_distributed import check_same_files, run_on_two
+from test_distributed import check_same_files, check_same_vectors, run_on_two
 from test_pile_gradient import relative_error
 
 from gradsteer.attribution.credit import CreditOptions
@@ -18,7 +18,7 @@ from gradsteer.data.chat import EncodedExample, collate, encode_sampled
 from gradsteer.data.piles import PileFilter, read_pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
-from gradsteer.vectors.parameter_vectors import ParameterVector, PileAverage, SteeringVector
+from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 
 pytestmark = [pytest.mark.filterwarnings("ignore:vector a. its")]
 
@@ -239,10 +239,8 @@ def test_an_interrupted_run_goes_on_with_the_same_credit(judged, foreseeable, wh
     line = words(judged, tmp_path, piles_of(foreseeable), *more, dtype="float32")
     run_cut_off(line, tmp_path, monkeypatch)
     run(*line)
-    for name in ("gradients/shown", "gradients/halves/other-2", "vectors/a", "vectors/permuted/a-0"):
-        ours, theirs = (ParameterVector.load(directory / f"{name}.safetensors") for directory in (tmp_path, whole))
-        assert relative_error(ours, theirs) < 1e-6
-        assert ours.metadata == theirs.metadata
+    names = ("gradients/shown", "gradients/halves/other-2", "vectors/a", "vectors/permuted/a-0")
+    check_same_vectors(tmp_path, whole, names)
 
 
 @pytest.mark.slow

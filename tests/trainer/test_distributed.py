@@ -72,6 +72,14 @@ def kill_both(process):
         process.wait()
 
 
+def check_same_vectors(ours, theirs, names):
+    """What an interrupted run left is what an uninterrupted one did, metadata and all."""
+    for name in names:
+        found, expected = (ParameterVector.load(directory / f"{name}.safetensors") for directory in (ours, theirs))
+        assert relative_error(found, expected) < 1e-6, name
+        assert found.metadata == expected.metadata
+
+
 def check_same_files(two, one, files):
     """Two processes wrote these files, no others, and what one process wrote."""
     assert sorted(str(path.relative_to(two)) for path in two.rglob("*.safetensors")) == sorted(files)

@@ -9,7 +9,7 @@ import pytest
 from judged import FRESH, lines_of
 from road import QUIET, run, run_cut_off, write_lines
 from test_attribution_module import Averages, trainer_of
-from test_distributed import check_same_files, run_on_two
+from test_distributed import check_same_files, check_same_vectors, run_on_two
 from test_pile_gradient import relative_error
 
 from gradsteer.__main__ import main
@@ -26,7 +26,7 @@ from gradsteer.steering.weight_steering import steered
 from gradsteer.trainer.datamodules.piles import PileDataModule
 from gradsteer.trainer.modules.attribution import AttributionModule
 from gradsteer.trainer.pile_weights import PileWeights
-from gradsteer.vectors.parameter_vectors import ParameterVector, PileAverage, SteeringVector
+from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +236,8 @@ def test_an_interrupted_run_goes_on_with_the_same_weights(judged, files, whole, 
     run_cut_off(line, tmp_path, monkeypatch)
     assert not (tmp_path / "vectors").exists()
     run(*line)
-    for name in ("gradients/with", "gradients/halves/without-2", "vectors/v", "vectors/permuted/v-0"):
-        ours, theirs = (ParameterVector.load(directory / f"{name}.safetensors") for directory in (tmp_path, whole))
-        assert relative_error(ours, theirs) < 1e-6
-        assert ours.metadata == theirs.metadata
+    names = ("gradients/with", "gradients/halves/without-2", "vectors/v", "vectors/permuted/v-0")
+    check_same_vectors(tmp_path, whole, names)
 
 
 @pytest.mark.slow
