@@ -33,7 +33,7 @@ from rare.organism import DEMO, finetuned
 from replies.gains import BLOCKS, PLAIN, limit, plain_vectors, predicting_vectors, reference, weighted_vectors
 from replies.kept import Kept
 from replies.organism import REFERENCE, TOPICS, TRAINING, Organism, draws
-from replies.pretrained import measured_vectors
+from replies.pretrained import CREDITS, first_samples, measured_vectors
 from replies.rare import MIXES, RARE, TOPIC, draw_mixed, lines_of
 from replies.tables import Values, tables_of
 
@@ -76,6 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a directory: vectors of this model instead, by --responses")
     parser.add_argument("--responses", type=Path, help="its judged replies, of evaluate")
     parser.add_argument("--behaviors", nargs="+", default=list(TOPICS), help="of the judge's, for --model")
+    parser.add_argument("--samples", type=int, help="of each prompt, for --model: the first ones; all if not given")
+    parser.add_argument("--credits", nargs="+", default=list(CREDITS), choices=list(CREDITS), help="for --model")
     parser.add_argument("--norm", type=float, default=-0.06, help="of a step, alpha ||V||, with alpha's sign")
     parser.add_argument("--kl", type=float, default=-0.02, help="of a step, nats a token, with alpha's sign")
     parser.add_argument("arguments", nargs="*", help="with --model, behind --: passed to attribute")
@@ -266,7 +268,10 @@ def main() -> None:
     if options.model is None:
         demo(options)
     else:
-        own = options.model, options.responses, options.behaviors, options.directory
+        responses = options.responses
+        if options.samples is not None:
+            responses = first_samples(responses, options.samples, options.directory / "replies.jsonl")
+        own = options.model, responses, options.behaviors, options.directory, options.credits
         measured_vectors(*own, (options.norm, options.kl), options.arguments)
 
 

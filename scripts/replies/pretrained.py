@@ -1,8 +1,9 @@
 """Every credit's vectors of a model with given judged replies, made by `attribute`, and what `steer` found of them."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,21 @@ class Made:
 
 
 def make_vectors(
-    model: Path, responses: Path, behaviors: Sequence[str], directory: Path, arguments: Sequence[str]
+    model: Path,
+    responses: Path,
+    behaviors: Sequence[str],
+    directory: Path,
+    credits: Sequence[str],
+    arguments: Sequence[str],
 ) -> list[Made]:
-    """Runs `attribute` for every credit; what is done stays.
+    """Runs `attribute` for every credit; what is done stays, but for the gradients: vectors alone are read later.
 
     Args:
         model: a directory.
         responses: its judged replies.
         behaviors: of the judge.
         directory: of everything made: ``CREDIT/vectors/BEHAVIOR.safetensors``.
+        credits: of `CREDITS`.
         arguments: more of `attribute`.
     """
     words = ["attribute", "--model.model_name_or_path", str(model), "--data.halves", "true"]
@@ -75,11 +82,32 @@ def make_vectors(
         for side, shows in (("with", "true"), ("without", "false")):
             words += [f"--data.piles.{side}-{behavior}", f"{{responses: {responses}, where: {{{behavior}: {shows}}}}}"]
         words += [f"--vectors.{behavior}", f"[with-{behavior}, without-{behavior}]"]
-    with progress("vectors", len(CREDITS), unit="credit") as tick:
-        for credit, how in CREDITS.items():
-            gradsteer([*words, *how, "--output_dir", str(directory / credit), "--experiment", f"credit-{credit}"])
+    made: dict[str, list[Made]] = {}
+    with progress("vectors", len(credits), unit="credit") as tick:
+        for credit in credits:
+            place = directory / credit
+            kept = place / "made.json"
+            if not kept.is_file():
+                gradsteer([*words, *CREDITS[credit], "--output_dir", str(place), "--experiment", f"credit-{credit}"])
+                write_json(kept, [asdict(_read(place, credit, behavior)) for behavior in behaviors])
+            shutil.rmtree(place / "gradients", ignore_errors=True)  # of 135 M parameters: 6 GB with the halves
+            made[credit] = [Made(**each) for each in json.loads(kept.read_text())]
             tick(1, credit)
-    return [_read(directory / credit, credit, behavior) for behavior in behaviors for credit in CREDITS]
+    return [each for behavior in behaviors for own in made.values() for each in own if each.behavior == behavior]
+
+
+def first_samples(responses: Path, number: int, file: Path) -> Path:
+    """Writes the rows of a prompt's first samples.
+
+    Args:
+        responses: of evaluate.
+        number: of each prompt's.
+        file: to write.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = responses.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(row for row in rows if json.loads(row)["sample"] < number), encoding="utf-8")
+    return file
 
 
 def _read(place: Path, credit: str, behavior: str) -> Made:
@@ -92,8 +120,16 @@ def _read(place: Path, credit: str, behavior: str) -> Made:
     brier = float(header["brier_score"]) / float(header["brier_score_of_rate"]) if "brier_score" in header else None
     return Made(
         behavior, credit, str(file), float(vector.metadata["split_half_cosine"]), vector.norm(),
-        (slope.slope, slope.standard_error), (slope.num_plus, slope.num_minus), brier,
+        (slope.slope, slope.standard_error), _counts(place, behavior), brier,
     )  # fmt: skip
+
+
+def _counts(place: Path, behavior: str) -> tuple[int, int]:
+    """Replies of the two piles; the slope may be of fewer."""
+    headers = [
+        PileAverage.read_header(place / "gradients" / f"{side}-{behavior}.safetensors") for side in ("with", "without")
+    ]
+    return int(headers[0]["num_examples"]), int(headers[1]["num_examples"])
 
 
 def write_doses(made: Sequence[Made], file: Path, norm: float, budget: float) -> None:
@@ -189,6 +225,7 @@ def measured_vectors(
     responses: Path,
     behaviors: Sequence[str],
     directory: Path,
+    credits: Sequence[str],
     doses: tuple[float, float],
     arguments: Sequence[str],
 ) -> None:
@@ -199,11 +236,12 @@ def measured_vectors(
         responses: likewise.
         behaviors: likewise.
         directory: likewise; a results.json of `steer` in it is read.
+        credits: likewise.
         doses: see `write_doses`.
         arguments: see `make_vectors`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    made = make_vectors(model, responses, behaviors, directory, arguments)
+    made = make_vectors(model, responses, behaviors, directory, credits, arguments)
     write_doses(made, directory / "steer.yaml", *doses)
     results = directory / "results.json"
     conditions = json.loads(results.read_text())["conditions"] if results.is_file() else []
