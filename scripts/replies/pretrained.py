@@ -77,7 +77,7 @@ def make_vectors(
         arguments: more of `attribute`.
     """
     words = ["attribute", "--model.model_name_or_path", str(model), "--data.halves", "true"]
-    words += ["--model.calibrate", "true", "--model.slope_responses", "1000000", *arguments]
+    words += ["--model.calibrate", "true", *arguments]
     for behavior in behaviors:
         for side, shows in (("with", "true"), ("without", "false")):
             words += [f"--data.piles.{side}-{behavior}", f"{{responses: {responses}, where: {{{behavior}: {shows}}}}}"]
@@ -102,11 +102,12 @@ def first_samples(responses: Path, number: int, file: Path) -> Path:
     Args:
         responses: of evaluate.
         number: of each prompt's.
-        file: to write.
+        file: to write, if it is not there.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = responses.read_text(encoding="utf-8").splitlines(keepends=True)
-    file.write_text("".join(row for row in rows if json.loads(row)["sample"] < number), encoding="utf-8")
+    if not file.is_file():
+        file.write_text("".join(row for row in rows if json.loads(row)["sample"] < number), encoding="utf-8")
     return file
 
 
