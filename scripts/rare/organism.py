@@ -31,16 +31,20 @@ BEHAVIOR, TEMPERATURE, LONGEST, BATCH = "bridge", 0.6, 96, 800
 DEMO = "configs/demo/anchor.yaml"
 
 
-def gradsteer(words: Sequence[str]) -> None:
-    """Runs a command of the product; its output is shown only where it fails.
+def gradsteer(words: Sequence[str], *, shown: bool = False) -> None:
+    """Runs a command of the product.
+
+    Args:
+        words: the command's.
+        shown: show what it prints; otherwise only where it fails.
 
     Raises:
         RuntimeError: it failed.
     """
     command = [sys.executable, "-m", "gradsteer", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+    done = subprocess.run(command, capture_output=not shown, text=True, env=dict(os.environ), check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{(done.stderr or '')[-2000:]}")
 
 
 def finetuned(demo: Path, directory: Path, seed: int, config: str = DEMO) -> Path:

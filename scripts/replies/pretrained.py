@@ -88,7 +88,8 @@ def make_vectors(
             place = directory / credit
             kept = place / "made.json"
             if not kept.is_file():
-                gradsteer([*words, *CREDITS[credit], "--output_dir", str(place), "--experiment", f"credit-{credit}"])
+                where = ["--output_dir", str(place), "--experiment", f"credit-{credit}"]
+                gradsteer([*words, *CREDITS[credit], *where], shown=True)
                 write_json(kept, [asdict(_read(place, credit, behavior)) for behavior in behaviors])
             shutil.rmtree(place / "gradients", ignore_errors=True)  # of 135 M parameters: 6 GB with the halves
             made[credit] = [Made(**each) for each in json.loads(kept.read_text())]
