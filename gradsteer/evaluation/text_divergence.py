@@ -60,8 +60,7 @@ class TextDivergence:
             size = max(1, _TOKENS // len(ordered[0].input_ids))
             self._batches.append(collate(ordered[:size], pad_token_id))
             ordered = ordered[size:]
-        # of the text's tokens and of which count
-        self.digest = text_digest(json.dumps([[example.input_ids, example.labels] for example in self.examples]))
+        self.digest = examples_digest(self.examples)
         self._anchor: list[Tensor] | None = None
         self._every = 1
 
@@ -134,3 +133,8 @@ class TextDivergence:
         for batch in self._batches:
             moved: Mapping[str, Tensor] = {key: value.to(device) for key, value in batch.items()}
             yield labelled_logits(model, moved)[:2]
+
+
+def examples_digest(examples: Sequence[EncodedExample]) -> str:
+    """Of the text's tokens, and of which count."""
+    return text_digest(json.dumps([[example.input_ids, example.labels] for example in examples]))

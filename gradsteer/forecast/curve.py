@@ -18,6 +18,7 @@ import numpy as np
 from gradsteer.forecast.derivatives import StepNotFoundError
 from gradsteer.forecast.forecast_file import Forecast
 from gradsteer.forecast.forecaster import Direction, Forecaster, Where
+from gradsteer.forecast.kept_passes import Keep, pass_anew
 from gradsteer.progress import progress
 from gradsteer.vectors.parameter_vectors import ParameterVector
 
@@ -66,6 +67,7 @@ class VectorCurve:
         vector: gives the direction, for derivatives where there is no curve; it is as large as the model, and not kept.
         shown: whether progress is shown.
         scores: alpha -> (responses,) ``log p_r`` of passes that were made before.
+        keep: where passes are kept, and taken from.
     """
 
     def __init__(
@@ -77,8 +79,9 @@ class VectorCurve:
         *,
         shown: bool = False,
         scores: Mapping[float, np.ndarray] | None = None,
+        keep: Keep = pass_anew,
     ) -> None:
-        self.name, self.forecaster = name, forecaster
+        self.name, self.forecaster, self._keep = name, forecaster, keep
         self._weights, self._vector, self._shown = weights, vector, shown
         self._scores: dict[float, np.ndarray] = {**(scores or {}), 0.0: forecaster.anchor_scores}
         self._nodes: list[float] = []
@@ -263,8 +266,13 @@ class VectorCurve:
             self._refuse_if_closed()
         with self._progress(len(new)) as tick:
             for alpha in new:
-                with self._weights(alpha):
-                    self._scores[alpha] = self.forecaster.score(tick=tick)
+                made = self.forecaster.num_passes + 1  # a kept one counts, so that a resumed run says the same
+                self._scores[alpha] = self._keep(alpha, lambda at=alpha: self._passed(at, tick))
+                self.forecaster.num_passes = made
+
+    def _passed(self, alpha: float, tick: Callable[[], None]) -> np.ndarray:
+        with self._weights(alpha):
+            return self.forecaster.score(tick=tick)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -1,7 +1,7 @@
 """Finding the alpha of a dose: from a norm, a calibrated slope, a forecast curve or a divergence."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.curve import VectorCurve
+from gradsteer.forecast.kept_passes import KeptPasses, pass_anew
 from gradsteer.forecast.kl_budget import Statistic, solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.doses import Dose
@@ -27,6 +28,7 @@ class DoseSolver:
         top_p: that they are sampled with.
         text: makes the text on which divergences are measured, when one is asked for.
         statistic: of the divergence over its tokens.
+        kept: divergences that an interrupted run measured; None keeps none.
     """
 
     model: Any
@@ -35,15 +37,17 @@ class DoseSolver:
     top_p: float
     text: Callable[[], TextDivergence] | None = None
     statistic: Statistic = "mean"
+    kept: KeptPasses | None = None
     _measured: TextDivergence | None = field(default=None, init=False)
-    _known: dict[Hashable, dict[float, float]] = field(default_factory=dict, init=False)  # alpha -> divergence
+    _remembers: bool = field(default=False, init=False)  # the model's own distributions
+    _known: dict[str, dict[float, float]] = field(default_factory=dict, init=False)  # alpha -> divergence
 
     def solve(
         self,
         dose: Dose,
         vector: ParameterVector,
         *,
-        key: Hashable,
+        key: str,
         calibration: Calibration | None,
         contrast: Contrast,
         curve: VectorCurve | None,
@@ -54,7 +58,7 @@ class DoseSolver:
         Args:
             dose: what is asked for.
             vector: the direction, transformed.
-            key: the same for all doses of this direction, so that they share what was measured.
+            key: says all that determines the direction; doses of one direction share what was measured.
             calibration: the direction's own slope; None where it is transformed, a sum, or was not calibrated.
             contrast: what the vector is a contrast of.
             curve: forecasts along the vector; None without judged responses.
@@ -111,25 +115,34 @@ class DoseSolver:
         self,
         budget: float,
         vector: ParameterVector,
-        key: Hashable,
+        key: str,
         curve: VectorCurve | None,
         weights: Callable[[float], AbstractContextManager[Any]],
     ) -> float:
         if self._measured is None:
             if self.text is None:
                 raise ValueError("a divergence is taken on text, and there is none")
-            text = self.text()
-            text.remember(self.model)
-            self._measured = text
+            self._measured = self.text()
         text, norm = self._measured, vector.norm()
         if norm == 0:
             raise ValueError("the vector is zero: no alpha makes it diverge")
         sign, known = math.copysign(1.0, budget), self._known.setdefault(key, {})
 
+        keep = pass_anew
+        if self.kept is not None:
+            keep = self.kept.of(direction=key, text=text.digest, temperature=text.temperature, of=self.statistic)
+
+        def taken(alpha: float) -> float:
+            if not self._remembers:
+                text.remember(self.model)
+                self._remembers = True
+            with weights(alpha):
+                return statistic_of(text.divergences(self.model), self.statistic)
+
         def measure(size: float) -> float:
-            with weights(sign * size):
-                known[sign * size] = statistic_of(text.divergences(self.model), self.statistic)
-            return known[sign * size]
+            alpha = sign * size
+            known[alpha] = float(keep(alpha, lambda: taken(alpha)))
+            return known[alpha]
 
         start = _guess(abs(budget), sign, known, curve) or 1e-3 * self.theta_norm / norm
         return sign * solve_budget(measure, abs(budget), start=start)[0]

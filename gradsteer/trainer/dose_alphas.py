@@ -26,6 +26,7 @@ from gradsteer.steering.condition_weights import ConditionWeights
 from gradsteer.steering.conditions import Condition
 from gradsteer.steering.doses import Dose
 from gradsteer.trainer.known_forecast import KnownForecast
+from gradsteer.trainer.run_passes import RunPasses
 from gradsteer.trainer.session import needed, session_of, shows_progress
 from gradsteer.trainer.source_scores import pool_sources
 from gradsteer.vectors.combinations import is_combination
@@ -59,6 +60,7 @@ class DoseFinder:
         self.curves: dict[_Key, VectorCurve] = {}
         self._slopes: dict[str, Direction] = {}  # of controls, where asked for
         self._sampling = (1.0, 1.0)
+        self._passes: RunPasses
         self._forecaster: Forecaster | None = None
         self._pooled: tuple[_Key, dict[float, np.ndarray]] | None = None
         self._calibrations = {
@@ -93,6 +95,7 @@ class DoseFinder:
         self._sampling = how
         if forecaster is not None:
             self._pooled = pool_sources(forecaster, weights, self.digests(), shown=shows_progress(trainer))
+        self._passes = RunPasses(trainer, pl_module)
         norms = (float(doubled(p.detach()).norm()) ** 2 for p in pl_module.model.parameters())
         solver = DoseSolver(
             pl_module.model,
@@ -105,6 +108,7 @@ class DoseFinder:
                 temperature=how[0] or 1.0,  # greedy replies are compared by the model's own distribution
             ),
             statistic,
+            self._passes.kept,
         )
         with working("doses", shown=shows_progress(trainer)):
             found = self._solve_all(trainer, plan, solver, weights)
@@ -128,7 +132,7 @@ class DoseFinder:
                 found.append((condition, recipe))
                 continue
             if self._is_curved(condition, recipe) and _key(recipe) not in self.curves:
-                self._draw(trainer, plan, recipe, solver, weights)
+                self._draw(trainer, plan, condition, recipe, solver, weights)
             known = condition.name in self.known.rows
             if forecasting is not None and forecasting.control_slopes and condition.kind == "control" and not known:
                 self._take_slope(trainer, condition, recipe, weights)
@@ -147,7 +151,13 @@ class DoseFinder:
         return own and self._forecaster is not None and condition.name not in self.known.rows
 
     def _draw(
-        self, trainer: L.Trainer, plan: Plan, recipe: Recipe, solver: DoseSolver, weights: ConditionWeights
+        self,
+        trainer: L.Trainer,
+        plan: Plan,
+        condition: Condition,
+        recipe: Recipe,
+        solver: DoseSolver,
+        weights: ConditionWeights,
     ) -> None:
         """Scores the responses along a transformed vector, for all of its alphas that are known before."""
         name, key = str(recipe.vector), _key(recipe)
@@ -162,6 +172,7 @@ class DoseFinder:
             vector,
             shown=shows_progress(trainer),
             scores=self._pooled[1] if self._pooled is not None and self._pooled[0] == key else None,
+            keep=self._passes.along(condition, recipe, needed(self._forecaster).responses, self._sampling),
         )
         calibration = None if recipe.pipeline else self._calibrations[name]
         of_curve = [(c, r) for c, r in plan if r and self._is_curved(c, r) and _key(r) == key]
@@ -192,7 +203,7 @@ class DoseFinder:
             return solver.solve(
                 needed(recipe.dose),
                 vector,
-                key=_key(recipe),
+                key=self._passes.direction(condition, recipe),
                 calibration=None if recipe.pipeline else self._calibrations[name],
                 contrast=self.contrasts[name],
                 curve=self.curves.get(_key(recipe)),
@@ -257,9 +268,12 @@ class DoseFinder:
             scorer = needed(session_of(trainer).forecasting).scorer(trainer, pl_module, examples)
         elif condition.model == "anchor" and recipe is None:
             return forecaster.anchor_scores
-        total = len(scorer or forecaster.scorer)
+        total, made = len(scorer or forecaster.scorer), forecaster.num_passes + 1
+        keep = self._passes.under(condition, recipe, forecaster.responses, self._sampling)
         with progress(condition.name, total=total, unit="batch", shown=shows_progress(trainer)) as tick:
-            return forecaster.score(scorer, tick=tick)
+            scores = keep(condition.alpha or 0.0, lambda: forecaster.score(scorer, tick=tick))
+        forecaster.num_passes = made  # a kept pass counts, so that a resumed run says the same
+        return scores
 
 
 def _key(recipe: Recipe) -> _Key:

@@ -105,6 +105,14 @@ def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[s
         "stop_token_ids": stop_token_ids(pl_module.model, pl_module.tokenizer),
         "tokenizer": tokenizer_digest(pl_module.tokenizer),
         "model_fingerprint": anchor,
+        **how_computed(trainer, pl_module),
+        "weights": None if session.steering is None else session.steering.identity(condition, recipe),
+    }
+
+
+def how_computed(trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+    """What a model's numbers hang on beside its weights and its inputs, as plain values."""
+    return {
         "dtype": pl_module.dtype_name,
         "attn_implementation": pl_module.loading.attn_implementation,
         "device": pl_module.device.type,
@@ -112,5 +120,4 @@ def _plan(trainer: L.Trainer, pl_module: Any, anchor: str, index: int) -> dict[s
         "version": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "weights": None if session.steering is None else session.steering.identity(condition, recipe),
     }

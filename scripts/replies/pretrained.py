@@ -135,7 +135,7 @@ def _counts(place: Path, behavior: str) -> tuple[int, int]:
 
 
 def write_doses(made: Sequence[Made], file: Path, norm: float, budget: float) -> None:
-    """A config file for `steer`: every vector at one norm of the step, and at one KL.
+    """A config file for `steer`: vectors at one norm of the step, and at one KL.
 
     Args:
         made: the vectors.
@@ -178,11 +178,12 @@ def table_of(made: Sequence[Made], conditions: Sequence[dict[str, Any]]) -> list
     )
     lines = ["| " + " | ".join([*columns, *found]) + " |", "| --- " * len([*columns, *found]) + "|"]
     for each in made:
+        measured = any(condition["vector"] == each.name for condition in conditions)
         slope, error = (value / each.norm for value in each.slope)
         cells = [each.behavior, each.credit, f"{each.examples[0]}, {each.examples[1]}"]
         cells += ["" if each.brier is None else f"{each.brier:.2f}", f"{each.cosine:+.2f}", f"{each.norm:.3g}"]
         cells += [f"{slope:.1f} +- {error:.1f}"]
-        for more in _found(each, made, conditions, behaviors) if conditions else [[]]:
+        for more in _found(each, made, conditions, behaviors) if measured else [[""] * len(found)]:
             lines.append("| " + " | ".join([*cells, *more]) + " |")
     return lines
 
@@ -231,22 +232,26 @@ def measured_vectors(
     doses: tuple[float, float],
     arguments: Sequence[str],
 ) -> None:
-    """Makes the vectors, writes steer.yaml and credit.json, and prints one table.
+    """Makes the vectors, writes BEHAVIOR/steer.yaml and credit.json, and prints one table.
 
     Args:
         model: see `make_vectors`.
         responses: likewise.
         behaviors: likewise.
-        directory: likewise; a results.json of `steer` in it is read.
+        directory: likewise; a BEHAVIOR/results.json of `steer` in it is read.
         credits: likewise.
         doses: see `write_doses`.
         arguments: see `make_vectors`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     made = make_vectors(model, responses, behaviors, directory, credits, arguments)
-    write_doses(made, directory / "steer.yaml", *doses)
-    results = directory / "results.json"
-    conditions = json.loads(results.read_text())["conditions"] if results.is_file() else []
+    conditions: list[dict[str, Any]] = []
+    for behavior in behaviors:
+        place = directory / behavior
+        place.mkdir(exist_ok=True)
+        write_doses([each for each in made if each.behavior == behavior], place / "steer.yaml", *doses)
+        results = place / "results.json"
+        conditions += json.loads(results.read_text())["conditions"] if results.is_file() else []
     print("\n".join(table_of(made, conditions)))
     for condition in conditions:
         if condition["kind"] == "anchor":

@@ -17,6 +17,7 @@ from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.curve import VectorCurve
 from gradsteer.forecast.dose_solver import DoseSolver
 from gradsteer.forecast.forecaster import Direction
+from gradsteer.forecast.kept_passes import KeptPasses
 from gradsteer.forecast.kl_budget import solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.condition_plan import Recipe
@@ -466,6 +467,35 @@ def test_a_budget_is_spent_on_the_side_that_is_asked_for():
         solve(solver, Dose("kl_budget", 0.1), vector=vector * 0.0)
     with pytest.raises(ValueError, match="a divergence is taken on text, and there is none"):
         solve(solver_of(model), Dose("kl_budget", 0.1), vector=vector)
+
+
+def test_a_solver_that_starts_again_makes_no_pass_twice(tmp_path):
+    model, examples = tiny_llama(initializer_range=0.2), ragged_examples(6)
+    vector = direction_of(model)
+
+    def solver(about="the model"):
+        made = []
+
+        def text():
+            made.append(TextDivergence(examples, 0))
+            return made[0]
+
+        def weights(alpha):
+            steps.append(alpha)
+            return steered(model, vector, alpha)
+
+        steps: list[float] = []
+        own = solver_of(model, text=text, kept=KeptPasses(tmp_path, {"model": about}))
+        alphas = [solve(own, Dose("kl_budget", budget), vector=vector, weights=weights) for budget in (0.01, -0.02)]
+        return alphas, len(steps), made[0]._anchor is not None
+
+    alphas, passes, read = solver()
+    assert passes > 2
+    assert read
+    assert solver() == (alphas, 0, False)  # not even the anchor's own distributions
+    next(tmp_path.glob("*.npy")).unlink()
+    assert solver() == (alphas, 1, True)
+    assert solver("another model") == (alphas, passes, True)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])

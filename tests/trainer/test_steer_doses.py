@@ -244,14 +244,20 @@ def test_a_budget_is_met_by_weights_that_are_rounded_stochastically(judged, held
         assert rows[f"a kl={sign}0.001"]["metrics"]["kl_to_anchor"] == pytest.approx(0.001, rel=0.01)
 
 
-def test_the_95th_percentile_of_the_divergence_reaches_the_budget(judged, anchor, vector, heldout, tmp_path):
-    """On held-out text, where there are no responses."""
+def test_the_95th_percentile_of_the_divergence_reaches_the_budget(
+    judged, anchor, vector, heldout, tmp_path, monkeypatch
+):
+    """On held-out text, where there are no responses; the same command again makes none of its passes."""
     words = steer_words(
         judged, tmp_path / "out", steering__alphas=None, steering__kl_budgets="[0.01]", steering__kl_statistic="p95",
         evaluation__heldout=heldout, model__num_samples=1, data__max_prompts=1, steering__both_signs="false",
     )  # fmt: skip
     run(*words)
     row = rows_of(tmp_path / "out" / "results.json")["a kl=+0.01"]
+    with monkeypatch.context() as patch:
+        patch.setattr("gradsteer.evaluation.text_divergence.TextDivergence.divergences", None)
+        run(*words, "--overwrite", "true")
+    assert rows_of(tmp_path / "out" / "results.json")["a kl=+0.01"]["alpha"] == row["alpha"]
     from gradsteer.data.chat import encode_chat
     from gradsteer.models.loading import load_tokenizer
 
