@@ -1,4 +1,4 @@
-"""Does it matter where V lives? The same behaviors by vectors of several spaces, at one KL from their anchor.
+"""Does it matter where V lives? The same behaviors by vectors of several spaces, at equal KL from their anchor.
 
     python scripts/space.py --full lightning_logs/demo --data demo --out lightning_logs/space
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def main() -> None:
     parser.add_argument("--full", type=Path, required=True, help="directory of a finished run with full weights")
     parser.add_argument("--data", choices=DATA, required=True, help="whose prompts, judge and finetune")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kl", type=float, default=0.02, help="nats a token from the anchor (%(default)s)")
+    parser.add_argument("--kl", type=float, nargs="+", default=[0.005, 0.02], help="nats a token from the anchor, on "
+                        "its own responses (%(default)s)")  # fmt: skip
     parser.add_argument("--rank", type=int, default=4, help="of V at a rank (%(default)s)")
     parser.add_argument("--lora", default="{rank: 8, alpha: 16}", help="of the LoRA finetune (%(default)s)")
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-3, 4e-3, 5e-3], help="of the LoRA finetune: the "
@@ -89,7 +91,13 @@ class Study:
                                 *model, "--data.permutations", 0)  # fmt: skip
             self._evaluate("evaluation", model)
             vectors = (self.full if name == "full" else out) / "vectors"
-            self._steer(model, vectors, out / "responses" / "anchor-evaluation.jsonl", self._pipelines(name))
+            for kl in self.options.kl:
+                model = self._model(anchor, reading, self._steered(kl, name))
+                responses = out / "responses" / "anchor-evaluation.jsonl"
+                self._steer(model, kl, vectors, responses, self._pipelines(name))
+
+    def _steered(self, kl: float, name: str) -> Path:
+        return self.out / f"kl-{kl:g}" / name
 
     def _pipelines(self, name: str) -> list[Any]:
         """Transforms of a finetune's vectors."""
@@ -129,11 +137,11 @@ class Study:
     def _evaluate(self, prompts: str, model: list[Any]) -> None:
         self._gradsteer("evaluate", "--name", f"anchor-{prompts}", *model, *self._sampling(prompts, seed=0))
 
-    def _steer(self, model: list[Any], vectors: Path, responses: Path, pipelines: list[Any]) -> None:
+    def _steer(self, model: list[Any], kl: float, vectors: Path, responses: Path, pipelines: list[Any]) -> None:
         files = [word for n in VECTORS for word in (f"--steering.vectors.{n}", vectors / f"{n}.safetensors")]
         self._gradsteer(
             "steer", *model, *self._sampling("evaluation", seed=1), *files, "--forecasting.responses", responses,
-            "--steering.kl_budgets", f"[{self.options.kl}]", "--steering.both_signs", "false",
+            "--steering.kl_budgets", f"[{kl}]", "--steering.both_signs", "false",
             "--steering.random_controls", 0, "--steering.anchor_resamples", 0,
             "--steering.transforms", json.dumps(pipelines),
         )  # fmt: skip
@@ -154,8 +162,8 @@ class Study:
     def table(self) -> None:
         """One row a vector and space; effects and their differences are paired by prompt."""
         rows = []
-        for name in ("full", *READINGS):
-            directory = self.out / name
+        for kl, name in product(self.options.kl, ("full", *READINGS)):
+            directory = self._steered(kl, name)
             if not (directory / "results.json").is_file():
                 print(f"{directory} has no results yet")
                 continue
@@ -163,18 +171,19 @@ class Study:
             for row in conditions:
                 if row["kind"] == "steered":
                     finetune = "full" if name == "full" else "LoRA"
-                    rows.append((finetune, _space(name, row, self.options.rank), directory, row))
-        effects = {(each[0], each[1], each[3]["vector"]): _effects(*each[2:]) for each in rows}
+                    rows.append((kl, finetune, _space(name, row, self.options.rank), directory, row))
+        effects = {(*each[:3], each[4]["vector"]): _effects(*each[3:]) for each in rows}
         lines = []
-        for finetune, space, _, row in sorted(rows, key=lambda each: VECTORS.index(each[3]["vector"])):
+        for kl, finetune, space, _, row in sorted(rows, key=lambda each: VECTORS.index(each[4]["vector"])):
             name, vector = row["behavior"], row["vector"]
-            own = effects[finetune, space, vector]
-            others = [effects.get((each, WHOLE, vector)) for each in (finetune, "full")]
+            own = effects[kl, finetune, space, vector]
+            others = [effects.get((kl, each, WHOLE, vector)) for each in (finetune, "full")]
             beside = ["-" if each in (None, own) else _interval(_bootstrap(own, each), 100) for each in others]
             predicted = (row["predicted"] or {}).get("rates", {}).get(name, {})
             lines.append(
                 {
-                    "vector": vector, "finetune": finetune, "V lives in": space, "alpha": f"{row['alpha']:.3g}",
+                    "vector": vector, "KL": kl, "finetune": finetune, "V lives in": space,
+                    "alpha": f"{row['alpha']:.3g}",
                     "held-out KL": f"{row['metrics']['kl_to_anchor']:.4f}",
                     "forecast %": _rate(predicted),
                     "realised %": _rate(row["behaviors"][name]),
