@@ -98,14 +98,17 @@ class Adapter:
         return text_digest(f"{json.dumps(scales, sort_keys=True)} {weights_digest(self.tensors())}")[:32]
 
     def shown(self) -> dict[str, Any]:
-        """What step it is, as plain values; ``scaling`` is of ``B A`` where no pattern says otherwise."""
+        """What step it is, as plain values; ``scaling`` is of ``B A`` where no pattern says otherwise.
+
+        Of ``targets`` the ends of their names are told: fit and others write every module of every layer.
+        """
         rank, alpha = int(self.settings["r"]), self.settings.get("lora_alpha", 8)  # peft's own default
         scaling = alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
         targets = self.settings.get("target_modules")
         more = ("rank_pattern", "alpha_pattern", "target_parameters", "modules_to_save")
         return {
             "rank": rank, "alpha": alpha, "scaling": scaling,
-            "targets": sorted(targets) if isinstance(targets, list) else targets,
+            "targets": sorted({t.rsplit(".", 1)[-1] for t in targets}) if isinstance(targets, list) else targets,
             **{key: self.settings[key] for key in more if self.settings.get(key)},
         }  # fmt: skip
 

@@ -52,7 +52,8 @@ def test_the_numbers_are_the_vectors(vector, tmp_path, capsys):
 
 def test_an_adapter_is_described_from_its_files_alone(tmp_path, capsys):
     tiny_llama(dtype=torch.float32).save_pretrained(tmp_path / "base")
-    adapted(tmp_path / "base", tmp_path / "adapter", target_modules=["v_proj", "q_proj"], rank_pattern={"v_proj": 3})
+    targets = ["v_proj", "layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"]
+    adapted(tmp_path / "base", tmp_path / "adapter", target_modules=targets, rank_pattern={"v_proj": 3})
     shutil.rmtree(tmp_path / "base")
     assert main(["inspect", str(tmp_path / "adapter")]) == 0
     said = " ".join(capsys.readouterr().out.split())
