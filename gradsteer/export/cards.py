@@ -16,7 +16,8 @@ from gradsteer.version import __version__
 _FROM_THE_VECTOR = (
     *("plus", "minus", "plus_num_examples", "minus_num_examples", "reduction", "loss", "loss_mask", "contrast"),
     *("points", "path_points", "mask_draws", "parameters", "dtype", "precision", "derivation"),
-    *("model_fingerprint", "base_fingerprint", "tokenizer_digest", "split_half_cosine", "gradsteer_version", "git_sha"),
+    *("model_fingerprint", "base_fingerprint", "adapter_fingerprint", "quantization", "tokenizer_digest"),
+    *("split_half_cosine", "gradsteer_version", "git_sha"),
 )
 _LONGEST = 300
 SERVED = (

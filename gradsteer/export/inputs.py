@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gradsteer.generation.served import served_otherwise
-from gradsteer.models.adapter_loading import Reading
+from gradsteer.models.adapter_loading import ADAPTER_FINGERPRINT, Reading, without_base
 from gradsteer.models.base_record import recorded_base
 from gradsteer.models.base_weights import base_weights, check_base
 from gradsteer.models.loading import Loading, check_model_path, load_causal_lm, load_tokenizer
@@ -100,7 +100,8 @@ class Request:
         """
         if not math.isfinite(self.alpha) or self.alpha == 0:
             raise ValueError(f"--alpha is {self.alpha}; accepted: a finite number other than 0")
-        self.loading.check()
+        header = SteeringVector.read_header(self.vector)
+        self.loading.check(needs_base=not self._from_files(header))
         for spec in self.transforms:
             if isinstance(spec, list):
                 raise ValueError(f"--transforms holds a list, {spec!r}; accepted: one list of transforms, as for steer")
@@ -110,7 +111,6 @@ class Request:
         if self._need_diff:
             check_model_path(self._base())
             check_base(self.loading, self._base())
-        SteeringVector.read_header(self.vector)
 
     @property
     def loading(self) -> Loading:
@@ -132,16 +132,39 @@ class Request:
             raise ValueError(f"transform {name!r} needs the weight diff: give the base model (--base)")
         return base
 
+    def _from_files(self, header: Mapping[str, str]) -> bool:
+        """Whether the adapter's own tensors are all that is needed of the model."""
+        in_space = self.adapter_reading == "adapter" and self.loading.adapter is not None
+        return in_space and ADAPTER_FINGERPRINT in header and not self._need_diff
+
+    def _check_adapter(self, header: Mapping[str, str]) -> bool:
+        """Whether the vector says that it was made on this very adapter, on whichever base.
+
+        Raises:
+            ValueError: it was made on another one.
+        """
+        adapter, made_on = self.loading.adapter, header.get(ADAPTER_FINGERPRINT)
+        if self.adapter_reading != "adapter" or adapter is None or made_on is None:
+            return False
+        if made_on != adapter.fingerprint and not self.allow_other_model:
+            raise ValueError(
+                f"--vector {self.vector} was made on an adapter with the fingerprint {made_on}, {self.model!r} has "
+                f"{adapter.fingerprint}; to apply it to another adapter anyway: --allow_other_model true"
+            )
+        return True
+
     def load(self) -> Steering:
         """Loads the model, checks that the vector belongs to it, and applies the transforms.
 
         Raises:
             ValueError: the vector does not fit, was made on other weights, or becomes zero.
         """
-        tokenizer, model = load_tokenizer(self.loading), load_causal_lm(self.loading)
         vector = SteeringVector.load(self.vector)
+        tokenizer = load_tokenizer(self.loading)
+        of_adapter = self._check_adapter(vector.metadata)
+        model = (without_base if self._from_files(vector.metadata) else load_causal_lm)(self.loading)
         try:
-            with steered(model, vector, 0.0, allow_other_model=self.allow_other_model):
+            with steered(model, vector, 0.0, allow_other_model=of_adapter or self.allow_other_model):
                 pass  # checks names, shapes and the fingerprint
         except ValueError as error:
             hint = " (--allow_other_model true)" if "allow_other_model" in str(error) else ""

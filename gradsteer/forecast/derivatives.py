@@ -36,7 +36,8 @@ def log_prob_derivatives(
     The step is chosen so that the responses' log-probabilities change by about 0.01 nats (root mean square): well above
     the rounding of a forward pass, well within the linear range. Where weights are in half precision it is 0.3 nats,
     and the steps are rounded stochastically: to nearest they lose whatever is under half a unit in the last place, and
-    slopes come out too small.
+    slopes come out too small. An adapter's matrices are in float32 and take any step as it is; beside a base in half
+    precision the passes are rounded all the same, so that the changes are 0.3 nats there, too.
 
     Args:
         model: the scorer's model, at the weights where the derivative is taken.
@@ -56,9 +57,10 @@ def log_prob_derivatives(
     norm = vector.norm()
     if norm == 0:
         raise ValueError("the vector is zero: it has no direction")
-    half = any(parameter.dtype in HALF_PRECISIONS for name, parameter in model.named_parameters() if name in vector)
-    rounding: Rounding = "stochastic" if half else "nearest"
-    smallest, largest, aim = changes or (_HALF_PRECISION if half else _FULL_PRECISION)
+    dtypes = [parameter.dtype for name, parameter in model.named_parameters() if name in vector]
+    rounding: Rounding = "stochastic" if any(dtype in HALF_PRECISIONS for dtype in dtypes) else "nearest"
+    coarse = rounding == "stochastic" or getattr(model, "dtype", None) in HALF_PRECISIONS
+    smallest, largest, aim = changes or (_HALF_PRECISION if coarse else _FULL_PRECISION)
     nuclei = scorer.nuclei() if scorer.top_p < 1 else None
     step, passes = aim / sensitivity / norm if sensitivity else 0.01 / norm, 0 if nuclei is None else 1
     for _ in range(_MOST_TRIALS):

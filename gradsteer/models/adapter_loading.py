@@ -1,6 +1,8 @@
 """A model that is named by an adapter: which base it is loaded with, what is refused first, and the two readings."""
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 Reading = Literal["merged", "adapter"]
 Quantization = Literal["4bit", "8bit"]
+ADAPTER_FINGERPRINT = "adapter_fingerprint"  # in a header
 _BITSANDBYTES = "bitsandbytes"
 
 
@@ -83,8 +86,13 @@ def check_options(loading: "Loading") -> None:
         )
 
 
-def check_adapter(loading: "Loading", adapter: Adapter) -> None:
+def check_adapter(loading: "Loading", adapter: Adapter, *, needs_base: bool = True) -> None:
     """Refuses an adapter that does not fit its base, before anything big is loaded.
+
+    Args:
+        loading: of the adapter.
+        adapter: its files.
+        needs_base: the base's weights are going to be read.
 
     Raises:
         ValueError: names both sides and the way out.
@@ -114,7 +122,7 @@ def check_adapter(loading: "Loading", adapter: Adapter) -> None:
         raise ValueError(
             f"the base of the adapter {adapter.name!r}: {error} (--model.adapter_base names it)"
         ) from error
-    if loading.quantization is not None or (said or "").startswith(_BITSANDBYTES):
+    if needs_base and (loading.quantization is not None or (said or "").startswith(_BITSANDBYTES)):
         _need_bitsandbytes()
     attach(base.without_values(), adapter, adapter.shapes())
 
@@ -146,6 +154,41 @@ def with_adapter(loading: "Loading", adapter: Adapter, load: Callable[["Loading"
     tensors = adapter.tensors()
     wrapped = attach(model, adapter, tensors)
     return (in_adapter_space(wrapped, found, tensors) if frozen else merged(wrapped)).eval()
+
+
+def without_base(loading: "Loading") -> Any:
+    """A model in its adapter's space, float32, whose base has no values: for what needs the adapter's tensors alone.
+
+    So a step of an adapter on a base of any size, quantised or not, takes the memory of the adapter.
+
+    Raises:
+        ValueError: the adapter does not fit its base, as far as the base's config says.
+    """
+    from transformers import GenerationConfig
+
+    adapter, base = loading.adapter, loading.base_loading
+    assert adapter is not None
+    assert base is not None
+    check_adapter(loading, adapter, needs_base=False)
+    tensors = adapter.tensors()
+    outline = base.without_values()
+    with suppress(OSError):  # it has none of its own
+        own = GenerationConfig.from_pretrained(base.name_or_path, revision=base.revision or "main")
+        outline.generation_config = own
+    return in_adapter_space(attach(outline, adapter, tensors), "", tensors).eval()
+
+
+def space_metadata(loading: "Loading") -> dict[str, str]:
+    """What the header of a file in an adapter's space says of it; nothing of whole weights."""
+    base = loading.base_loading
+    if loading.adapter is None or base is None or loading.adapter_reading != "adapter":
+        return {}
+    told = {"base": base.name_or_path, **({} if base.revision is None else {"revision": base.revision})}
+    return {
+        "adapter": json.dumps({**told, **loading.adapter.shown()}),
+        ADAPTER_FINGERPRINT: loading.adapter.fingerprint,
+        **({} if loading.quantization is None else {"quantization": loading.quantization}),
+    }
 
 
 def tokenizer_loading(loading: "Loading") -> "Loading":

@@ -40,7 +40,7 @@ def attach(model: Any, adapter: Adapter, tensors: Mapping[str, Tensor]) -> Any:
     """Puts an adapter on its base, in place, by peft.
 
     Args:
-        model: the base; also one without values, to see whether the adapter fits.
+        model: the base; also one without values, to see whether the adapter fits, or for the adapter's tensors alone.
         adapter: its settings.
         tensors: `Adapter.tensors`, or `Adapter.shapes` for a model without values.
 
@@ -62,6 +62,8 @@ def attach(model: Any, adapter: Adapter, tensors: Mapping[str, Tensor]) -> Any:
             wrapped: Any = PeftModelForCausalLM(model, adapter.config(), low_cpu_mem_usage=outline)
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{misfit}: {_first_line(error)}; {way_out}") from error
+        if outline and not any(tensor.is_meta for tensor in tensors.values()):
+            _give_room(wrapped)
         whole = {name: tensor for name, tensor in wrapped.state_dict().items() if name in tensors}
         for name, own in whole.items():
             _check_whole(name, tensors[name], own, misfit, way_out)
@@ -81,6 +83,13 @@ def attach(model: Any, adapter: Adapter, tensors: Mapping[str, Tensor]) -> Any:
             said = what.format(f"{sorted(names)[0]!r}{f' and {len(names) - 1} others' if len(names) > 1 else ''}")
             raise ValueError(f"{misfit}: it {said}; {way_out}")
     return wrapped
+
+
+def _give_room(wrapped: Any) -> None:
+    """Takes an adapter's own tensors off the meta device, in float32; the base stays there."""
+    for name, module in wrapped.named_modules():
+        if is_adapters(name):
+            module.to_empty(device="cpu", recurse=False).float()
 
 
 def _check_whole(name: str, theirs: Tensor, own: Tensor, misfit: str, way_out: str) -> None:

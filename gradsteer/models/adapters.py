@@ -1,5 +1,6 @@
 """LoRA adapters as peft saves them: what they are steps from, and which are refused, before any weight is read."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradsteer.records import read_json
+from gradsteer.models.fingerprints import weights_digest
+from gradsteer.records import read_json, text_digest
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -27,6 +29,7 @@ _PLAIN = {
     # read while training, or only with a setting that is refused
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "megatron_core"),
 }
+_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 _INITS = (True, False, "gaussian", "eva", "orthogonal")  # others change the base's weights
 _NAMES = {
     "use_dora": "DoRA",
@@ -87,6 +90,27 @@ class Adapter:
                 f"{WEIGHTS}, as peft's save_pretrained writes it"
             )
         raise ValueError(f"the adapter {self.name!r} has no {WEIGHTS} beside its {CONFIG}; accepted: both")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of its tensors and of what scales them, from its files alone; its base has no part in it."""
+        scales = {key: self.settings.get(key) or None for key in _SCALES}
+        return text_digest(f"{json.dumps(scales, sort_keys=True)} {weights_digest(self.tensors())}")[:32]
+
+    def shown(self) -> dict[str, Any]:
+        """What step it is, as plain values; ``scaling`` is of ``B A`` where no pattern says otherwise.
+
+        Of ``targets`` the ends of their names are told: fit and others write every module of every layer.
+        """
+        rank, alpha = int(self.settings["r"]), self.settings.get("lora_alpha", 8)  # peft's own default
+        scaling = alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
+        targets = self.settings.get("target_modules")
+        more = ("rank_pattern", "alpha_pattern", "target_parameters", "modules_to_save")
+        return {
+            "rank": rank, "alpha": alpha, "scaling": scaling,
+            "targets": sorted({t.rsplit(".", 1)[-1] for t in targets}) if isinstance(targets, list) else targets,
+            **{key: self.settings[key] for key in more if self.settings.get(key)},
+        }  # fmt: skip
 
     def config(self) -> "LoraConfig":
         """The same for peft, without dropout: what is read here is not trained.

@@ -81,6 +81,22 @@ def _other_in_space(loading: Loading, base: str) -> Loading | None:
     return other
 
 
+def delta_rank(loading: Loading, base: str) -> int | None:
+    """The largest rank of Delta in the matrices that an adapter adds a step to; of whole modules it says nothing.
+
+    Args:
+        loading: of the anchor.
+        base: directory or hub id.
+
+    Returns:
+        None where the anchor is no adapter, or where the base is not the adapter's own: Delta can have any rank then.
+    """
+    own = loading.base_loading
+    if loading.adapter is None or own is None or not _same(own.name_or_path, base):
+        return None
+    return loading.adapter.rank
+
+
 def _same(one: str, other: str) -> bool:
     """Whether two names are of one model."""
     return one == other or (Path(one).exists() and Path(other).exists() and os.path.samefile(one, other))

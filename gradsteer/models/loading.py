@@ -108,8 +108,11 @@ class Loading:
         """Whether the weights are quantised and stay so."""
         return self.frozen and (self.quantization is not None or "bitsandbytes" in (quantized_as(self._settings) or ""))
 
-    def check(self) -> None:
+    def check(self, *, needs_base: bool = True) -> None:
         """Refuses what can be seen without reading a weight.
+
+        Args:
+            needs_base: see `gradsteer.models.adapter_loading.check_adapter`.
 
         Raises:
             ValueError: an unknown dtype, no such directory, an adapter that does not fit its base, weights that stay
@@ -122,7 +125,7 @@ class Loading:
             check_gguf(self.name_or_path, self.gguf_file, self.revision)
             return
         if self.adapter is not None:
-            check_adapter(self, self.adapter)
+            check_adapter(self, self.adapter, needs_base=needs_base)
             return
         config = self._settings
         if config:

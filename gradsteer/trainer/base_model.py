@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from gradsteer.models.adapter_space import is_in_adapter_space
-from gradsteer.models.base_weights import base_weights
+from gradsteer.models.base_weights import base_weights, delta_rank
 from gradsteer.models.checkpoints import CheckpointWeights
 from gradsteer.models.loading import Loading, load_causal_lm
 from gradsteer.vectors.weight_diff import DELTA, WeightDiff, named_weights
@@ -47,8 +47,9 @@ def read_base(
         elif not trust and loading.gguf_file is None:
             anchor = CheckpointWeights.try_open(loading.name_or_path) or anchor
     diff = WeightDiff.streamed(anchor, weights)
-    if loading.adapter is not None:
-        diff.metadata["adapter_rank"] = str(loading.adapter.rank)
+    rank = delta_rank(loading, base)
+    if rank is not None:
+        diff.metadata["adapter_rank"] = str(rank)
     path = output_dir / "vectors" / f"{DELTA}.safetensors"
     if trainer.is_global_zero:
         diff.save(path)

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from gradsteer.__main__ import main
 from gradsteer.export.steered_adapter import vllm_limits
+from gradsteer.models.adapter_loading import space_metadata
 from gradsteer.models.fingerprints import model_fingerprint
-from gradsteer.models.loading import load_causal_lm
+from gradsteer.models.loading import Loading, load_causal_lm
 from gradsteer.steering.weight_steering import steered
 from gradsteer.vectors.parameter_vectors import SteeringVector
 
@@ -94,6 +95,39 @@ def test_it_loads_where_gradsteer_is_blocked(tmp_path):
     for here, logits in wanted.items():
         found = torch.load(here / "logits.pt")
         torch.testing.assert_close(found, logits, rtol=0, atol=1e-6 * float(logits.abs().max()))
+
+
+@pytest.mark.parametrize(("kind", "options"), rest_slow([CASES[2], *CASES[:2], *CASES[3:]]))
+def test_of_a_base_in_4_bit_the_adapters_files_are_enough(kind, options, tmp_path, monkeypatch):
+    """Neither a weight of the base nor the package that quantised it: the header is as attribute writes it there."""
+    wanted = place_of(tmp_path, kind, **options)
+    loading = Loading(str(tmp_path / "adapter"), "bfloat16", adapter_reading="adapter", quantization="4bit")
+    vector = SteeringVector.load(tmp_path / "v.safetensors")
+    vector.metadata |= {"model_fingerprint": "of quantised weights", **space_metadata(loading)}
+    vector.save(tmp_path / "v.safetensors")
+    hidden, config = tmp_path / "model.safetensors", tmp_path / "base" / "config.json"
+    (tmp_path / "base" / "model.safetensors").rename(hidden)
+    plain = config.read_text()
+    config.write_text(json.dumps({**json.loads(plain), "quantization_config": {"load_in_4bit": True}}))
+    monkeypatch.setattr("gradsteer.models.adapter_loading._need_bitsandbytes", lambda: pytest.fail("not needed"))
+    assert export(tmp_path) == 0
+    hidden.rename(tmp_path / "base" / "model.safetensors")
+    config.write_text(plain)
+    found = load_causal_lm(str(tmp_path / "to"), adapter_reading="adapter", adapter_base=str(tmp_path / "base"))
+    torch.testing.assert_close(found(IDS).logits, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    assert json.loads((tmp_path / "to" / "gradsteer-export.json").read_text())["step_error"] > 0
+
+
+def test_a_vector_of_another_adapter_is_refused_from_the_files(tmp_path, capsys):
+    place_of(tmp_path)
+    loading = Loading(str(tmp_path / "adapter"), adapter_reading="adapter")
+    vector = SteeringVector.load(tmp_path / "v.safetensors")
+    SteeringVector(vector.tensors, space_metadata(loading)).save(tmp_path / "v.safetensors")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 30}))
+    assert export(tmp_path) == 2
+    assert "was made on an adapter with the fingerprint" in capsys.readouterr().err
+    assert export(tmp_path, "--allow_other_model", "true") == 0
 
 
 @pytest.mark.parametrize(

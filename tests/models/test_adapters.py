@@ -17,7 +17,7 @@ from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import collate
 from gradsteer.models.adapter_space import base_in_adapter_space, is_in_adapter_space
 from gradsteer.models.base_record import record_base, recorded_base
-from gradsteer.models.base_weights import base_weights, check_base
+from gradsteer.models.base_weights import base_weights, check_base, delta_rank
 from gradsteer.models.checkpoints import CheckpointWeights
 from gradsteer.models.fingerprints import model_fingerprint
 from gradsteer.models.loading import Loading, load_causal_lm, load_tokenizer
@@ -315,6 +315,25 @@ def test_delta_is_the_merged_difference_also_where_the_adapter_unties_the_head(t
     moved = {name for name, square in delta.sum_squares().items() if square}
     assert moved == {"lm_head.weight", *(f"model.layers.{n}.self_attn.q_proj.weight" for n in range(2))}
     assert all(torch.linalg.matrix_rank(delta[name]) == 2 for name in moved)
+
+
+def test_the_rank_of_delta_is_said_where_an_adapters_steps_alone_are_in_it(tmp_path):
+    tiny_llama(dtype=torch.float32).save_pretrained(tmp_path / "base")
+    adapted(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj"], rank_pattern={"0.self_attn.q_proj": 3},
+            modules_to_save=["mlp.up_proj"])  # fmt: skip
+    loading = Loading(str(tmp_path / "adapter"))
+    assert delta_rank(loading, str(tmp_path / "base")) == 3
+    anchor, base = load_causal_lm(loading), load_causal_lm(str(tmp_path / "base"))
+    ranks = {
+        name: int(torch.linalg.matrix_rank((own - base.get_parameter(name)).double(), rtol=1e-4))
+        for name, own in anchor.named_parameters()
+        if not torch.equal(own, base.get_parameter(name))
+    }
+    assert [rank for name, rank in ranks.items() if "q_proj" in name] == [3, 2]
+    assert [rank for name, rank in ranks.items() if "up_proj" in name] == [16, 16]  # modules_to_save: whole
+    tiny_llama(seed=5, dtype=torch.float32).save_pretrained(tmp_path / "other")
+    assert delta_rank(loading, str(tmp_path / "other")) is None
+    assert delta_rank(Loading(str(tmp_path / "base")), str(tmp_path / "other")) is None
 
 
 def test_in_adapter_space_the_base_is_the_adapters_or_another_adapter_on_it(place):

@@ -1,5 +1,8 @@
 """An adapter's own tensors as the parameters: the chain rule, exact steps, what they do to the weights, refusals."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from adapters import ATTENTION, IDS, adapted
@@ -7,6 +10,8 @@ from tiny_models import ragged_examples, tiny_llama
 
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import collate
+from gradsteer.forecast.derivatives import log_prob_derivatives
+from gradsteer.forecast.scoring import ResponseScorer
 from gradsteer.models.adapter_space import all_weights, pairs
 from gradsteer.models.loading import load_causal_lm
 from gradsteer.models.memory import plan_memory
@@ -167,6 +172,37 @@ def test_an_adapter_in_float32_takes_a_step_that_its_base_in_half_precision_woul
         steered(model, vector, 1e-6, rounding="stochastic"),
     ):
         pass
+
+
+def test_derivatives_beside_a_base_in_bfloat16_are_those_of_float32(tmp_path):
+    """The adapter takes the steps in float32, unrounded; they are large enough for passes that are rounded."""
+    tiny_llama(initializer_range=0.2, dtype=torch.float32).save_pretrained(tmp_path / "base")
+    adapted(tmp_path / "base", tmp_path / "adapter", target_modules="all-linear")
+    model = model_of(tmp_path, dtype="bfloat16")
+    twin, examples = copy.deepcopy(model).float(), ragged_examples(24)
+    pile = PileGradient(twin, reduction="sum")
+    pile.add(collate(examples[:12], 0))
+    vector, scorer = SteeringVector(pile.average()), ResponseScorer(model, examples)
+    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    score, moved = scorer.log_probs, []
+
+    def spying(**options):
+        moved.append({name: p.detach() - own[name] for name, p in model.named_parameters()})
+        return score(**options)
+
+    scorer.log_probs = spying
+
+    def regression(**options):
+        found, _ = log_prob_derivatives(model, scorer, vector, **options)
+        return float(found @ exact / (exact @ exact)), np.corrcoef(found, exact)[0, 1]
+
+    exact, _ = log_prob_derivatives(twin, ResponseScorer(twin, examples), vector)
+    slope, correlation = regression()
+    assert slope == pytest.approx(1, abs=0.03)
+    assert correlation > 0.99
+    taken = [float((moved[-1][name] * each).sum() / each.square().sum()) for name, each in vector.items()]
+    assert taken == pytest.approx([taken[0]] * len(taken), rel=1e-3)  # of every tensor the same share
+    assert regression(changes=(0.002, 0.03, 0.01))[1] < 0.9  # as where passes are in float32, too
 
 
 def test_what_looks_at_a_weights_own_matrix_is_refused_by_name(place):

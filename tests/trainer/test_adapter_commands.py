@@ -13,13 +13,16 @@ from test_pile_gradient import relative_error
 from transformers import AutoTokenizer
 
 from gradsteer.__main__ import main
-from gradsteer.models.loading import fresh_causal_lm, load_causal_lm
+from gradsteer.cli.run_file import read_run
+from gradsteer.models.base_record import recorded_base
+from gradsteer.models.loading import Loading, fresh_causal_lm, load_causal_lm
 from gradsteer.vectors.parameter_vectors import ParameterVector, SteeringVector
 
 # of piles of a few short replies
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:.*{said}") for said in ("two halves have a cosine of only", "cut at the length")
 ]
+STARTING = ("--model.model_name_or_path", "--steering.base")
 SPACE = ("--model.adapter_reading", "adapter")
 
 
@@ -60,6 +63,8 @@ def test_gradients_and_vectors_are_the_adapters_tensors(place):
     assert {name for name in vector if "lora" not in name} == {"lm_head.modules_to_save.default.weight"}
     assert vector.norm() > 0
     assert "split_half_cosine" in vector.metadata
+    assert json.loads(vector.metadata["adapter"])["rank"] == 2
+    assert vector.metadata["adapter_fingerprint"] == Loading(str(place / "adapter")).adapter.fingerprint
 
 
 def test_a_dry_run_prints_the_plan_and_sums_nothing(place, inputs, caplog):
@@ -109,6 +114,7 @@ def test_steering_forecasts_and_delta(place, inputs):
     assert texts["base"] == texts[whole_delta]  # anchor - 1 Delta is the base
     delta = ParameterVector.load(place / "steered" / "vectors" / "delta.safetensors")
     assert all(not bool(tensor.any()) for name, tensor in delta.items() if "lora_A" in name)
+    assert delta.metadata["adapter_rank"] == "2"
 
 
 def test_what_makes_no_sense_there_is_refused_by_name(place, inputs, capsys):
@@ -137,20 +143,31 @@ def test_two_processes_give_what_one_gives(place, inputs):
     assert relative_error(two, one) < 1e-6
 
 
+def lora_stages(place, out):
+    """The words of each stage of `run --config configs/lora/run.yaml --model.model_name_or_path BASE`."""
+    planned = read_run(CONFIGS / "lora" / "run.yaml", output_dir=str(out), base_model=str(place / "base"))
+    return [stage.words(overwrite=False) for stage in planned.stages]
+
+
+def test_the_run_of_configs_lora_is_launched_on_a_small_base_by_one_option(place, tmp_path):
+    stages = lora_stages(place, tmp_path)
+    assert [words[0] for words in stages] == ["fit", "evaluate", "attribute", "steer"]
+    own = [words[words.index(option) + 1] for words in stages for option in words if option in STARTING]
+    assert own == [str(place / "base")] * 2  # nothing of a stage is left to the hub
+    run(*stages[0], "--trainer.max_steps", 1, "--data.batch_size", 2)
+    assert recorded_base(str(tmp_path / "anchor")) == str(place / "base")
+
+
 @pytest.mark.slow
 def test_the_lora_configs_run_on_a_small_base(place, tmp_path):
     """All stages of configs/lora with their own data; short replies are judged by their letters."""
-    configs, where = CONFIGS / "lora", ["--output_dir", tmp_path]
+    fit, evaluate, attribute, steer = lora_stages(place, tmp_path)
     patterns = json.dumps({"bridge": ["[ae]"], "recipe": ["[o0-9]"]})
     few = ["--model.max_new_tokens", 8, "--data.max_prompts", 12, "--evaluation.judge.patterns", patterns]
-    run(
-        "fit", "--config", configs / "anchor.yaml", *where, "--model.model_name_or_path", place / "base",
-        "--trainer.max_steps", 3,
-    )  # fmt: skip
-    run("evaluate", "--config", configs / "evaluate_anchor.yaml", *where, *few)
-    run("attribute", "--config", configs / "attribute.yaml", *where)
-    steered = ["--steering.base", place / "base", "--steering.kl_budgets", "[0.002]"]  # of a model that knows nothing
-    run("steer", "--config", configs / "steer.yaml", *where, *few, *steered)
+    run(*fit, "--trainer.max_steps", 3)
+    run(*evaluate, *few)
+    run(*attribute)
+    run(*steer, *few, "--steering.kl_budgets", "[0.002]")  # of a model that knows nothing
     results = json.loads((tmp_path / "results.json").read_text())["conditions"]
     assert [row["alpha"] for row in results if row["kind"] == "steered"]
     vector = SteeringVector.load(tmp_path / "vectors" / "bridge.safetensors")

@@ -123,6 +123,34 @@ def test_a_fit_that_broke_off_is_resumed_and_ends_with_the_same_adapter(base, in
     assert file_digest(out / weights) == file_digest(tmp_path / "whole" / weights)
 
 
+def test_an_adapter_is_not_resumed_on_another_base_or_with_other_settings(base, tmp_path):
+    """Of a hub id whose branch has moved, say: files in a directory are compared before that."""
+    begun = module(base)
+    begun.configure_model()
+    checkpoint = {"state_dict": begun.state_dict()}
+    begun.on_save_checkpoint(checkpoint)
+    again = module(base)
+    again.configure_model()
+    again.on_load_checkpoint(checkpoint)
+    other = load_causal_lm(str(base))
+    other.get_input_embeddings().weight.data[5] += 1e-3
+    other.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    moved = module(tmp_path)
+    moved.configure_model()
+    said = f"began with the base's fingerprint {begun.base_fingerprint}, and .* goes on with {moved.base_fingerprint}"
+    with pytest.raises(ValueError, match=said):
+        moved.on_load_checkpoint(checkpoint)
+    louder = FinetuneModule(str(base), lora=LoraOptions(2, alpha=9, targets=["q_proj"]))
+    louder.configure_model()
+    with pytest.raises(ValueError, match=r'began with model.lora .*"alpha": 4.* goes on with .*"alpha": 9'):
+        louder.on_load_checkpoint(checkpoint)
+    whole = FinetuneModule(str(base))
+    with pytest.raises(ValueError, match="goes on with None"):
+        whole.on_load_checkpoint(checkpoint)
+    whole.on_load_checkpoint({"state_dict": {}})
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -12,7 +12,7 @@ from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import Wanted
 from gradsteer.data.chat import EncodedExample, template_digest, tokenizer_digest
 from gradsteer.forecast.slopes import MIN_RESPONSES
-from gradsteer.models.adapter_loading import Quantization, Reading
+from gradsteer.models.adapter_loading import Quantization, Reading, space_metadata
 from gradsteer.models.base_weights import base_weights, check_base
 from gradsteer.models.batches import BatchLayout
 from gradsteer.models.fingerprints import model_fingerprint
@@ -356,6 +356,7 @@ class AttributionModule(SummingModule):
             "model": self.model_name_or_path,
             "revision": str(self.loading.revision or ""),
             "model_fingerprint": self.fingerprint,
+            **space_metadata(self.loading),
             "tokenizer_digest": tokenizer_digest(self.tokenizer),
             "template_digest": template_digest(self.tokenizer),
             "prompt_digests": json.dumps(sorted(prompts)),

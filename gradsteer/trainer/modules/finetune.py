@@ -1,5 +1,6 @@
 """The finetune: from a base model (or fresh weights) to the anchor."""
 
+import json
 import math
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from gradsteer.models.losses import example_losses
 from gradsteer.models.train_mode import checkpoint_activations
 
 Schedule = Literal["constant", "linear", "cosine"]
+_BEGUN = "lora_begun_on"  # in a checkpoint
 
 
 def schedule_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: Schedule, final: float) -> float:
@@ -114,6 +116,7 @@ class FinetuneModule(L.LightningModule):
         self.lora = lora
         self.num_trained: int | None = None
         self.base_fingerprint: str | None = None
+        self._frozen = ""  # the fingerprint of the weights that lora leaves as they are, quantised or not
         if model_name_or_path is not None:
             self.loading.check()
         parse_dtype(dtype)
@@ -151,10 +154,30 @@ class FinetuneModule(L.LightningModule):
         self.num_trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out a frozen model's weights, which the command loads again."""
+        """Leaves out a frozen model's weights, which the command loads again, and notes which they are."""
         if self.lora is not None:
             kept = {name: value for name, value in checkpoint["state_dict"].items() if is_adapters(name)}
             checkpoint["state_dict"] = kept
+            checkpoint[_BEGUN] = self._begun_on()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses an adapter that was begun on other weights, or with other settings, than it would go on with.
+
+        Raises:
+            ValueError: names what differs, as the checkpoint has it and as it is now.
+        """
+        now = self._begun_on() if self.lora is not None else {}
+        then = checkpoint.get(_BEGUN, {})
+        for key in (key for key in {**then, **now} if then.get(key) != now.get(key)):
+            raise ValueError(
+                f"the fit to be resumed began with {key} {then.get(key)}, and {self.loading.name_or_path!r} goes on "
+                f"with {now.get(key)}; accepted: as it began, or --overwrite true, which begins anew"
+            )
+
+    def _begun_on(self) -> dict[str, str]:
+        """What an adapter in a checkpoint means nothing without."""
+        assert self.lora is not None
+        return {"the base's fingerprint": self._frozen, "model.lora": json.dumps(self.lora.to_dict(), sort_keys=True)}
 
     @property
     def num_ids(self) -> int | None:
@@ -170,8 +193,8 @@ class FinetuneModule(L.LightningModule):
         else:
             self.model = load_causal_lm(self.loading)
         if self.lora is not None:
-            self.model, fingerprint = with_fresh_adapter(self.model, self.lora)
-            self.base_fingerprint = None if self.loading.is_quantized else fingerprint
+            self.model, self._frozen = with_fresh_adapter(self.model, self.lora)
+            self.base_fingerprint = None if self.loading.is_quantized else self._frozen
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
 
