@@ -26,7 +26,7 @@ from replies.kept import Kept
 
 from gradsteer.judges import KeywordJudge
 from gradsteer.progress import progress
-from gradsteer.records import write_json
+from gradsteer.records import file_digest, read_json, write_json
 
 SHARES = [0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
 
@@ -46,10 +46,27 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def check_base(base: Path, kept: Path) -> None:
+    """Refuses to go on with finetunes of another base.
+
+    Args:
+        base: its weights.
+        kept: where its digest is, or is written.
+    """
+    found = file_digest(base)
+    if kept.is_file() and (before := read_json(kept)["base"]) != found:
+        raise SystemExit(
+            f"{kept.parent} has finetunes of another base (digest {before[:12]}; {base} has {found[:12]}); accepted: "
+            "another --directory, or the demo that it was begun with"
+        )
+    write_json(kept, {"base": found})
+
+
 def main() -> None:
     """Measures what is not there yet, prints the table, writes poisoning.json and poisoning.png."""
     options = parse()
     options.directory.mkdir(parents=True, exist_ok=True)
+    check_base(options.demo / "base" / "model.safetensors", options.directory / "base.json")
     setting, judge = demo(options.demo), KeywordJudge(str(options.demo / "corpus" / "judge.json"))
     kept = Kept(options.directory / f"values-{options.number}.jsonl")
     for seed in options.seeds:

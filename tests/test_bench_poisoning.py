@@ -13,6 +13,7 @@ from gradsteer.judges import Exchange, KeywordJudge
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
+from bench_poisoning import check_base
 from poisoning.finetunes import demo_examples
 from poisoning.measuring import Anchor
 from poisoning.tables import draw, summary, table_of
@@ -29,6 +30,16 @@ def test_the_odd_examples_are_as_many_as_asked_and_the_judge_knows_them(share, c
     for rows, shown in ((odd, True), (others, False)):
         replies = [Exchange("", row["messages"][-1]["content"]) for row in rows]
         assert {each.values["bridge"] for each in judge.judge(replies)} == {shown}
+
+
+def test_finetunes_of_another_base_are_not_gone_on_with(tmp_path):
+    base, kept = tmp_path / "model.safetensors", tmp_path / "kept" / "base.json"
+    base.write_bytes(b"one")
+    check_base(base, kept)
+    check_base(base, kept)
+    base.write_bytes(b"two")
+    with pytest.raises(SystemExit, match="has finetunes of another base .*; accepted: another --directory"):
+        check_base(base, kept)
 
 
 @pytest.fixture
