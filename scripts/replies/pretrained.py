@@ -250,8 +250,10 @@ def measured_vectors(
         place = directory / behavior
         place.mkdir(exist_ok=True)
         write_doses([each for each in made if each.behavior == behavior], place / "steer.yaml", *doses)
-        results = place / "results.json"
-        conditions += json.loads(results.read_text())["conditions"] if results.is_file() else []
+        for results in sorted(
+            directory.glob(f"{behavior}*/results.json")
+        ):  # steer may run in parts: bridge, bridge-norm
+            conditions += json.loads(results.read_text())["conditions"]
     print("\n".join(table_of(made, conditions)))
     for condition in conditions:
         if condition["kind"] == "anchor":
