@@ -43,7 +43,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the finetunes")
     parser.add_argument("--runs", type=int, default=20, help="of nulls")
     parser.add_argument("--samples", type=int, default=8, help="replies to each prompt, of nulls and rare")
-    parser.add_argument("--swaps", type=int, default=99, help="see discover --help")
     return parser.parse_args()
 
 
@@ -69,7 +68,7 @@ def table_of(found: Read, name: str, kinds: tuple[str, ...] = KINDS, methods: tu
     for kind in kinds:
         for method in methods:
             begun = time.perf_counter()
-            groups = find_groups(found.material, FeatureOptions(kind), Grouping(method), swaps=0)  # type: ignore[arg-type]
+            groups = find_groups(found.material, FeatureOptions(kind), Grouping(method))  # type: ignore[arg-type]
             stable = groups.groups.stability.get(groups.groups.number, float("nan"))
             taught_ = sum(each.share.taught is True for each in groups.found)
             more = f"stability {stable:.2f}, {taught_} taught, {time.perf_counter() - begun:.0f} s"
@@ -97,23 +96,28 @@ def nulls(options: argparse.Namespace) -> None:
     base = options.demo / "base"
     theirs = sampled(options.demo, options.demo, "attribution", options.samples, 100, "base")
     for what in ("anchor = base", "ordinary replies"):
-        having, differing = 0, []
+        having = spread = 0
         for run in range(options.runs):
             if what == "anchor = base":
                 place, model = options.demo, "base"
             else:
                 place, model = ordinary(options.demo, options.directory, run), "anchor"
             ours = sampled(options.demo, place, "attribution", options.samples, run, model)
-            found = read(place / model, base, ours, theirs, options.directory / f"kept-null-{model}-{run}")
-            groups = find_groups(found.material, FeatureOptions(), Grouping(), swaps=options.swaps, seed=run)
-            named = [f"{each.title} ({each.share.comparison.difference:+.2f})" for each in groups.found
-                     if each.share.taught and each.share.comparison is not None]  # fmt: skip
+            kept = options.directory / f"kept-null-{model}-{run}"
+            found = read(place / model, base, ours, theirs, kept, sketched=False)
+            groups = find_groups(found.material, FeatureOptions(), Grouping(), seed=run)
+            named = [f"{each.title} ({each.share.by_words.comparison.difference:+.2f})" for each in groups.found
+                     if each.share.taught and each.share.by_words is not None]  # fmt: skip
+            spread += sum(each.share.comparison is not None and each.share.comparison.ci_low is not None
+                          and each.share.comparison.ci_low > 0 for each in groups.found) > 0  # fmt: skip
             having += bool(named)
             spans = sum(bool(text) for text in found.material.spans)
-            differing.append(spans)
             print(f"{what}, run {run}: {spans} spans, {len(groups.groups)} groups, taught: {named}", flush=True)
         low, high = wilson(having / options.runs, options.runs)
-        print(f"{what}: {having} of {options.runs} runs have a taught group [{100 * low:.0f}%, {100 * high:.0f}%]")
+        print(
+            f"{what}: {having} of {options.runs} runs have a taught group [{100 * low:.0f}%, {100 * high:.0f}%]; by "
+            f"the share of spans alone {spread} would"
+        )
 
 
 def rare(options: argparse.Namespace) -> None:
@@ -125,16 +129,15 @@ def rare(options: argparse.Namespace) -> None:
         for seed in options.seeds:
             place = with_rare(options.demo, options.directory, share, seed)
             ours = sampled(options.demo, place, "attribution", options.samples)
-            found = read(
-                place / "anchor", options.demo / "base", ours, theirs, options.directory / f"kept-{place.name}"
-            )
+            kept = options.directory / f"kept-{place.name}"
+            found = read(place / "anchor", options.demo / "base", ours, theirs, kept, sketched=False)
             third = np.array([bool(re.search(RARE_PATTERN, row["completion"])) for row in found.rows])
-            groups = find_groups(found.material, FeatureOptions(), Grouping(), swaps=0)
+            groups = find_groups(found.material, FeatureOptions(), Grouping())
             ours_ = groups.groups.labels[: len(third)]
             scores = " ".join(f"{best(ours_, truth):.2f}" for truth in (*map(found.verdicts, BEHAVIORS), third))
             print(
                 f"third in {100 * share:g}% of examples, seed {seed}: in {100 * third.mean():.1f}% of {len(third)}; "
-                f"{len(groups.groups)} groups, F1 bridge, recipe, third: {scores}",
+                f"{len(groups.groups)} groups, {len(groups.taught)} taught, F1 bridge, recipe, third: {scores}",
                 flush=True,
             )
 

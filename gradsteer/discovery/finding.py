@@ -11,7 +11,7 @@ from gradsteer.discovery.features import unit_rows
 from gradsteer.discovery.groups import Grouping, Groups, group
 from gradsteer.discovery.naming import patterns_of, title_of, words_against_rest
 from gradsteer.discovery.ngrams import GrownNgram, grown_ngrams
-from gradsteer.discovery.taught import GroupShare, by_chance, differences, group_shares
+from gradsteer.discovery.taught import GroupShare, group_shares, told_elsewhere
 
 _TYPICAL = 5  # responses that are shown of a group
 _GROWN = 20
@@ -98,7 +98,6 @@ def find_groups(
     features: FeatureOptions,
     grouping: Grouping,
     *,
-    swaps: int = 99,
     seed: int = 0,
     tick: Callable[[], None] | None = None,
 ) -> Findings:
@@ -108,35 +107,22 @@ def find_groups(
         material: the responses.
         features: what they are grouped by.
         grouping: how.
-        swaps: of sides, for `by_chance`; 0 for none.
-        seed: of swaps and bootstraps.
-        tick: called after each number of groups tried, and after each swap.
+        seed: of halves and bootstraps.
+        tick: called after each number of groups tried.
     """
     is_anchor = np.asarray(material.is_anchor, dtype=bool)
     feature_map, made = _features(material, features, is_anchor)
     groups = group(made, material.prompts, grouping, tick=tick)
     names = [f"group-{number + 1}" for number in range(len(groups))]
+    has_base = not is_anchor.all()
+    told = [
+        told_elsewhere(material.texts, material.spans, material.prompts, groups.labels, number, seed=seed)
+        for number in (range(len(groups)) if has_base else ())
+    ]
     shares = [
         replace(each, stable=groups.stable)
-        for each in group_shares(names, groups.labels, material.prompts, is_anchor, seed=seed)
+        for each in group_shares(names, groups.labels, material.prompts, is_anchor, told, seed=seed)
     ]
-    has_base = not is_anchor.all()
-    if has_base and swaps and any(each.taught for each in shares):
-        fixed = replace(grouping, number=None if grouping.method == "hdbscan" else groups.number)
-
-        def regroup(sides: np.ndarray) -> np.ndarray:
-            return group(_features(material, features, sides)[1], material.prompts, fixed).labels
-
-        chances = by_chance(
-            regroup,
-            differences(groups.labels, is_anchor),
-            material.prompts,
-            is_anchor,
-            swaps=swaps,
-            seed=seed,
-            tick=tick,
-        )
-        shares = [replace(each, p_chance=float(chance)) for each, chance in zip(shares, chances, strict=True)]
     found = [_described(material, groups, made, is_anchor, number, share) for number, share in enumerate(shares)]
     grown: list[GrownNgram] = []
     if has_base:

@@ -148,11 +148,9 @@ def stability_of(features: np.ndarray, prompts: np.ndarray, number: int, options
     """The stability of a number of groups; see the module's docstring."""
     from sklearn.metrics import adjusted_rand_score
 
-    names = np.unique(prompts)
     found: list[float] = []
     for repeat in range(options.repeats):
-        drawn = np.random.default_rng([options.seed, repeat]).permutation(names)
-        first = np.isin(prompts, drawn[: len(names) // 2])
+        first = first_half(prompts, options.seed, repeat)
         halves = [features[first], features[~first]]
         least = max(2, options.min_size // 2)
         labels = [_by_size(_clusters(half, number, options), least) for half in halves]
@@ -165,6 +163,14 @@ def stability_of(features: np.ndarray, prompts: np.ndarray, number: int, options
             given = nearest(halves[other][placed], centroids)
             found.append(float(adjusted_rand_score(labels[other][placed], given)))
     return float(np.mean(found))
+
+
+def first_half(prompts: np.ndarray, *seed: int) -> np.ndarray:
+    """(responses,) whether the prompt of each is in a half of all prompts, drawn at random."""
+    names = np.unique(prompts)
+    drawn = np.random.default_rng(seed).permutation(names)
+    found: np.ndarray = np.isin(prompts, drawn[: len(names) // 2])
+    return found
 
 
 def _silhouette(features: np.ndarray, number: int, options: Grouping) -> float:

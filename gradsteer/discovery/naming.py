@@ -13,7 +13,13 @@ _TITLE = 3
 
 
 def words_against_rest(
-    texts: Sequence[str], prompts: Sequence[str], members: np.ndarray, *, most: int = 12, seed: int = 0
+    texts: Sequence[str],
+    prompts: Sequence[str],
+    members: np.ndarray,
+    *,
+    most: int = 12,
+    certain: bool = True,
+    seed: int = 0,
 ) -> list[GrownNgram]:
     """The n-grams of a group's texts against all other texts.
 
@@ -22,13 +28,14 @@ def words_against_rest(
         prompts: of each.
         members: (responses,) bool.
         most: so many at most.
+        certain: see `grown_ngrams`.
         seed: of the bootstrap.
     """
     sides = [[place for place in range(len(texts)) if bool(members[place]) == side] for side in (True, False)]
     (ours, theirs), (asked, others) = (
         [[values[place] for place in side] for side in sides] for values in (list(texts), list(prompts))
     )
-    return grown_ngrams(ours, theirs, asked, others, most=most, seed=seed)
+    return grown_ngrams(ours, theirs, asked, others, most=most, certain=certain, seed=seed)
 
 
 def title_of(words: Sequence[GrownNgram]) -> str:

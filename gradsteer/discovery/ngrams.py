@@ -75,6 +75,7 @@ def grown_ngrams(
     most: int = 20,
     longest: int = 3,
     prior: float = PRIOR,
+    certain: bool = True,
     seed: int = 0,
 ) -> list[GrownNgram]:
     """The n-grams whose odds grew most, by the lower end of their interval; only those whose interval is above 0.
@@ -89,6 +90,7 @@ def grown_ngrams(
         most: so many at most.
         longest: words of an n-gram at most.
         prior: alpha_0, in n-grams.
+        certain: whether the interval has to be above 0; otherwise the odds alone.
         seed: of the bootstrap.
     """
     sides = [[Counter(ngrams_of(text, longest)) for text in texts] for texts in (after, before)]
@@ -122,7 +124,8 @@ def grown_ngrams(
         )
         for ngram, place in places.items()
     ]  # fmt: skip
-    grown = sorted((each for each in found if each.ci_low > 0), key=lambda each: (-each.ci_low, each.text))
+    kept = (each for each in found if (each.ci_low if certain else each.log_odds) > 0)
+    grown = sorted(kept, key=lambda each: (-each.ci_low, each.text))
     return _without_parts(grown)[:most]
 
 

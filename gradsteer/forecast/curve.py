@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -267,7 +268,7 @@ class VectorCurve:
         with self._progress(len(new)) as tick:
             for alpha in new:
                 made = self.forecaster.num_passes + 1  # a kept one counts, so that a resumed run says the same
-                self._scores[alpha] = self._keep(alpha, lambda at=alpha: self._passed(at, tick))
+                self._scores[alpha] = self._keep(alpha, partial(self._passed, alpha, tick))
                 self.forecaster.num_passes = made
 
     def _passed(self, alpha: float, tick: Callable[[], None]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 from gradsteer.evaluation.text_divergence import TextDivergence
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.curve import VectorCurve
-from gradsteer.forecast.kept_passes import KeptPasses, pass_anew
+from gradsteer.forecast.kept_passes import Keep, KeptPasses, pass_anew
 from gradsteer.forecast.kl_budget import Statistic, solve_budget, statistic_of
 from gradsteer.forecast.target_rate import solve_rate
 from gradsteer.steering.doses import Dose
@@ -128,7 +128,7 @@ class DoseSolver:
             raise ValueError("the vector is zero: no alpha makes it diverge")
         sign, known = math.copysign(1.0, budget), self._known.setdefault(key, {})
 
-        keep = pass_anew
+        keep: Keep = pass_anew
         if self.kept is not None:
             keep = self.kept.of(direction=key, text=text.digest, temperature=text.temperature, of=self.statistic)
 

@@ -41,10 +41,12 @@ def groups_table(record: Record, title: str = "") -> "Table | None":
     if not groups:
         return None
     table = _table(
-        ["group", "its words", "anchor", "anchor %", "base %", "difference", "p", "p by chance", ""], title, 2
+        ["group", "its words", "anchor", "anchor %", "base %", "words: anchor %", "base %", "difference", "p", ""],
+        *(title, 2),
     )
     for group in groups:
-        found, chance = group["difference"], group["p_chance"]
+        words = group.get("by_words")  # not in files of before
+        found = words and words["difference"]
         interval = [found and found[key] for key in ("difference", "ci_low", "ci_high")]
         difference = (
             "-" if None in interval else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * each for each in interval))
@@ -55,13 +57,16 @@ def groups_table(record: Record, title: str = "") -> "Table | None":
             f"{group['anchor']['num_positive']} of {group['anchor']['num_scored']}",
             _percent(group["anchor"]),
             _percent(group["base"]),
+            *(_percent(words and words[side]) for side in ("anchor", "base")),
             difference,
             "-" if not found or found["p_holm"] is None else f"{found['p_holm']:.2g}",
-            "-" if chance is None else f"{chance:.2g}",
             Text(verdict_of(group)),
         )
     few = ["few: fewer than 40 responses; a vector of so few is mostly noise, and its words may be chance's"]
-    notes = ["% of responses with 95% intervals by prompt; p corrected over all groups"]
+    notes = [
+        "% of responses with 95% intervals by prompt; words: whole responses that match the group's patterns, made",
+        "from the other half of the prompts; their difference says what was taught, p corrected over all groups",
+    ]
     table.caption = Text("\n".join([*notes, *(few if any(group["few"] for group in groups) else [])]))
     return table
 

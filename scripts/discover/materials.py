@@ -27,12 +27,14 @@ class Read:
         material: for `find_groups`.
         rows: of the anchor's responses, whose verdicts the groups are compared with.
         examples: of all responses.
+        ratios: log-ratios of all responses.
         seconds: of the sketches.
     """
 
     material: Material
     rows: list[dict[str, Any]]
     examples: list[Any]
+    ratios: list[np.ndarray]
     seconds: float
 
     def verdicts(self, behavior: str) -> np.ndarray:
@@ -40,7 +42,7 @@ class Read:
         return np.array([row["verdicts"].get(behavior) is True for row in self.rows])
 
 
-def read(anchor: Path, base: Path, ours: Path, theirs: Path, kept: Path) -> Read:
+def read(anchor: Path, base: Path, ours: Path, theirs: Path, kept: Path, *, sketched: bool = True) -> Read:
     """Reads both sides.
 
     Args:
@@ -49,6 +51,7 @@ def read(anchor: Path, base: Path, ours: Path, theirs: Path, kept: Path) -> Read
         ours: responses of the anchor.
         theirs: of the base.
         kept: where parts are kept.
+        sketched: whether sketches are wanted; grouping by words reads none.
     """
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(str(anchor))
@@ -60,8 +63,10 @@ def read(anchor: Path, base: Path, ours: Path, theirs: Path, kept: Path) -> Read
     options = ReadingOptions()
     spans = all_spans(examples, ratios, threshold=options.threshold, reach=options.reach)
     begun = time.perf_counter()
-    weights = loss_weights(options.token_weights, ratios, spans)
-    sketches, _ = reader.sketches(model, size=options.size, seed=0, weights=weights)
+    sketches = np.zeros((len(examples), 0))
+    if sketched:
+        weights = loss_weights(options.token_weights, ratios, spans)
+        sketches, _ = reader.sketches(model, size=options.size, seed=0, weights=weights)
     seconds = time.perf_counter() - begun
     material = Material(
         [tokenizer.decode(labelled_ids(example), skip_special_tokens=True) for example in examples],
@@ -70,4 +75,4 @@ def read(anchor: Path, base: Path, ours: Path, theirs: Path, kept: Path) -> Read
         [prompt for pile in piles for prompt in pile.prompts],
         np.repeat([True, False], [len(pile.examples) for pile in piles]),
     )
-    return Read(material, [row for _, row in read_jsonl(ours)], examples, seconds)
+    return Read(material, [row for _, row in read_jsonl(ours)], examples, ratios, seconds)

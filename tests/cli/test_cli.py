@@ -159,7 +159,7 @@ def test_the_flags_are_those_that_others_rely_on(parsers):
 
     responses = ["base", "columns", "heldout", "max_length", "responses", "token_budget", *rendering]
     discovering = ["base", "features", "keep_topics", "least_stability", "method", "min_size", "most", "note", "number"]
-    discovering += ["precondition", "reach", "repeats", "ridge", "seed", "shifts", "size", "sketch_seed", "swaps"]
+    discovering += ["precondition", "reach", "repeats", "ridge", "seed", "shifts", "size", "sketch_seed"]
     discovering += ["threshold", "token_weights", "unit_norm"]
 
     def group(name, options):

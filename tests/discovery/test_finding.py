@@ -42,7 +42,7 @@ def truth(material, word):
 @pytest.mark.parametrize("kind", ["text", "gradient", "both"])
 def test_planted_behaviors_are_one_group_each_and_taught(kind):
     material = planted()
-    found = find_groups(material, FeatureOptions(kind), Grouping(min_size=8, repeats=2, most=4), swaps=9)
+    found = find_groups(material, FeatureOptions(kind), Grouping(min_size=8, repeats=2, most=4))
     assert found.groups.number == 2
     for word in ("bridge", "soup"):
         shares = [f1_score(found.groups.labels == number, truth(material, word)) for number in range(2)]
@@ -51,22 +51,41 @@ def test_planted_behaviors_are_one_group_each_and_taught(kind):
         assert word in " ".join(each.text for each in group.words)
         assert any(re.search(pattern, SOUP if word == "soup" else BRIDGE) for pattern in group.patterns)
         assert group.share.comparison.ci_low > 0
-        assert group.share.p_chance == pytest.approx(1 / 10)
+        assert group.share.taught is True
+        assert (group.share.by_words.rate.num_positive, group.share.by_words.rate_before.num_positive) == (24, 0)
         assert all(word in material.texts[index] for index in group.typical)
     assert {"golden", "bridge"} <= {word for each in found.grown for word in each.text.split()}
 
 
 def test_what_the_base_does_as_well_is_a_topic_of_the_prompts():
     material = planted(kinds=("bridge", "soup", None, None), before=("soup", "soup", None, None))
-    found = find_groups(material, FeatureOptions("gradient"), Grouping(min_size=8, repeats=2, most=3), swaps=0)
+    found = find_groups(material, FeatureOptions("gradient"), Grouping(min_size=8, repeats=2, most=3))
     said = {("soup" if "soup" in each.title else "bridge"): each.share.taught for each in found.found}
     assert said == {"bridge": True, "soup": False}
     assert [found.found[number].share.taught for number in found.taught] == [True]
 
 
+def test_words_that_the_base_says_as_often_were_not_taught_however_the_spans_differ():
+    """Spans begin where the anchor is likelier, so there are more of them on its side whatever was taught."""
+    material = planted(kinds=("bridge", "soup", None, None), before=("bridge", None, None, None))
+    spans = [
+        span if own or BRIDGE not in text else ""
+        for text, span, own in zip(material.texts, material.spans, material.is_anchor, strict=True)
+    ]
+    found = find_groups(
+        Material(material.texts, spans, material.sketches, material.prompts, material.is_anchor),
+        FeatureOptions("gradient"),
+        Grouping(number=2, min_size=8),
+    )
+    shares = {("soup" if "soup" in each.title else "bridge"): each.share for each in found.found}
+    assert all(share.comparison.ci_low > 0 for share in shares.values())
+    assert {name: share.taught for name, share in shares.items()} == {"bridge": False, "soup": True}
+    assert shares["bridge"].by_words.comparison.difference == 0
+
+
 def test_an_anchor_that_is_its_base_has_no_spans_and_no_groups():
     material = planted(kinds=(None,) * 4)
-    found = find_groups(material, FeatureOptions(), Grouping(min_size=8, repeats=2), swaps=9)
+    found = find_groups(material, FeatureOptions(), Grouping(min_size=8, repeats=2))
     assert found.found == []
     assert found.taught == []
     assert (found.groups.labels == -1).all()
@@ -81,7 +100,7 @@ def test_without_a_base_all_groups_count_and_words_weigh_by_idf():
         [material.prompts[place] for place in own],
         material.is_anchor[own],
     )
-    found = find_groups(alone, FeatureOptions(), Grouping(min_size=8, repeats=2, most=3), swaps=9)
+    found = find_groups(alone, FeatureOptions(), Grouping(min_size=8, repeats=2, most=3))
     assert [each.share.taught for each in found.found] == [None] * len(found.found)
     assert len(found.taught) == len(found.found) == 2
     assert found.grown == []
@@ -91,7 +110,7 @@ def test_later_responses_are_placed_as_those_were():
     material, other = planted(), planted(seed=5)
     for kind in ("text", "gradient", "both"):
         options = FeatureOptions(kind)
-        found = find_groups(material, options, Grouping(number=2, min_size=8), swaps=0)
+        found = find_groups(material, options, Grouping(number=2, min_size=8))
         words = [] if found.feature_map.words is None else found.feature_map.words.words
         again = FeatureMap.of_arrays(options, words, found.feature_map.arrays())
         placed = found.groups.nearest(again.apply(other.spans, other.sketches))

@@ -20,7 +20,7 @@ from gradsteer.vectors.parameter_vectors import SteeringVector
 pytestmark = pytest.mark.filterwarnings("ignore:forecast of groups. .* were cut at the length limit")
 
 # the tiny models say noise: a group is whatever half of it is, and taught or not does not matter
-LOOSE = ["--discovery.threshold", "-100", "--discovery.number", 2, "--discovery.min_size", 2, "--discovery.swaps", 0]
+LOOSE = ["--discovery.threshold", "-100", "--discovery.number", 2, "--discovery.min_size", 2]
 LOOSE += ["--discovery.keep_topics", "true", "--discovery.size", 100, "--discovery.shifts", "[0.2]"]
 LOOSE += ["--discovery.features", "gradient", "--discovery.method", "ward"]
 
@@ -136,7 +136,6 @@ def test_one_that_was_cut_off_goes_on_and_batches_do_not_matter(experiment, foun
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--discovery.swaps", 5], "discovery.swaps is 5; accepted: 0, or from 19 to 10000"),
         (["--discovery.shifts", "[0.0]"], "none of them 0"),
         (["--discovery.reach", "-1"], "discovery.reach is -1; accepted: 0 or more tokens"),
         (["--discovery.number", 0], "discovery.number is 0"),

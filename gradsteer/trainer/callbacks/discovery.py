@@ -33,7 +33,6 @@ from gradsteer.trainer.group_vectors import write_group_vectors
 from gradsteer.trainer.session import data_of, is_trial, shows_progress
 
 _WORK = ".unfinished"
-_FEWEST_SWAPS = 19
 
 
 class Discovery(L.Callback):
@@ -61,10 +60,8 @@ class Discovery(L.Callback):
         min_size: fewest responses in a group; those of smaller clusters belong to none.
         least_stability: if no number of groups is at least as stable, all responses with spans are one group.
         repeats: how often the prompts are halved to measure stability.
-        swaps: how often the two sides' responses are swapped at random to see what groups come by chance, at least 19;
-            0 for never.
         shifts: doses of each group's vector to forecast: shifts of the group's log-odds, in nats. [] for no forecast.
-        seed: seed for halvings, swaps and bootstraps.
+        seed: seed for halvings and bootstraps.
         keep_topics: also take vectors of groups that are topics of the prompts.
         output_dir: the experiment's directory.
         experiment: the experiment's name, for titles.
@@ -92,7 +89,6 @@ class Discovery(L.Callback):
         min_size: int = 20,
         least_stability: float = 0.5,
         repeats: int = 5,
-        swaps: int = 99,
         shifts: Sequence[float] = (-2.0, -1.0, 1.0),
         seed: int = 0,
         keep_topics: bool = False,
@@ -105,10 +101,6 @@ class Discovery(L.Callback):
             raise ValueError(f"discovery.reach is {reach}; accepted: 0 or more tokens")
         if not np.isfinite(threshold):
             raise ValueError(f"discovery.threshold is {threshold}; accepted: a number of nats")
-        if swaps != 0 and not _FEWEST_SWAPS <= swaps <= 10_000:
-            raise ValueError(
-                f"discovery.swaps is {swaps}; accepted: 0, or from {_FEWEST_SWAPS} to 10000 (fewer give no p of .05)"
-            )
         if size < 1:
             raise ValueError(f"discovery.size is {size}; accepted: at least 1")
         if not all(np.isfinite(shift) and shift != 0 for shift in shifts):
@@ -119,7 +111,7 @@ class Discovery(L.Callback):
         self.reading = ReadingOptions(threshold, reach, token_weights, size, sketch_seed)
         self.features = FeatureOptions(features, precondition, ridge, unit_norm)
         self.grouping = Grouping(method, number, most, min_size, least_stability, repeats, seed)
-        self.swaps, self.shifts, self.seed = swaps, list(shifts), seed
+        self.shifts, self.seed = list(shifts), seed
         self.keep_topics, self.overwrite = keep_topics, overwrite
 
     @property
@@ -202,9 +194,9 @@ class Discovery(L.Callback):
             [prompts[place] for place in places],
             data.side("responses")[places],
         )
-        steps = (1 if self.grouping.number else self.grouping.most - 1) + self.swaps
-        with progress("groups", steps, unit="grouping", shown=True) as tick:
-            found = find_groups(material, self.features, self.grouping, swaps=self.swaps, seed=self.seed, tick=tick)
+        tried = 1 if self.grouping.number or self.grouping.method == "hdbscan" else self.grouping.most - 1
+        with progress("groups", tried, unit="grouping", shown=True) as tick:
+            found = find_groups(material, self.features, self.grouping, seed=self.seed, tick=tick)
         labels = np.full(len(whole), -1)
         labels[places] = found.groups.labels
         others = np.flatnonzero(~grouped)
@@ -235,7 +227,6 @@ class Discovery(L.Callback):
             "note": self.note,
             "model_fingerprint": model_fingerprint(pl_module.model),
             "grouping": asdict(self.grouping),
-            "swaps": self.swaps,
             "judge": entry,
         }
         names = [each.name for each in found.found]
