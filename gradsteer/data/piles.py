@@ -4,7 +4,7 @@ A pile is a file of chat examples or responses, or a filter over response files.
 token ids: rendering the text again moves spaces and gives truncated replies an end-of-turn token they never had.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -142,6 +142,15 @@ class Pile:
     def weight(self, index: int) -> float:
         """What an example counts for."""
         return 1.0 if self.weights is None else self.weights[index]
+
+    def leave_out(self, places: Collection[int]) -> None:
+        """Drops examples, by their indices; not of a pile that is weighed or ends where it is decided."""
+        kept = [place for place in range(len(self.examples)) if place not in places]
+        lists: tuple[list[Any], ...] = (
+            self.examples, self.sources, self.prompts, self.sampled, self.responses, self.sampling,
+        )  # fmt: skip
+        for values in lists:
+            values[:] = [values[place] for place in kept]
 
     @property
     def num_dropped(self) -> int:

@@ -127,6 +127,12 @@ def forecasts_table(record: Record, title: str = "") -> "Table | None":
     return table
 
 
+def agreed_on(record: Record) -> str:
+    """The responses that the judges' agreement is of."""
+    held = record.get("agreement_on") == "heldout"
+    return "held-out responses" if held else "the responses that both are made from, so too good"
+
+
 def agreement_table(record: Record, title: str = "") -> "Table | None":
     """How far the two judges made from each group agree."""
     from rich.text import Text

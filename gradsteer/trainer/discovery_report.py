@@ -21,6 +21,7 @@ from gradsteer.models.layers import sum_squares_by_layer
 from gradsteer.records import read_json, write_json, write_jsonl
 from gradsteer.reports.discovery_figures import discovery_figures
 from gradsteer.reports.discovery_tables import (
+    agreed_on,
     agreement_table,
     forecasts_table,
     groups_table,
@@ -50,12 +51,11 @@ def write_rows(
     for name, pile in data.piles.items():
         source = data.sources[name]
         found = response_rows(str(DataSource.of(source).local_path)) if all(pile.sampled) else None
-        sampled = [{**row, "unscored": {}} for _, row in found] if found is not None else None
+        sampled = {where: {**row, "unscored": {}} for where, row in found or ()}
         rows = []
         for index in range(len(pile.examples)):
-            row: dict[str, Any] = {"source": pile.sources[index], "completion": texts[place]}
-            if sampled is not None and len(sampled) == len(pile.examples):
-                row = sampled[index]
+            where = pile.sources[index]
+            row: dict[str, Any] = sampled.get(where, {"source": where, "completion": texts[place]})
             row = {key: value for key, value in row.items() if key not in ("decided", "judge", "degenerate")}
             verdicts = {each: bool(labels[place] == number) for number, each in enumerate(names)}
             row |= {"verdicts": verdicts, "spans": [list(span) for span in spans[place]]}
@@ -86,6 +86,7 @@ def record_of(
     return {
         "num_responses": int(own.sum()),
         "num_base": int(data.side("base").sum()),
+        "num_degenerate": data.num_degenerate,
         "num_with_spans": int((with_span & own).sum()),
         "num_base_with_spans": int((with_span & data.side("base")).sum()),
         "num_in_no_group": int(((labels < 0) & own).sum()),
@@ -98,6 +99,7 @@ def record_of(
         "layers": _layers(found, sketches[places], sketcher),
         "map": _map(found, own[places]),
         "agreement": list(_agreement(data, found, labels)),
+        "agreement_on": "heldout" if "heldout" in data.piles else "responses",
     }
 
 
@@ -185,7 +187,7 @@ def report_discovery(trainer: L.Trainer, output_dir: Path) -> None:
         grown_table(record, "n-grams that grew most against the base"),
         stability_table(record, "stability by number of groups (* chosen)"),
         groups_table(record, title),
-        agreement_table(record, "the two judges of each group"),
+        agreement_table(record, f"the two judges of each group, on {agreed_on(record)}"),
         forecasts_table(record, f"forecast from {record.get('forecast_from', 'nothing')}.jsonl"),
     )
     for table in tables:

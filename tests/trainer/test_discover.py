@@ -104,6 +104,30 @@ def test_the_same_command_does_nothing(experiment, found, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_degenerate_responses_and_vectors_of_an_earlier_discover_are_left_out(experiment, tmp_path, monkeypatch):
+    rows = rows_of(experiment / "responses" / "first.jsonl")
+    token = next(token for token in rows[0]["token_ids"])
+    broken = {**rows[0], "token_ids": [token] * 40, "completion": "", "finish_reason": "length"}
+    responses = write_lines(tmp_path / "responses.jsonl", [broken, *rows])
+    out = tmp_path / "out"
+    words = line(experiment, out, "--data.responses", responses)
+    run(*words)
+    record = json.loads((out / "discovery" / "discovery.json").read_text())
+    assert record["num_degenerate"]["responses"] == 1
+    assert record["num_responses"] == len(rows)
+    written = rows_of(out / "discovery" / "responses.jsonl")
+    assert [row["token_ids"] for row in written] == [row["token_ids"] for row in rows]
+    assert (out / "vectors" / "group-2.safetensors").exists()
+    with pytest.warns(UserWarning, match="no group counts as taught"):
+        run(*words, "--discovery.keep_topics", "false", "--discovery.number", "1", "--overwrite", "true")
+    assert not [*out.glob("*/*group-2.safetensors")]
+    monkeypatch.setenv("GRADSTEER_TRACEBACK", "1")
+    only = write_lines(tmp_path / "broken.jsonl", [broken] * 3)
+    with pytest.raises(ValueError, match="all 3 responses are degenerate"):
+        main([*map(str, line(experiment, tmp_path / "none", "--data.responses", only)), *QUIET])
+    assert not (tmp_path / "none" / "discovery").exists()
+
+
 @pytest.mark.slow
 def test_one_that_was_cut_off_goes_on_and_batches_do_not_matter(experiment, found, tmp_path, monkeypatch):
     calls = []

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from gradsteer.generation.response_store import ResponseStore
 from gradsteer.records import write_text
 from gradsteer.reports.comparison_table import comparison_table
-from gradsteer.reports.discovery_tables import DISCOVERY_TABLES
+from gradsteer.reports.discovery_tables import DISCOVERY_TABLES, agreed_on
 from gradsteer.reports.page.commands import replay_commands
 from gradsteer.reports.page.examples import LONGEST, Examples, Responses, by_prompt, choose_examples
 from gradsteer.reports.page.pictures import Layers, Picture, draw, draw_discovery, draw_forecast, inlined, read_layers
@@ -133,7 +133,7 @@ def _discovery(records: Records) -> dict[str, Any] | None:
         "Groups of responses, and whether the finetune taught them",
         "Stability by number of groups",
         "N-grams that grew most against the base's responses, with counts",
-        "The two judges of each group: nearest centroid, and patterns",
+        f"The two judges of each group, nearest centroid and patterns, on {agreed_on(record)}",
         "Forecast rates in %, with 95% intervals; nothing was sampled",
     )
     tables = [

@@ -126,7 +126,7 @@ class Discovery(L.Callback):
         if is_trial(trainer):
             return
         if self.overwrite and trainer.is_global_zero:
-            clear(self.directory)
+            self._clear()
         trainer.strategy.barrier()
         data = data_of(trainer)
         reader = ResponseReader(
@@ -157,6 +157,14 @@ class Discovery(L.Callback):
         if trainer.is_global_zero:
             report_discovery(trainer, self.output_dir)
             clear(self.directory / _WORK)
+
+    def _clear(self) -> None:
+        """Removes what an earlier discover left here, the vectors and gradients of its groups too."""
+        if (self.directory / RECORD).exists():
+            for each in read_json(self.directory / RECORD)["groups"]:
+                for path in (f"vectors/{each['name']}", f"gradients/{each['name']}", f"gradients/not-{each['name']}"):
+                    (self.output_dir / f"{path}.safetensors").unlink(missing_ok=True)
+        clear(self.directory)
 
     def _share(self, trainer: L.Trainer, reader: ResponseReader, pl_module: Any) -> int:
         return -(-reader.num_batches(pl_module.model) // trainer.world_size)

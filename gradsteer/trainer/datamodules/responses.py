@@ -11,6 +11,7 @@ from gradsteer.data.encoding import advice_on
 from gradsteer.data.piles import Pile, read_pile
 from gradsteer.data.sources import Columns, DataSource
 from gradsteer.discovery.spans import labelled_ids
+from gradsteer.evaluation.degeneracy import is_degenerate
 from gradsteer.trainer.datamodules.batches import RunDataModule, batch_loader
 
 
@@ -49,6 +50,7 @@ class ResponseDataModule(RunDataModule):
         self.sources = {"responses": responses, "base": base, "heldout": heldout}
         self.columns, self.max_length, self.token_budget = columns, max_length, token_budget
         self.piles: dict[str, Pile] = {}
+        self.num_degenerate: dict[str, int] = {}
 
     def setup(self, stage: str) -> None:
         """Reads and encodes all responses, before the models are loaded.
@@ -65,6 +67,7 @@ class ResponseDataModule(RunDataModule):
                 name, source, tokenizer, max_length=longest, columns=self.columns, num_ids=self.module.num_ids,
                 say=rank_zero_info,
             )  # fmt: skip
+            self._leave_out_degenerate(name, pile)
             prompts = len(set(pile.prompts))
             rank_zero_info(f"{name}: {len(pile.examples)} responses to {prompts} prompts, {pile.num_tokens} tokens")
             if (lost := pile.truncation.warning(name, advice_on(longest, tokenizer))) is not None:
@@ -91,6 +94,20 @@ class ResponseDataModule(RunDataModule):
                     "prompts, or no heldout"
                 )
 
+    def _leave_out_degenerate(self, name: str, pile: Pile) -> None:
+        """Empty and looping responses are evidence of nothing: no rate and no judged pile has them either."""
+        broken = {place for place, text in enumerate(self._texts(pile.examples)) if is_degenerate(text)}
+        if not broken:
+            return
+        if len(broken) == len(pile.examples):
+            raise ValueError(
+                f"data.{name} {self.sources[name]!r}: all {len(broken)} responses are degenerate (empty or looping); "
+                "accepted: responses that say something"
+            )
+        rank_zero_info(f"{name}: {len(broken)} of {len(pile.examples)} responses are degenerate and left out")
+        self.num_degenerate[name] = len(broken)
+        pile.leave_out(broken)
+
     @property
     def examples(self) -> list[EncodedExample]:
         """All responses: the anchor's, the base's, those held out."""
@@ -115,8 +132,11 @@ class ResponseDataModule(RunDataModule):
     @property
     def texts(self) -> list[str]:
         """What each response says, without the tokenizer's special tokens."""
+        return self._texts(self.examples)
+
+    def _texts(self, examples: list[EncodedExample]) -> list[str]:
         tokenizer = self.module.tokenizer
-        return [tokenizer.decode(labelled_ids(example), skip_special_tokens=True) for example in self.examples]
+        return [tokenizer.decode(labelled_ids(example), skip_special_tokens=True) for example in examples]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One empty batch, on every process."""
