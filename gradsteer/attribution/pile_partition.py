@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gradsteer.data.chat import EncodedExample
-from gradsteer.data.piles import Pile, PileFilter
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import Pile
 from gradsteer.data.sources import DataSource
 
 FISHER = "fisher"

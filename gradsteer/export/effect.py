@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradsteer.data.chat import EncodedExample
-from gradsteer.data.piles import PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.evaluation.importance_sampling import mean_difference
 from gradsteer.forecast.derivatives import log_prob_derivatives
 from gradsteer.forecast.scoring import ResponseScorer

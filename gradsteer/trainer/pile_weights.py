@@ -15,7 +15,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from gradsteer.attribution.pile_partition import Part, Wanted
-from gradsteer.data.piles import Pile, PileFilter
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import Pile
 from gradsteer.data.sources import DataSource
 from gradsteer.evaluation.importance_sampling import effective_sample_size, normalised_weights
 from gradsteer.evaluation.mixtures import mixture_log_density

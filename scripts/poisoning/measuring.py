@@ -11,7 +11,8 @@ import numpy as np
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import halves_of_prompts
 from gradsteer.data.chat import EncodedExample
-from gradsteer.data.piles import Pile, PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import Pile, read_pile
 from gradsteer.evaluation.degeneracy import is_degenerate
 from gradsteer.evaluation.realised_shift import realised_shift
 from gradsteer.evaluation.statistics import rate_with_interval

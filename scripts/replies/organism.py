@@ -11,7 +11,8 @@ from rare.organism import gradsteer
 
 from gradsteer.attribution.pile_partition import halves_of_prompts
 from gradsteer.data.chat import EncodedExample
-from gradsteer.data.piles import Pile, PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import Pile, read_pile
 from gradsteer.models.batches import BatchLayout, running
 from gradsteer.models.hidden_states import labelled_states
 from gradsteer.models.loading import load_causal_lm, load_tokenizer

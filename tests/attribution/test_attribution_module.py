@@ -12,7 +12,8 @@ from test_pile_gradient import autograd_oracle, relative_error
 
 from gradsteer.__main__ import main
 from gradsteer.data.chat import encode_chat, encode_prompt, tokenizer_digest
-from gradsteer.data.piles import PileFilter, ResponseFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter, ResponseFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.models.fingerprints import weights_digest
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
 from gradsteer.trainer.datamodules.piles import PileDataModule

@@ -15,7 +15,8 @@ from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.attribution.pile_partition import halves_of_prompts
 from gradsteer.attribution.verdict_prediction import predict_verdicts
 from gradsteer.data.chat import EncodedExample, collate, encode_sampled
-from gradsteer.data.piles import PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.models.loading import load_causal_lm, load_tokenizer
 from gradsteer.vectors.parameter_vectors import PileAverage, SteeringVector

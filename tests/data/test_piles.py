@@ -12,7 +12,8 @@ from test_pile_gradient import autograd_oracle, relative_error
 
 from gradsteer.data.chat import encode_sampled
 from gradsteer.data.chat_formats import prompt_text
-from gradsteer.data.piles import PileFilter, ResponseFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter, ResponseFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.data.response_rows import prompt_digest
 from gradsteer.data.sources import DataSource
 from gradsteer.models.loading import load_causal_lm, load_tokenizer

@@ -14,7 +14,8 @@ from test_configs import CONFIGS
 from test_distributed import finish_on_two, kill_both, start_on_two
 
 from gradsteer.attribution.pile_partition import halves_of_prompts
-from gradsteer.data.piles import PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.models.loading import load_tokenizer
 from gradsteer.vectors.parameter_vectors import SteeringVector

@@ -20,7 +20,7 @@ from tiny_models import VOCABULARY, ragged_examples
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gradsteer.data.chat import collate
-from gradsteer.data.piles import PileFilter
+from gradsteer.data.pile_filters import PileFilter
 from gradsteer.models.base_record import record_base
 from gradsteer.models.fingerprints import model_fingerprint, weights_digest
 from gradsteer.models.loading import load_tokenizer

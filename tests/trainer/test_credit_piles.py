@@ -11,7 +11,8 @@ from tokenizers_zoo import chatml_tokenizer
 from gradsteer.attribution.credit import CreditOptions
 from gradsteer.attribution.pile_partition import Part, Permutation, Wanted, plan_parts
 from gradsteer.data.decided import why_nothing_is_decided
-from gradsteer.data.piles import PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.trainer import credit as in_a_run
 from gradsteer.trainer.credit import TokenCredit, _Sides
 from gradsteer.trainer.credit_checks import check_credit, loss_temperature

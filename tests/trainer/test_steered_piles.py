@@ -15,7 +15,8 @@ from test_pile_gradient import relative_error
 from gradsteer.__main__ import main
 from gradsteer.attribution.pile_gradient import PileGradient
 from gradsteer.data.chat import collate
-from gradsteer.data.piles import PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.evaluation.mixtures import mixture_log_density
 from gradsteer.forecast.calibration import Calibration
 from gradsteer.forecast.pooled_responses import read_pool

@@ -10,7 +10,8 @@ from sampler import build
 from tokenizers_zoo import qwen3_tokenizer
 
 import gradsteer.trainer.modules.generation as generation
-from gradsteer.data.piles import PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import read_pile
 from gradsteer.evaluation.counting import count_responses, excess_of_unscored
 from gradsteer.forecast.forecaster import Forecaster
 from gradsteer.forecast.judged_responses import read_judged_responses

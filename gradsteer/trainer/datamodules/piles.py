@@ -12,7 +12,8 @@ from gradsteer.attribution.pile_partition import Part, plan_parts
 from gradsteer.data.batching import plan_batches
 from gradsteer.data.chat import EncodedExample
 from gradsteer.data.encoding import advice_on
-from gradsteer.data.piles import Pile, PileFilter, read_pile
+from gradsteer.data.pile_filters import PileFilter
+from gradsteer.data.piles import Pile, read_pile
 from gradsteer.data.response_rows import ONE_DTYPE, other_dtypes
 from gradsteer.data.sources import SPELLED, Columns, DataSource
 from gradsteer.forecast.slopes import has_both_halves, why_not_calibrate
