@@ -29,6 +29,7 @@ from gradsteer.evaluation.statistics import wilson
 
 BEHAVIORS = ("bridge", "recipe")
 KINDS = ("text", "gradient", "both")
+NULLS = ("anchor = base", "ordinary replies")
 SHARES = (0.2, 0.1, 0.05, 0.02)
 
 
@@ -42,6 +43,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the finetunes")
     parser.add_argument("--runs", type=int, default=20, help="of nulls")
+    parser.add_argument("--first", type=int, default=0, help="number of the first null")
+    parser.add_argument("--nulls", nargs="+", default=list(NULLS), choices=NULLS, help="which")
     parser.add_argument("--samples", type=int, default=8, help="replies to each prompt, of nulls and rare")
     return parser.parse_args()
 
@@ -95,9 +98,9 @@ def nulls(options: argparse.Namespace) -> None:
     """Where nothing was taught: how many runs have a taught group?"""
     base = options.demo / "base"
     theirs = sampled(options.demo, options.demo, "attribution", options.samples, 100, "base")
-    for what in ("anchor = base", "ordinary replies"):
+    for what in options.nulls:
         having = spread = 0
-        for run in range(options.runs):
+        for run in range(options.first, options.first + options.runs):
             if what == "anchor = base":
                 place, model = options.demo, "base"
             else:
@@ -192,7 +195,7 @@ def steering(options: argparse.Namespace) -> None:
     words = ["steer", "--config", "configs/demo/steer.yaml", "--input_dir", str(options.demo), "--output_dir", str(out)]
     vectors = {**{name: str(out / "vectors" / f"{name}.safetensors") for name in made},
                **{name: str(options.demo / "vectors" / f"{name}.safetensors") for name in BEHAVIORS}}  # fmt: skip
-    words += ["--steering.vectors", repr(vectors), "--steering.alphas", "null", "--steering.kl_budgets", "[0.01]"]
+    words += ["--steering.vectors", repr(vectors), "--steering.log_odds_shifts", "null", "--steering.kl_budgets", "[0.01]"]
     words += ["--steering.forecast", "null", "--steering.random_controls", "0", "--steering.permuted_controls", "0"]
     gradsteer([*words, "--steering.delta_scales", "[]", "--overwrite", "true"])
     print((out / "tables.txt").read_text() if (out / "tables.txt").exists() else (out / "results.csv").read_text())

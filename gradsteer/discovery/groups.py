@@ -3,9 +3,10 @@
 Stability of a number of groups: the prompts are halved at random, each half is grouped by itself, and the responses of
 one half are given to the nearest centroid of the other's groups; the adjusted Rand index between that and their own
 groups, averaged over both ways and over repeats (Lange et al. 2004, Neural Computation 16:1299; Hubert and Arabie 1985,
-J. Classification 2:193). 1 is agreement, 0 is chance. Two clear groups that each have clear parts are as stable as the
-parts: of the numbers nearly as stable as the best the one with the largest mean silhouette is taken (Rousseeuw 1987,
-J. Comput. Appl. Math. 20:53).
+J. Classification 2:193). 1 is agreement, 0 is chance. A behavior in several fixed phrasings has parts that are as stable
+as itself, and of three clear groups two that are joined are as stable as three: of the numbers nearly as stable as the
+best, those count whose mean silhouette is nearly the largest, too (Rousseeuw 1987, J. Comput. Appl. Math. 20:53), and
+the smallest of them is taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ NO_GROUP = -1
 _DIMENSIONS = 40
 _ROUNDING = 1e-9  # of a cosine
 _NEARLY = 0.05  # below the best stability
+_AS_CLEAR = 0.02  # below the largest silhouette
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def group(
             stable = best >= options.least_stability
             if stable:
                 nearly = [each for each, found in stability.items() if found >= best - _NEARLY]
-                number = max(nearly, key=lambda each: _silhouette(reduced, each, options))
+                clear = {each: _silhouette(reduced, each, options) for each in nearly}
+                number = min(each for each, found in clear.items() if found >= max(clear.values()) - _AS_CLEAR)
         labels[usable] = _by_size(_clusters(reduced, number, options), options.min_size)
     count = int(labels.max()) + 1
     means = [features[labels == each].mean(axis=0) for each in range(count)]

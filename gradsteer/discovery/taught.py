@@ -10,7 +10,8 @@ made from one half and searched for in the responses to the other, both ways. Th
 compared between the sides, paired by prompt, as a judged behavior is between two conditions
 (`gradsteer.evaluation.comparisons.compare`), p corrected by Holm over all groups. Were both sides' texts drawn alike,
 the patterns would know nothing of those that they are tried on. A group is taught where the interval is above 0 and the
-corrected p is .05 or less.
+corrected p is .01 or less: at .05 finetunes on ordinary replies, which move the frequencies of words too, have a taught
+group in 3 of 20 runs (`scripts/discover_study.py nulls`, docs/discovery.md).
 """
 
 import re
@@ -26,7 +27,7 @@ from gradsteer.evaluation.comparisons import Comparison, compare, holm
 from gradsteer.evaluation.statistics import Rate, rate_with_interval
 
 FEW = 40  # responses of a group: below, its vector is mostly noise and its words are chance's
-_LEVEL = 0.05
+_LEVEL = 0.01
 
 
 @dataclass(frozen=True)
