@@ -45,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=20, help="of nulls")
     parser.add_argument("--first", type=int, default=0, help="number of the first null")
     parser.add_argument("--nulls", nargs="+", default=list(NULLS), choices=NULLS, help="which")
+    parser.add_argument("--text", action="store_true", help="pretrained: group by words alone, without sketches")
     parser.add_argument("--samples", type=int, default=8, help="replies to each prompt, of nulls and rare")
     return parser.parse_args()
 
@@ -77,7 +78,7 @@ def table_of(found: Read, name: str, kinds: tuple[str, ...] = KINDS, methods: tu
             more = f"stability {stable:.2f}, {taught_} taught, {time.perf_counter() - begun:.0f} s"
             say(f"{kind}, {method}", groups.groups.labels, len(groups.groups), more)
     some = np.flatnonzero([bool(text) for text in found.material.spans])
-    for wanted in (2, 6):
+    for wanted in (2, 6) if found.material.sketches.size else ():
         labels = np.full(len(found.material.spans), -1)
         labels[some], coherence = atoms(found.material.sketches[some], wanted)
         say(f"atoms, {wanted}", labels, wanted, f"coherence {coherence.min():.2f} to {coherence.max():.2f}")
@@ -195,7 +196,14 @@ def steering(options: argparse.Namespace) -> None:
     words = ["steer", "--config", "configs/demo/steer.yaml", "--input_dir", str(options.demo), "--output_dir", str(out)]
     vectors = {**{name: str(out / "vectors" / f"{name}.safetensors") for name in made},
                **{name: str(options.demo / "vectors" / f"{name}.safetensors") for name in BEHAVIORS}}  # fmt: skip
-    words += ["--steering.vectors", repr(vectors), "--steering.log_odds_shifts", "null", "--steering.kl_budgets", "[0.01]"]
+    words += [
+        "--steering.vectors",
+        repr(vectors),
+        "--steering.log_odds_shifts",
+        "null",
+        "--steering.kl_budgets",
+        "[0.01]",
+    ]
     words += ["--steering.forecast", "null", "--steering.random_controls", "0", "--steering.permuted_controls", "0"]
     gradsteer([*words, "--steering.delta_scales", "[]", "--overwrite", "true"])
     print((out / "tables.txt").read_text() if (out / "tables.txt").exists() else (out / "results.csv").read_text())
@@ -204,8 +212,23 @@ def steering(options: argparse.Namespace) -> None:
 def pretrained(options: argparse.Namespace) -> None:
     """The table of `seeds` for another run's directory."""
     theirs, ours = (options.demo / "responses" / f"{side}-attribution.jsonl" for side in ("base", "anchor"))
-    found = read(options.demo / "anchor", options.demo / "base", ours, theirs, options.directory / "kept-pretrained")
-    table_of(found, options.demo.name)
+    kept = options.directory / "kept-pretrained"
+    found = read(options.demo / "anchor", options.demo / "base", ours, theirs, kept, sketched=not options.text)
+    table_of(found, options.demo.name, ("text",) if options.text else KINDS)
+    groups = find_groups(found.material, FeatureOptions(), Grouping())
+    for each in groups.found:
+        print(f"{each.name}: {each.share.rate.num_positive} of the anchor's, taught {each.share.taught}: {each.title}")
+    ours_ = list(zip(found.ratios, found.rows, strict=False))
+    for behavior in (*BEHAVIORS, None):
+        shows = [
+            each for each, row in ours_ if (behavior is None or row["verdicts"].get(behavior)) and (each > 0).any()
+        ]
+        shares = [np.sort(np.maximum(each, 0))[::-1][:10].sum() / np.maximum(each, 0).sum() for each in shows]
+        low, middle, high = np.percentile(shares, [25, 50, 75])
+        print(
+            f"{behavior or 'all'}: the ten largest tokens hold {100 * middle:.0f}% [quartiles {100 * low:.0f}, "
+            f"{100 * high:.0f}] of a reply's positive log-ratios, {len(shows)} replies"
+        )
 
 
 if __name__ == "__main__":
