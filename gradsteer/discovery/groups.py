@@ -3,10 +3,10 @@
 Stability of a number of groups: the prompts are halved at random, each half is grouped by itself, and the responses of
 one half are given to the nearest centroid of the other's groups; the adjusted Rand index between that and their own
 groups, averaged over both ways and over repeats (Lange et al. 2004, Neural Computation 16:1299; Hubert and Arabie 1985,
-J. Classification 2:193). 1 is agreement, 0 is chance. A behavior in several fixed phrasings has parts that are as stable
-as itself, and of three clear groups two that are joined are as stable as three: of the numbers nearly as stable as the
-best, those count whose mean silhouette is nearly the largest, too (Rousseeuw 1987, J. Comput. Appl. Math. 20:53), and
-the smallest of them is taken.
+J. Classification 2:193). 1 is agreement, 0 is chance. A behavior in several fixed phrasings has parts that are as
+stable as itself, and of three clear groups two that are joined are as stable as three: of the numbers nearly as stable
+as the best, those count whose mean silhouette is nearly the largest, too (Rousseeuw 1987, J. Comput. Appl. Math.
+20:53), and the smallest of them is taken.
 """
 
 from collections.abc import Callable, Sequence
