@@ -104,4 +104,9 @@ class VectorSlopes:
                 f"vector {name}: its slope is within two standard errors of 0; use larger piles"
                 + (", or take it from more of their responses: --model.slope_responses" if partly else "")
             )
+        elif found.slope < 0:
+            rank_zero_warn(
+                f"vector {name}: its slope is below 0, as if a step that lowers {plus.name} raised it: noise of the "
+                "halves, and no dose can be computed from it; use larger piles, or dose by --steering.kl_budgets"
+            )
         return found

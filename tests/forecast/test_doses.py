@@ -426,6 +426,8 @@ def test_a_shift_without_a_slope_of_its_sampling():
         solve(solver_of(), shift, calibration=calibration_of(temperature=0.6))
     with pytest.raises(ValueError, match=r"the slope <S, V> is 1 \+- 0.6, not told from 0"):
         solve(solver_of(), shift, calibration=calibration_of(1.0, 0.6))
+    with pytest.raises(ValueError, match=r"the slope <S, V> is -30 \+- 9.7, below 0: .* --steering.kl_budgets"):
+        solve(solver_of(), shift, calibration=calibration_of(-30.0, 9.7))
     with pytest.raises(ValueError, match="the vector's piles do not say theirs"):
         solve(solver_of(), shift, curve=curve)
     slope = curve.forecaster.slope(curve.direction(), {"two": True}, {"two": False})[0]
