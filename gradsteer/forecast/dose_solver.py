@@ -93,12 +93,10 @@ class DoseSolver:
         self, shift: float, calibration: Calibration | None, contrast: Contrast, curve: VectorCurve | None
     ) -> float:
         if calibration is not None and calibration.is_of(self.temperature, self.top_p):
-            if (
-                calibration.slope < 0
-            ):  # measured on SmolLM2, where the realised shift had the other sign: docs/results.md
+            if calibration.slope < 0:  # seen on SmolLM2, where the realised shift had the other sign: docs/results.md
                 raise ValueError(
-                    f"the slope <S, V> is {calibration.slope:.3g} +- {calibration.standard_error:.2g}, below 0: a vector "
-                    "lowers what it contrasts, so this is noise of its halves; use larger piles, or dose by "
+                    f"the slope <S, V> is {calibration.slope:.3g} +- {calibration.standard_error:.2g}, below 0: a "
+                    "vector lowers what it contrasts, so this is noise of its halves; use larger piles, or dose by "
                     "--steering.kl_budgets"
                 )
             return calibration.alpha(shift)
