@@ -196,14 +196,8 @@ def steering(options: argparse.Namespace) -> None:
     words = ["steer", "--config", "configs/demo/steer.yaml", "--input_dir", str(options.demo), "--output_dir", str(out)]
     vectors = {**{name: str(out / "vectors" / f"{name}.safetensors") for name in made},
                **{name: str(options.demo / "vectors" / f"{name}.safetensors") for name in BEHAVIORS}}  # fmt: skip
-    words += [
-        "--steering.vectors",
-        repr(vectors),
-        "--steering.log_odds_shifts",
-        "null",
-        "--steering.kl_budgets",
-        "[0.01]",
-    ]
+    words += ["--steering.vectors", repr(vectors)]
+    words += ["--steering.log_odds_shifts", "null", "--steering.kl_budgets", "[0.01]"]
     words += ["--steering.forecast", "null", "--steering.random_controls", "0", "--steering.permuted_controls", "0"]
     gradsteer([*words, "--steering.delta_scales", "[]", "--overwrite", "true"])
     print((out / "tables.txt").read_text() if (out / "tables.txt").exists() else (out / "results.csv").read_text())

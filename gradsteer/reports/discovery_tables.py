@@ -128,9 +128,9 @@ def forecasts_table(record: Record, title: str = "") -> "Table | None":
 
 
 def agreed_on(record: Record) -> str:
-    """The responses that the judges' agreement is of."""
-    held = record.get("agreement_on") == "heldout"
-    return "held-out responses" if held else "the responses that both are made from, so too good"
+    """The responses that the judges' agreement is of; earlier records do not say."""
+    said = {"heldout": "held-out responses", "responses": "the responses that both are made from, so too good"}
+    return said.get(record.get("agreement_on", ""), "responses")
 
 
 def agreement_table(record: Record, title: str = "") -> "Table | None":

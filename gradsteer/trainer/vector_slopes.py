@@ -93,10 +93,12 @@ class VectorSlopes:
         )
         rank_zero_info(
             f"vector {name}: slope <S, V> = {found.slope:.4g} +- {found.standard_error:.2g} (halves {first:.4g} and "
-            f"{second:.4g}) from {taken} responses, scored at temperature {found.temperature:g}: alpha "
-            f"{1 / found.slope:+.4g} lowers the log-odds of {plus.name} against {minus.name} by one nat"
-            if found.slope
-            else f"vector {name}: its slope is 0"
+            f"{second:.4g}) from {taken} responses, scored at temperature {found.temperature:g}"
+            + (
+                f": alpha {1 / found.slope:+.4g} lowers the log-odds of {plus.name} against {minus.name} by one nat"
+                if found.slope > 0
+                else ""
+            )
         )
         if abs(found.slope) <= 2 * found.standard_error:
             partly = (found.num_plus, found.num_minus) != sizes

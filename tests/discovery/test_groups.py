@@ -33,6 +33,18 @@ def test_planted_groups_are_found_with_their_number(method):
     assert (given >= 0).mean() > 0.8
 
 
+@pytest.mark.parametrize(("apart", "noise", "number"), [(0.9, 0.15, 2), (1.0, 0.05, 4)])
+def test_two_groups_in_two_phrasings_each_are_two_unless_the_phrasings_are_much_clearer(apart, noise, number):
+    generator, axes = np.random.default_rng(0), np.eye(12)
+    truth = np.repeat([0, 1, 2, 3], 30)
+    generator.shuffle(truth)
+    centres = unit_rows(np.array([axes[kind] + apart * axes[2 + 2 * kind + way] for kind in (0, 1) for way in (0, 1)]))
+    features = unit_rows(centres[truth] + noise * generator.normal(size=(120, 12)))
+    found = group(features, [str(index // 8) for index in range(120)], Grouping(min_size=15, repeats=2, most=5))
+    assert found.stability[2] == found.stability[4] == pytest.approx(1)  # stability tells nothing
+    assert found.number == number
+
+
 def test_a_response_may_belong_to_no_group():
     features, truth, prompts = planted()
     features = np.vstack([features, np.zeros((5, 12)), np.tile(np.eye(12)[8], (4, 1))])

@@ -36,6 +36,16 @@ def test_a_taught_group_and_a_topic_of_the_prompts():
     assert spread.taught is False
 
 
+@pytest.mark.parametrize(("prompts", "taught"), [(7, False), (8, True)])  # exact p: 2 ** -6 and 2 ** -7
+def test_a_group_counts_as_taught_at_a_level_of_one_in_a_hundred(prompts, taught):
+    told = np.array([int(prompt[1:]) < prompts for prompt in PROMPTS] + [False] * len(PROMPTS))
+    labels, names, is_anchor = sides(np.where(told, 0, -1)[: len(PROMPTS)], [-1] * len(PROMPTS))
+    (found,) = group_shares(["a"], labels, names, is_anchor, [told])
+    assert found.by_words.comparison.p_holm == 2.0 ** (1 - prompts)
+    assert found.by_words.comparison.ci_low > 0
+    assert found.taught is taught
+
+
 def test_without_a_base_nothing_is_said():
     (found,) = group_shares(["a"], np.array([0, -1, 0]), ["p", "p", "q"], np.ones(3, dtype=bool))
     assert found.taught is None

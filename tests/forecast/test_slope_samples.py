@@ -195,6 +195,18 @@ def test_the_slopes_run_no_more_tokens_than_the_gradients_took_the_time_of(numbe
     assert caplog.text.count(said) == number
 
 
+def test_of_a_slope_below_0_no_alpha_is_said_and_why(monkeypatch, caplog):
+    found = Calibration(-30.0, 9.7, (-32.0, -28.0), 1.0, 1.0, 200, 200)
+    monkeypatch.setattr("gradsteer.forecast.slopes.CrossFittedSlopes.of", lambda *args, **options: found)
+    model = small_llama()
+    run = slopes_in_a_run(random_piles(40, prompts=20), {"v": ("plus", "minus")}, module_of(model), monkeypatch)
+    halves = (direction_of(model, seed=1), direction_of(model, seed=2))
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="v: its slope is below 0, .* --steering.kl_budgets"):
+        assert run.take("v", halves) is found
+    assert "slope <S, V> = -30 +- 9.7" in caplog.text
+    assert "lowers the log-odds" not in caplog.text
+
+
 def test_there_is_a_floor_and_a_count_of_ones_own(monkeypatch):
     piles = random_piles(200, prompts=20)
     half_of = halves_of_prompts(piles)

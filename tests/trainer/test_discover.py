@@ -106,8 +106,7 @@ def test_the_same_command_does_nothing(experiment, found, capsys):
 
 def test_degenerate_responses_and_vectors_of_an_earlier_discover_are_left_out(experiment, tmp_path, monkeypatch):
     rows = rows_of(experiment / "responses" / "first.jsonl")
-    token = next(token for token in rows[0]["token_ids"])
-    broken = {**rows[0], "token_ids": [token] * 40, "completion": "", "finish_reason": "length"}
+    broken = {**rows[0], "token_ids": rows[0]["token_ids"][:1] * 40, "completion": "", "finish_reason": "length"}
     responses = write_lines(tmp_path / "responses.jsonl", [broken, *rows])
     out = tmp_path / "out"
     words = line(experiment, out, "--data.responses", responses)
